@@ -1,0 +1,1 @@
+"""What is learned, and how. Nothing here knows Kafka, a clock or a file."""

@@ -1,0 +1,111 @@
+"""The wire, version 1: what a shop sends, decoded once at the edge.
+
+UTF-8 JSON, one event a record. Every error names the field's path, so that a producer can be mended from the message
+alone. Rules of evolution: unknown fields are ignored, a new field has a default, no field changes its type.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+
+from models.sample import Act, AtMs, Id, Item, Slate
+
+__all__ = ["Act", "Action", "Click", "Event", "EventError", "Impression", "Item", "Order", "decode", "encode", "schema"]
+
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+"""A record larger than this is refused unread: no slate of 1,000 items comes near it."""
+
+
+class EventError(ValueError):
+    """A record that is not an event. The message says what was expected, what came, and at which path."""
+
+
+class Impression(Slate, frozen=True, omit_defaults=True, kw_only=True, tag="impression", tag_field="type"):
+    """One shown list: a slate on the wire."""
+
+
+class Click(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="click", tag_field="type", gc=False):
+    """A click on an item of the slate ``request_id``."""
+
+    request_id: Id
+    user_id: Id
+    item_id: Id
+    at_ms: AtMs
+    event_id: Id | None = None
+    bot: bool = False
+
+
+class Order(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="order", tag_field="type", gc=False):
+    """An item was bought. ``request_id`` names the click to credit; without it the last click is credited."""
+
+    order_id: Id
+    user_id: Id
+    item_id: Id
+    at_ms: AtMs
+    value: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    request_id: Id | None = None
+    event_id: Id | None = None
+
+
+class Action(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="action", tag_field="type", gc=False):
+    """Anything else a visitor does with an item: a cart, a view, a filter. Without ``event_id`` it may repeat."""
+
+    user_id: Id
+    item_id: Id
+    at_ms: AtMs
+    kind: str = "action"
+    event_id: Id | None = None
+
+
+Event: TypeAlias = Impression | Click | Order | Action
+
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(raw: bytes) -> Event:
+    """Decode one record.
+
+    Raises
+    ------
+    EventError
+        If the record is no event; the message ends with the path of the field at fault.
+
+    Examples
+    --------
+    >>> decode(b'{"type":"click","request_id":"r","user_id":"u","item_id":"i","at_ms":1541548950}')
+    Traceback (most recent call last):
+    ...
+    stream.events.EventError: Expected `int` >= 1000000000000 - at `$.at_ms`
+    """
+    if len(raw) > MAX_EVENT_BYTES:
+        msg = f"Expected at most {MAX_EVENT_BYTES} bytes, got {len(raw)} - at `$`"
+        raise EventError(msg)
+    try:
+        event = _decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise EventError(str(error)) from None
+    if type(event) is Impression:
+        items = event.items
+        if len(items) > 1 and len({item.item_id for item in items}) < len(items):
+            msg = "Expected every `item_id` once - at `$.items[...].item_id`"
+            raise EventError(msg)
+    return event
+
+
+def encode(event: Event) -> bytes:
+    """Encode one event as a line of JSON without the newline."""
+    return _encoder.encode(event)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of one event."""
+    return msgspec.json.schema(Event)
+
+
+def schema_json() -> str:
+    """Return the JSON Schema of one event as indented text."""
+    return json.dumps(schema(), indent=2)

@@ -1,0 +1,1 @@
+"""Public logs turned into heft event logs."""

@@ -1,0 +1,43 @@
+"""Event logs: files of events, one JSON line each, in arrival order; ``.jsonl``, ``.jsonl.gz`` or ``.jsonl.zst``."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import zstandard
+
+
+def open_log(path: Path, mode: str) -> IO[bytes]:
+    """Open a log for reading (``"rb"``) or writing (``"wb"``), compressed as its suffix says.
+
+    Raises
+    ------
+    ValueError
+        If the name ends in none of ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``.
+    """
+    name = path.name
+    if name.endswith(".jsonl"):
+        return cast("IO[bytes]", path.open(mode))
+    if name.endswith(".jsonl.gz"):
+        # Level 1 and no time stamp: the same events give the same bytes.
+        raw = path.open(mode)
+        return cast("IO[bytes]", gzip.GzipFile(filename="", fileobj=raw, mode=mode, compresslevel=1, mtime=0))
+    if name.endswith(".jsonl.zst"):
+        if mode == "rb":
+            return cast("IO[bytes]", io.BufferedReader(zstandard.open(path, "rb"), 1 << 20))
+        return cast("IO[bytes]", zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=3)))
+    msg = f"{path}: an event log ends in .jsonl, .jsonl.gz or .jsonl.zst"
+    raise ValueError(msg)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a log without their newlines; empty lines are skipped."""
+    with open_log(path, "rb") as lines:
+        for line in lines:
+            stripped = line.rstrip(b"\r\n")
+            if stripped:
+                yield stripped
