@@ -53,8 +53,8 @@ class Act(msgspec.Struct, frozen=True, order=True, gc=False):
     at_ms: AtMs
 
 
-class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One shown list with all its items and everything known when it was shown.
+class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="impression", tag_field="type"):
+    """One shown list with all its items and everything known when it was shown: an impression on the wire.
 
     ``session`` is what the shop itself says the visitor did before; when it is ``None`` the join supplies it.
     """

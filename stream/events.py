@@ -23,8 +23,8 @@ class EventError(ValueError):
     """A record that is not an event. The message says what was expected, what came, and at which path."""
 
 
-class Impression(Slate, frozen=True, omit_defaults=True, kw_only=True, tag="impression", tag_field="type"):
-    """One shown list: a slate on the wire."""
+Impression = Slate
+"""One shown list: a slate on the wire."""
 
 
 class Click(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="click", tag_field="type", gc=False):
@@ -60,7 +60,7 @@ class Action(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag=
     event_id: Id | None = None
 
 
-Event: TypeAlias = Impression | Click | Order | Action
+Event: TypeAlias = Slate | Click | Order | Action
 
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _encoder = msgspec.json.Encoder()
@@ -87,8 +87,9 @@ def decode(raw: bytes) -> Event:
     try:
         event = _decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise EventError(str(error)) from None
-    if type(event) is Impression:
+        where = str(error)
+        raise EventError(where if "`$" in where else f"{where} - at `$`") from None
+    if type(event) is Slate:
         items = event.items
         if len(items) > 1 and len({item.item_id for item in items}) < len(items):
             msg = "Expected every `item_id` once - at `$.items[...].item_id`"
