@@ -1,0 +1,641 @@
+"""Four unordered, repeating streams become one ordered log of records (docs/architecture.md, "Join").
+
+The joiner is a discrete-event simulation in event time. On arrival an event only waits: everything but three fates
+(invalid, late, duplicate by ``event_id``) is decided when the *frontier* passes it, in the order of the keys. So the
+order in which topics are read changes nothing, and a crash is mended by doing the same again.
+
+No clock, no network: wall time enters only through `Joiner.tick`, offsets only as numbers to remember.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from models.sample import Act, Clicked, Closed, Converted, Matured, Record, Shown, Slate
+from stream import events
+from stream.events import Action, Click, Event, EventError, Order
+
+Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
+FATES: tuple[Fate, ...] = ("joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted")
+
+Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
+"""Topic and raw record to events; raises `EventError`."""
+
+REJECTED_BYTES = 64 * 1024
+_NEVER = sys.maxsize
+_USERS = 5
+_NTH_BITS = 12  # a record that a mapping splits has at most this many bits of events
+_ACTION, _SHOWN, _CLICKED, _CONVERTED, _GIVE_UP = -1, 0, 1, 2, 5
+
+
+class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Windows and bounds of the join; all times in milliseconds, all windows include their start, not their end."""
+
+    click_window_ms: int = 600_000
+    """A click counts for a slate within this time after it was shown."""
+    conversion_window_ms: int = 86_400_000
+    """An order counts for a click within this time after it; at least click window + 2 clock skews."""
+    clock_skew_ms: int = 5_000
+    """How far the clocks of the producers may differ: a click may seem this much older than its impression."""
+    lateness_ms: int = 10_000
+    """How long the join waits for stragglers of a topic."""
+    idle_after_ms: int = 500
+    """Wall time without a record after which an exhausted topic no longer holds the others back."""
+    max_ahead_ms: int = 3_600_000
+    """Events further than this ahead of their topic's watermark come from a broken clock; 1,000 of them may wait."""
+    align_ms: int = 60_000
+    """A topic this far ahead of the slowest is not read on."""
+    session_ttl_ms: int = 1_800_000
+    """How far back the visitor's actions are attached to a slate."""
+    session_acts: int = 200
+    """At most this many actions of a visitor are kept; the oldest go first."""
+    max_open_slates: int = 400_000
+    max_open_clicks: int = 1_000_000
+    max_sessions: int = 400_000
+    max_waiting_clicks: int = 100_000
+    max_remembered_ids: int = 400_000
+    """Closed slates, orders and event ids are remembered for a conversion window, but no more of each than this."""
+    max_ahead_events: int = 1_000
+    shard_by: str = ""
+    """Which field of an impression chooses the model: ``surface`` or ``context.NAME``; empty: one model."""
+    shards: list[str] = msgspec.field(default_factory=list)
+    """The values of ``shard_by``, in order of their partitions of `scored`; a value not listed goes to the first."""
+
+    def __post_init__(self) -> None:
+        least = self.click_window_ms + 2 * self.clock_skew_ms
+        if self.conversion_window_ms < least:
+            msg = (
+                f"join.conversion_window is {self.conversion_window_ms} ms; "
+                f"at least click_window + 2 clock_skew = {least} ms is needed"
+            )
+            raise ValueError(msg)
+        if self.shard_by and self.shard_by != "surface" and not self.shard_by.startswith("context."):
+            msg = f"join.shard_by is {self.shard_by!r}; expected 'surface' or 'context.NAME'"
+            raise ValueError(msg)
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """An input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
+
+    input: int
+    idle: bool
+    offsets: tuple[int, ...]
+
+
+class Rejected(NamedTuple):
+    """A record that is no event: where it came from, its first 64 KB, its length, and why."""
+
+    input: int
+    offset: int
+    raw: bytes
+    length: int
+    reason: str
+
+
+class _Input(msgspec.Struct):
+    """One partition of one topic."""
+
+    offset: int = 0  # the next to take
+    watermark: int = 0
+    idle: bool = False
+    users: dict[str, int] = {}  # the last five users in order of appearance, with their newest time
+    ahead: list[tuple[int, int]] = []  # (at_ms, serial) of events too far ahead to be believed yet
+
+
+class _Open(msgspec.Struct, array_like=True, gc=False):
+    """A shown slate whose click window runs: ids only, its features have gone ahead in `Shown`."""
+
+    shown_ms: int
+    shard: int
+    items: tuple[str, ...]
+    clicked: list[str]
+
+
+class _Clicked(msgspec.Struct, array_like=True, gc=False):
+    """A joined click that waits for orders."""
+
+    due_ms: int
+    at_ms: int
+    shard: int
+    user_id: str
+    converted: bool = False
+    value: float = 0.0
+
+
+class _Step(NamedTuple):
+    """What waits for the frontier: an event, or the moment to give up on a click. Ordered by its first six fields."""
+
+    due_ms: int
+    kind: int
+    id: str
+    id2: str
+    input: int
+    serial: int  # offset and place within the record: breaks ties the same way on every run
+    event: Event | None
+
+
+class _State(msgspec.Struct):
+    """Everything a joiner needs to go on."""
+
+    inputs: list[_Input]
+    ids: list[list[tuple[str, int]]]
+    frontier: int
+    steps: list[_Step]
+    open: list[tuple[str, _Open]]
+    closed: list[tuple[str, tuple[int, str]]]
+    clicks: list[tuple[tuple[str, str], _Clicked]]
+    orders: list[tuple[tuple[str, str], int]]
+    waiting: list[tuple[str, list[tuple[int, int, Click]]]]
+    sessions: list[tuple[str, list[tuple[int, str, str, str]]]]
+    fates: dict[str, dict[str, int]]
+    dropped: dict[str, int]
+
+
+def _one_event(_topic: str, raw: bytes) -> Sequence[Event]:
+    return (events.decode(raw),)
+
+
+_KIND_OF: dict[type, str] = {Slate: "impression", Click: "click", Order: "order", Action: "action"}
+
+
+class Joiner:
+    """The join of one partition.
+
+    Parameters
+    ----------
+    config
+        Windows and bounds.
+    inputs
+        Names of the topics read, in a fixed order; a log file counts as one.
+    decode
+        Turns ``(topic, raw)`` into events; the wire format by default, a mapping of a shop's own JSON otherwise.
+
+    Notes
+    -----
+    Call `push` for each record of each input in the order of its offsets, `tick` when an input has run dry, and
+    `drain` after either. ``fates`` counts what became of each event by its type; ``dropped`` counts joined state that
+    had to go. Events are pending until they have a fate: see `pending`.
+    """
+
+    def __init__(self, config: JoinConfig, inputs: Sequence[str], decode: Decode = _one_event) -> None:
+        self.config = config
+        self.names = tuple(inputs)
+        self.frontier = 0
+        self.fates: dict[str, Counter[str]] = {
+            kind: Counter() for kind in ("impression", "click", "order", "action", "unknown")
+        }
+        self.dropped: Counter[str] = Counter()
+        self.rejected: list[Rejected] = []
+        self.marks: list[Mark] = []
+        self._decode = decode
+        self._inputs = [_Input() for _ in self.names]
+        self._ids: list[OrderedDict[str, int]] = [OrderedDict() for _ in self.names]  # event id -> forget at
+        self._steps: list[_Step] = []
+        self._open: OrderedDict[str, _Open] = OrderedDict()  # request -> slate, in the order shown
+        self._closed: OrderedDict[str, tuple[int, str]] = OrderedDict()  # request -> (shown, fate of its later clicks)
+        self._clicks: OrderedDict[tuple[str, str], _Clicked] = OrderedDict()  # (request, item), in the order joined
+        self._pairs: dict[tuple[str, str], list[str]] = {}  # (user, item) -> requests with a click that waits
+        self._orders: OrderedDict[tuple[str, str], int] = OrderedDict()  # (order, item) -> due
+        self._waiting: OrderedDict[str, list[tuple[int, int, Click]]] = OrderedDict()  # clicks ahead of their slate
+        self._waiting_clicks = 0
+        self._sessions: OrderedDict[str, list[tuple[int, str, str, str]]] = OrderedDict()
+        self._shards = {value: shard for shard, value in enumerate(config.shards)}
+
+    # ---------------------------------------------------------------- what comes in
+
+    def push(self, input: int, offset: int, raw: bytes) -> None:
+        """Take the record at ``offset`` of an input; an idle input is active again."""
+        source = self._inputs[input]
+        if source.idle:
+            self.apply(Mark(input, False, tuple(self.offsets)))
+        source.offset = offset + 1
+        try:
+            for nth, event in enumerate(self._decode(self.names[input], raw)):
+                self._arrive(input, source, offset << _NTH_BITS | nth, event)
+        except EventError as error:
+            self._reject(input, offset, raw, str(error))
+
+    def tick(self, input: int) -> None:
+        """Wall time has passed and this input has nothing left: it no longer holds the others back."""
+        if not self._inputs[input].idle:
+            self.apply(Mark(input, True, tuple(self.offsets)))
+
+    def apply(self, mark: Mark) -> None:
+        """Make an input idle or active; a recovery repeats the noted marks at the noted offsets."""
+        if mark.offsets != tuple(self.offsets):
+            name, now = self.names[mark.input], tuple(self.offsets)
+            msg = f"idle mark of {name} was made at offsets {mark.offsets}, not at {now}"
+            raise ValueError(msg)
+        self._inputs[mark.input].idle = mark.idle
+        self.marks.append(mark)
+        self._advance()
+
+    def held(self, input: int) -> bool:
+        """Whether this input is too far ahead of the others to be read on (``align_ms``)."""
+        return self._inputs[input].watermark > self.frontier + self.config.align_ms
+
+    def _arrive(self, input: int, source: _Input, serial: int, event: Event) -> None:
+        at_ms = event.at_ms
+        kind = _KIND_OF[type(event)]
+        users = source.users
+        newest = users.pop(event.user_id, 0)
+        users[event.user_id] = at_ms if at_ms > newest else newest
+        if len(users) > _USERS:
+            del users[next(iter(users))]
+        if at_ms > source.watermark + self.config.lateness_ms and len(users) == _USERS:
+            watermark = sorted(users.values())[_USERS // 2] - self.config.lateness_ms
+            if watermark > source.watermark:
+                source.watermark = watermark
+                self._advance()
+        event_id = event.event_id
+        if event_id is not None:
+            event_id = f"{kind}:{event_id}"
+            if event_id in self._ids[input]:
+                self.fates[kind]["duplicate"] += 1
+                return
+        if at_ms < source.watermark or at_ms < self.frontier:
+            self.fates[kind]["late"] += 1
+            return
+        if event_id is not None:
+            self._remember(input, source.watermark, event_id, at_ms)
+        heapq.heappush(self._steps, self._step(input, serial, event))
+        if at_ms > source.watermark + self.config.max_ahead_ms and source.watermark:
+            self._wait_ahead(input, source, at_ms, serial)
+
+    def _step(self, input: int, serial: int, event: Event) -> _Step:
+        match event:
+            case Slate():
+                return _Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
+            case Click():
+                return _Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
+            case Order():
+                due = event.at_ms + self.config.clock_skew_ms
+                return _Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
+            case Action():
+                return _Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
+
+    def _remember(self, input: int, watermark: int, event_id: str, at_ms: int) -> None:
+        ids = self._ids[input]
+        while ids and (len(ids) >= self.config.max_remembered_ids or next(iter(ids.values())) < watermark):
+            ids.popitem(last=False)
+        ids[event_id] = at_ms + self.config.conversion_window_ms
+
+    def _wait_ahead(self, input: int, source: _Input, at_ms: int, serial: int) -> None:
+        ahead = source.ahead
+        ahead.append((at_ms, serial))
+        if len(ahead) <= self.config.max_ahead_events:
+            return
+        limit = source.watermark + self.config.max_ahead_ms
+        ahead[:] = [entry for entry in ahead if entry[0] > limit]
+        if len(ahead) > self.config.max_ahead_events:
+            _, serial = ahead.pop(0)
+            self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == serial])
+
+    def _refuse_ahead(self, steps: list[_Step]) -> None:
+        refused = {(step.input, step.serial) for step in steps}
+        self._steps = [step for step in self._steps if (step.input, step.serial) not in refused]
+        heapq.heapify(self._steps)
+        for step in sorted(steps, key=lambda step: step[:6]):
+            assert step.event is not None
+            ahead = self.config.max_ahead_ms
+            reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
+            raw = events.encode(step.event)
+            self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
+            offset = step.serial >> _NTH_BITS
+            self.rejected.append(Rejected(step.input, offset, raw[:REJECTED_BYTES], len(raw), reason))
+
+    def _reject(self, input: int, offset: int, raw: bytes, reason: str) -> None:
+        self.fates["unknown"]["invalid"] += 1
+        self.rejected.append(Rejected(input, offset, raw[:REJECTED_BYTES], len(raw), reason))
+
+    def _advance(self) -> None:
+        active = [source.watermark for source in self._inputs if not source.idle]
+        frontier = min(active) if active else max(source.watermark for source in self._inputs)
+        if frontier > self.frontier:
+            self.frontier = frontier
+
+    # ---------------------------------------------------------------- what goes out
+
+    def drain(self) -> list[tuple[int, Record]]:
+        """Return ``(shard, record)`` for all that is due below the frontier, in the order of the keys, exactly once."""
+        out: list[tuple[int, Record]] = []
+        steps, frontier = self._steps, self.frontier
+        click_window = self.config.click_window_ms
+        maturity = self.config.conversion_window_ms + self.config.clock_skew_ms
+        while True:
+            step_due = steps[0].due_ms if steps else _NEVER
+            close_due = next(iter(self._open.values())).shown_ms + click_window if self._open else _NEVER
+            mature_due = next(iter(self._clicks.values())).due_ms + maturity if self._clicks else _NEVER
+            due = min(step_due, close_due, mature_due)
+            if due >= frontier:
+                return out
+            if step_due == due and (steps[0].kind != _GIVE_UP or (due < close_due and due < mature_due)):
+                self._take(heapq.heappop(steps), out)
+            elif close_due == due:
+                self._close(due, out)
+            else:
+                self._mature(due, out)
+
+    def finish(self) -> list[tuple[int, Record]]:
+        """End of the log: move the frontier just past the newest event and drain.
+
+        What is further ahead than ``max_ahead_ms`` is refused. Slates whose window has not ended stay open.
+        """
+        watermark = max(source.watermark for source in self._inputs)
+        if watermark:
+            limit = watermark + self.config.max_ahead_ms
+            self._refuse_ahead([step for step in self._steps if step.event is not None and step.event.at_ms > limit])
+        newest = max((step.event.at_ms for step in self._steps if step.event is not None), default=0)
+        self.frontier = max(self.frontier, newest + 1)
+        return self.drain()
+
+    def _take(self, step: _Step, out: list[tuple[int, Record]]) -> None:
+        event = step.event
+        match event:
+            case Slate():
+                self._show(event, out)
+            case Click():
+                self._click(step, event, out)
+            case Order():
+                self._order(step.due_ms, event, out)
+            case Action():
+                self.fates["action"]["joined"] += 1
+                self._act(event.user_id, (event.at_ms, event.item_id, event.kind, ""))
+            case None:
+                self._give_up(step)
+
+    def _show(self, slate: Slate, out: list[tuple[int, Record]]) -> None:
+        request = slate.request_id
+        if request in self._open or request in self._closed:
+            self.fates["impression"]["duplicate"] += 1
+            return
+        waiting = self._waiting.pop(request, [])
+        self._waiting_clicks -= len(waiting)
+        if slate.bot:
+            self.fates["impression"]["bot"] += 1
+            self._forget(request, slate.at_ms, "bot")
+            for _, _, click in waiting:
+                self.fates["click"]["bot"] += 1
+                self._unact(click)
+            return
+        self.fates["impression"]["joined"] += 1
+        if slate.session is None:
+            session = self._session(slate)
+        else:
+            session = [act for act in slate.session if act.at_ms < slate.at_ms]
+            slate = msgspec.structs.replace(slate, session=None)
+        shard = self._shard(slate)
+        items = tuple([sys.intern(item.item_id) for item in slate.items])
+        self._open[request] = _Open(slate.at_ms, shard, items, [])
+        out.append((shard, Shown(slate.at_ms, slate, session)))
+        for input, serial, click in waiting:
+            step = _Step(slate.at_ms, _CLICKED, request, click.item_id, input, serial, click)
+            heapq.heappush(self._steps, step)
+        if len(self._open) > self.config.max_open_slates:
+            oldest, state = self._open.popitem(last=False)
+            self.dropped["slates"] += 1
+            self._forget(oldest, state.shown_ms, "evicted")
+
+    def _click(self, step: _Step, click: Click, out: list[tuple[int, Record]]) -> None:
+        request, item = click.request_id, click.item_id
+        slate = self._open.get(request)
+        waited = step.due_ms > click.at_ms
+        fate = self._click_fate(click, slate)
+        if fate in ("joined", "after_window", "orphan", "waits") and not waited:
+            self._act(click.user_id, (click.at_ms, item, "click", request))
+        if fate == "waits":
+            self._wait(step, click)
+            return
+        self.fates["click"][fate] += 1
+        if fate != "joined" or slate is None:
+            return
+        slate.clicked.append(item)
+        out.append((slate.shard, Clicked(step.due_ms, request, item)))
+        self._clicks[request, item] = _Clicked(step.due_ms, click.at_ms, slate.shard, click.user_id)
+        self._pairs.setdefault((click.user_id, item), []).append(request)
+        if len(self._clicks) > self.config.max_open_clicks:
+            (oldest, its_item), state = self._clicks.popitem(last=False)
+            self._unpair(state.user_id, its_item, oldest)
+            self.dropped["clicks"] += 1
+
+    def _click_fate(self, click: Click, slate: _Open | None) -> str:
+        if click.bot:
+            return "bot"
+        if slate is None:
+            closed = self._closed.get(click.request_id)
+            if closed is not None:
+                return closed[1]
+            early = self._waiting.get(click.request_id, ())
+            return "duplicate" if any(other.item_id == click.item_id for _, _, other in early) else "waits"
+        if click.item_id in slate.clicked:
+            return "duplicate"
+        if click.item_id not in slate.items:
+            return "orphan"
+        return "joined" if click.at_ms < slate.shown_ms + self.config.click_window_ms else "after_window"
+
+    def _wait(self, step: _Step, click: Click) -> None:
+        self._waiting.setdefault(click.request_id, []).append((step.input, step.serial, click))
+        self._waiting_clicks += 1
+        due = click.at_ms + self.config.clock_skew_ms
+        heapq.heappush(self._steps, step._replace(due_ms=due, kind=_GIVE_UP, event=None))
+        if self._waiting_clicks > self.config.max_waiting_clicks:
+            request, clicks = self._waiting.popitem(last=False)
+            self.fates["click"]["evicted"] += 1
+            self._waiting_clicks -= 1
+            if len(clicks) > 1:
+                self._waiting[request] = clicks[1:]
+                self._waiting.move_to_end(request, last=False)
+
+    def _give_up(self, step: _Step) -> None:
+        clicks = self._waiting.get(step.id, [])
+        left = [entry for entry in clicks if entry[:2] != (step.input, step.serial)]
+        if len(left) == len(clicks):
+            return
+        self.fates["click"]["orphan"] += 1
+        self._waiting_clicks -= 1
+        if left:
+            self._waiting[step.id] = left
+        else:
+            del self._waiting[step.id]
+
+    def _order(self, due_ms: int, order: Order, out: list[tuple[int, Record]]) -> None:
+        key = (order.order_id, order.item_id)
+        if key in self._orders:
+            self.fates["order"]["duplicate"] += 1
+            return
+        orders, horizon = self._orders, due_ms - self.config.conversion_window_ms
+        while orders and (len(orders) >= self.config.max_remembered_ids or next(iter(orders.values())) < horizon):
+            orders.popitem(last=False)
+        orders[key] = due_ms
+        request = self._credited(order)
+        if request is None:
+            self.fates["order"]["orphan"] += 1
+            return
+        click = self._clicks[request, order.item_id]
+        click.converted = True
+        click.value += order.value
+        self.fates["order"]["joined"] += 1
+        out.append((click.shard, Converted(due_ms, order.order_id, order.item_id, request, order.value)))
+
+    def _credited(self, order: Order) -> str | None:
+        """Return the request of the click this order is credited to."""
+        if order.request_id is not None:
+            named = self._clicks.get((order.request_id, order.item_id))
+            in_window = named is not None and order.at_ms < named.due_ms + self.config.conversion_window_ms
+            return order.request_id if in_window else None
+        best: tuple[int, str] | None = None
+        for request in self._pairs.get((order.user_id, order.item_id), ()):
+            click = self._clicks[request, order.item_id]
+            in_window = click.at_ms <= order.at_ms < click.due_ms + self.config.conversion_window_ms
+            if in_window and (best is None or (click.at_ms, request) > best):
+                best = (click.at_ms, request)
+        return None if best is None else best[1]
+
+    def _close(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
+        request, slate = self._open.popitem(last=False)
+        out.append((slate.shard, Closed(due_ms, request)))
+        self._forget(request, slate.shown_ms, "after_window")
+
+    def _mature(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
+        (request, item), click = self._clicks.popitem(last=False)
+        self._unpair(click.user_id, item, request)
+        out.append((click.shard, Matured(due_ms, request, item, click.converted, click.value)))
+
+    def _unpair(self, user: str, item: str, request: str) -> None:
+        requests = self._pairs[user, item]
+        requests.remove(request)
+        if not requests:
+            del self._pairs[user, item]
+
+    def _forget(self, request: str, shown_ms: int, fate: str) -> None:
+        """Keep only the id of a slate, and what becomes of its later clicks."""
+        closed, horizon = self._closed, shown_ms - self.config.conversion_window_ms
+        while closed and (len(closed) >= self.config.max_remembered_ids or next(iter(closed.values()))[0] < horizon):
+            closed.popitem(last=False)
+        closed[request] = (shown_ms, fate)
+
+    def _shard(self, slate: Slate) -> int:
+        shard_by = self.config.shard_by
+        if not shard_by:
+            return 0
+        value = slate.surface if shard_by == "surface" else slate.context.get(shard_by.removeprefix("context."))
+        return self._shards.get(str(value), 0)
+
+    # ---------------------------------------------------------------- what the visitor did before
+
+    def _act(self, user: str, act: tuple[int, str, str, str]) -> None:
+        sessions, horizon = self._sessions, act[0] - self.config.session_ttl_ms
+        acts = sessions.get(user)
+        if acts is None:
+            sessions[user] = [act]
+        else:
+            acts.append(act)
+            if len(acts) > self.config.session_acts or acts[0][0] < horizon:
+                acts[:] = [old for old in acts[-self.config.session_acts :] if old[0] >= horizon]
+            sessions.move_to_end(user)
+        while len(sessions) > self.config.max_sessions or next(iter(sessions.values()))[-1][0] < horizon:
+            sessions.popitem(last=False)
+
+    def _unact(self, click: Click) -> None:
+        acts = self._sessions.get(click.user_id)
+        if acts is not None:
+            kept = [act for act in acts if act[3] != click.request_id]
+            if kept:
+                self._sessions[click.user_id] = kept
+            else:
+                del self._sessions[click.user_id]
+
+    def _session(self, slate: Slate) -> list[Act]:
+        acts = self._sessions.get(slate.user_id)
+        if acts is None:
+            return []
+        end, start, request = slate.at_ms, slate.at_ms - self.config.session_ttl_ms, slate.request_id
+        return [Act(item, kind, at) for at, item, kind, of in acts if start <= at < end and (not of or of != request)]
+
+    # ---------------------------------------------------------------- what is known
+
+    @property
+    def offsets(self) -> list[int]:
+        """The next offset of each input."""
+        return [source.offset for source in self._inputs]
+
+    def seek(self, offsets: Sequence[int]) -> None:
+        """Say where inputs start that begin above 0; only before the first `push`."""
+        for source, offset in zip(self._inputs, offsets, strict=True):
+            source.offset = offset
+
+    @property
+    def watermarks(self) -> list[int]:
+        """The watermark of each input in milliseconds; 0 before its fifth user."""
+        return [source.watermark for source in self._inputs]
+
+    @property
+    def idle(self) -> list[bool]:
+        """Which inputs are idle."""
+        return [source.idle for source in self._inputs]
+
+    @property
+    def pending(self) -> int:
+        """Events that wait for the frontier, or for their impression, and have no fate yet."""
+        return sum(step.event is not None for step in self._steps) + self._waiting_clicks
+
+    @property
+    def open_slates(self) -> int:
+        """Slates whose click window has not ended."""
+        return len(self._open)
+
+    @property
+    def open_clicks(self) -> int:
+        """Clicks whose conversion window has not ended."""
+        return len(self._clicks)
+
+    def state(self) -> bytes:
+        """Return everything needed to go on, as bytes; the same state gives the same bytes."""
+        state = _State(
+            inputs=self._inputs,
+            ids=[list(ids.items()) for ids in self._ids],
+            frontier=self.frontier,
+            steps=sorted(self._steps, key=lambda step: step[:6]),
+            open=list(self._open.items()),
+            closed=list(self._closed.items()),
+            clicks=list(self._clicks.items()),
+            orders=list(self._orders.items()),
+            waiting=list(self._waiting.items()),
+            sessions=list(self._sessions.items()),
+            fates={kind: dict(sorted(fates.items())) for kind, fates in self.fates.items()},
+            dropped=dict(sorted(self.dropped.items())),
+        )
+        return msgspec.msgpack.encode(state)
+
+    @classmethod
+    def restore(cls, config: JoinConfig, inputs: Sequence[str], state: bytes, decode: Decode = _one_event) -> Joiner:
+        """Return a joiner that goes on where `state` was taken."""
+        saved: Any = msgspec.msgpack.decode(state, type=_State)
+        joiner = cls(config, inputs, decode)
+        if len(saved.inputs) != len(joiner.names):
+            had, names = len(saved.inputs), ", ".join(joiner.names)
+            msg = f"the snapshot has {had} inputs, the configuration names {len(joiner.names)}: {names}"
+            raise ValueError(msg)
+        joiner._inputs = saved.inputs
+        joiner._ids = [OrderedDict(ids) for ids in saved.ids]
+        joiner.frontier = saved.frontier
+        joiner._steps = saved.steps
+        joiner._open = OrderedDict(saved.open)
+        joiner._closed = OrderedDict(saved.closed)
+        joiner._clicks = OrderedDict(saved.clicks)
+        for (request, item), click in saved.clicks:
+            joiner._pairs.setdefault((click.user_id, item), []).append(request)
+        joiner._orders = OrderedDict(saved.orders)
+        joiner._waiting = OrderedDict(saved.waiting)
+        joiner._waiting_clicks = sum(len(clicks) for clicks in joiner._waiting.values())
+        joiner._sessions = OrderedDict(saved.sessions)
+        for kind, fates in saved.fates.items():
+            joiner.fates[kind] = Counter(fates)
+        joiner.dropped = Counter(saved.dropped)
+        return joiner

@@ -1,0 +1,260 @@
+"""Everything needed to go on, in one file that is whole or absent.
+
+A snapshot is named by owner (``join-3``, ``learn-0``), rollbacks, lineage and offset, so two who write one name write
+the same state. Order of writing: new segments first, then the snapshot under a temporary name, fsync, rename; then
+what is no longer needed goes. On an object store a file is one PUT under its final name.
+
+Layout of a file: ``HEFT``, format number (u16), checksum of the rest (BLAKE2b, 16 bytes), then MessagePack compressed
+with zstd. *Segments* hold what never changes once written, slates shown and not yet closed: a snapshot names those it
+needs, so its cost follows the traffic since the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import fsspec
+import fsspec.core
+import msgspec
+import numpy as np
+import zstandard
+from fsspec.implementations.local import LocalFileSystem
+
+FORMAT = 1
+_MAGIC = b"HEFT"
+_ARRAY = 1  # MessagePack extension code of a numpy array
+_DIGEST_BYTES = 16
+
+State: TypeAlias = Any
+"""Nested dicts, lists, strings, bytes, numbers, booleans, None and numpy arrays."""
+
+log = logging.getLogger("heft.snapshot")
+
+
+class SnapshotError(RuntimeError):
+    """A snapshot that cannot be read, or that does not fit. The message names the file and what to do."""
+
+
+def _encode_hook(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        head = msgspec.msgpack.encode((value.dtype.str, value.shape))
+        return msgspec.msgpack.Ext(_ARRAY, struct.pack(">H", len(head)) + head + np.ascontiguousarray(value).tobytes())
+    if isinstance(value, np.generic):
+        return value.item()
+    msg = f"a state holds plain values and arrays, not {type(value).__name__}"
+    raise TypeError(msg)
+
+
+def _decode_hook(code: int, data: memoryview) -> object:
+    if code != _ARRAY:
+        msg = f"unknown extension {code}"
+        raise SnapshotError(msg)
+    (length,) = struct.unpack(">H", data[:2])
+    dtype, shape = msgspec.msgpack.decode(data[2 : 2 + length], type=tuple[str, tuple[int, ...]])
+    return np.frombuffer(data[2 + length :], dtype=dtype).reshape(shape).copy()
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook, order="deterministic")
+_decoder = msgspec.msgpack.Decoder(ext_hook=_decode_hook)
+
+
+def encode(state: State) -> bytes:
+    """Return the bytes of a state; equal states give equal bytes."""
+    return _encoder.encode(state)
+
+
+def decode(raw: bytes) -> State:
+    """Return the state that `encode` wrote; tuples come back as lists."""
+    return _decoder.decode(raw)
+
+
+def digest(state: State) -> str:
+    """Return 32 hexadecimal digits that identify a state."""
+    return blake2b(encode(state), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def pack(state: State) -> bytes:
+    """Return the bytes of a snapshot file."""
+    body = zstandard.ZstdCompressor(level=1).compress(encode(state))
+    return _MAGIC + struct.pack(">H", FORMAT) + blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
+
+
+def unpack(raw: bytes, name: str) -> State:
+    """Return the state of a snapshot file.
+
+    Raises
+    ------
+    SnapshotError
+        If the file is no snapshot, of another format, truncated or damaged.
+    """
+    start = len(_MAGIC) + 2 + _DIGEST_BYTES
+    if len(raw) < start or raw[:4] != _MAGIC:
+        msg = f"{name}: not a heft snapshot ({len(raw)} bytes)"
+        raise SnapshotError(msg)
+    (format_,) = struct.unpack(">H", raw[4:6])
+    if format_ != FORMAT:
+        msg = f"{name}: written in format {format_}, this heft reads format {FORMAT}; use the heft that wrote it"
+        raise SnapshotError(msg)
+    body = raw[start:]
+    if blake2b(body, digest_size=_DIGEST_BYTES).digest() != raw[6:start]:
+        msg = f"{name}: the checksum does not match; the file is truncated or damaged"
+        raise SnapshotError(msg)
+    return decode(zstandard.ZstdDecompressor().decompress(body, max_output_size=1 << 34))
+
+
+class Name(msgspec.Struct, frozen=True, order=True):
+    """What identifies a snapshot of one owner. Of several the greatest is the newest."""
+
+    owner: str
+    rollbacks: int
+    offset: int
+    lineage: str
+
+    @property
+    def file(self) -> str:
+        """The file's name within the store."""
+        return f"{self.owner}/{self.rollbacks:04d}-{self.offset:020d}-{self.lineage}.heft"
+
+    @classmethod
+    def parse(cls, file: str) -> Name | None:
+        """Return the name behind a file, or None for other files."""
+        owner, _, base = file.rpartition("/")
+        parts = base.removesuffix(".heft").split("-")
+        if not base.endswith(".heft") or len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()):
+            return None
+        return cls(owner.rpartition("/")[2], int(parts[0]), int(parts[1]), parts[2])
+
+
+class SnapshotStore:
+    """Snapshots in a folder or behind any fsspec URL.
+
+    Parameters
+    ----------
+    url
+        Where they lie; workers that share partitions need one that they share.
+    keep
+        How many of the newest of each owner stay.
+    """
+
+    def __init__(self, url: str, keep: int = 3) -> None:
+        self.url = url
+        self.keep = keep
+        self.damaged = 0
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def names(self, owner: str | None = None) -> list[Name]:
+        """Return the snapshots there are, oldest first."""
+        pattern = f"{self._root}/{owner or '*'}/*.heft"
+        self._fs.invalidate_cache()
+        names = [Name.parse(str(path)) for path in self._fs.glob(pattern)]
+        return sorted(name for name in names if name is not None)
+
+    def save(self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]] = ()) -> int:
+        """Write a snapshot and the segments it names that are not there yet; return the bytes written.
+
+        ``segments``: names, and functions that give their states; only those not yet written are called.
+        """
+        folder = f"{self._root}/{name.owner}"
+        self._fs.makedirs(folder, exist_ok=True)
+        written = 0
+        named = []
+        for segment, content in segments:
+            path = f"{folder}/{segment}.segment"
+            named.append(segment)
+            if not self._fs.exists(path):
+                written += self._write(path, pack(content()))
+        written += self._write(f"{self._root}/{name.file}", pack({"segments": named, "state": state}))
+        self._clean(name.owner)
+        return written
+
+    def load(self, name: Name) -> tuple[State, dict[str, State]]:
+        """Return a snapshot's state and its segments by name.
+
+        Raises
+        ------
+        SnapshotError
+            If the snapshot or one of its segments is missing or damaged.
+        """
+        content = self._read(f"{self._root}/{name.file}")
+        folder = f"{self._root}/{name.owner}"
+        segments = {segment: self._read(f"{folder}/{segment}.segment") for segment in content["segments"]}
+        return content["state"], segments
+
+    def latest(self, owner: str, lineage: str | None = None) -> tuple[Name, State, dict[str, State]] | None:
+        """Return the newest whole snapshot of an owner; damaged ones are named, counted and passed over."""
+        for name in reversed(self.names(owner)):
+            if lineage is not None and name.lineage != lineage:
+                continue
+            try:
+                state, segments = self.load(name)
+            except SnapshotError as error:
+                self.damaged += 1
+                log.warning("passing over a snapshot: %s", error)
+                continue
+            return name, state, segments
+        return None
+
+    def rollback(self, name: Name) -> Name:
+        """Make an older snapshot the newest one, in a lineage of its own; return its new name."""
+        state, segments = self.load(name)
+        rollbacks = max(other.rollbacks for other in self.names(name.owner)) + 1
+        again = msgspec.structs.replace(name, rollbacks=rollbacks)
+        self.save(again, state, [(segment, lambda content=content: content) for segment, content in segments.items()])
+        return again
+
+    def probe(self) -> None:
+        """Write, read and delete a small file, so that a store that does not work is found before it matters."""
+        path = f"{self._root}/probe-{os.getpid()}"
+        self._fs.makedirs(self._root, exist_ok=True)
+        self._write(path, pack("probe"))
+        if self._read(path) != "probe":
+            msg = f"{self.url}: what was written there does not read back"
+            raise SnapshotError(msg)
+        self._fs.rm(path)
+
+    def _write(self, path: str, raw: bytes) -> int:
+        if self._local:
+            # A reader sees the whole file or none, also when the machine stops in between.
+            partial = Path(f"{path}.{os.getpid()}.partial")
+            with partial.open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        else:
+            self._fs.pipe_file(path, raw)
+        return len(raw)
+
+    def _read(self, path: str) -> State:
+        try:
+            raw = self._fs.cat_file(path)
+        except FileNotFoundError:
+            msg = f"{path}: no such file"
+            raise SnapshotError(msg) from None
+        try:
+            return unpack(raw, path)
+        except (msgspec.MsgspecError, zstandard.ZstdError) as error:
+            msg = f"{path}: does not decode: {error}"
+            raise SnapshotError(msg) from None
+
+    def _clean(self, owner: str) -> None:
+        names = self.names(owner)
+        for name in names[: -self.keep]:
+            self._fs.rm(f"{self._root}/{name.file}")
+        kept = names[-self.keep :]
+        needed: set[str] = set()
+        for name in kept:
+            try:
+                needed.update(self._read(f"{self._root}/{name.file}")["segments"])
+            except SnapshotError:
+                return  # a damaged snapshot may need any segment: leave them all
+        for path in self._fs.glob(f"{self._root}/{owner}/*.segment"):
+            if str(path).rpartition("/")[2].removesuffix(".segment") not in needed:
+                self._fs.rm(path)
