@@ -15,6 +15,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -108,6 +109,10 @@ def unpack(raw: bytes, name: str) -> State:
     return decode(zstandard.ZstdDecompressor().decompress(body, max_output_size=1 << 34))
 
 
+def _same(state: State) -> State:
+    return state
+
+
 class Name(msgspec.Struct, frozen=True, order=True):
     """What identifies a snapshot of one owner. Of several the greatest is the newest."""
 
@@ -147,6 +152,7 @@ class SnapshotStore:
         self.keep = keep
         self.damaged = 0
         self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._needs: dict[str, list[str]] = {}  # segments by snapshot file, so that cleaning reads none again
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def names(self, owner: str | None = None) -> list[Name]:
@@ -171,6 +177,7 @@ class SnapshotStore:
             if not self._fs.exists(path):
                 written += self._write(path, pack(content()))
         written += self._write(f"{self._root}/{name.file}", pack({"segments": named, "state": state}))
+        self._needs[name.file] = named
         self._clean(name.owner)
         return written
 
@@ -206,7 +213,7 @@ class SnapshotStore:
         state, segments = self.load(name)
         rollbacks = max(other.rollbacks for other in self.names(name.owner)) + 1
         again = msgspec.structs.replace(name, rollbacks=rollbacks)
-        self.save(again, state, [(segment, lambda content=content: content) for segment, content in segments.items()])
+        self.save(again, state, [(segment, partial(_same, content)) for segment, content in segments.items()])
         return again
 
     def probe(self) -> None:
@@ -222,12 +229,12 @@ class SnapshotStore:
     def _write(self, path: str, raw: bytes) -> int:
         if self._local:
             # A reader sees the whole file or none, also when the machine stops in between.
-            partial = Path(f"{path}.{os.getpid()}.partial")
-            with partial.open("wb") as file:
+            unfinished = Path(f"{path}.{os.getpid()}.partial")
+            with unfinished.open("wb") as file:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.rename(path)
+            unfinished.rename(path)
         else:
             self._fs.pipe_file(path, raw)
         return len(raw)
@@ -248,13 +255,15 @@ class SnapshotStore:
         names = self.names(owner)
         for name in names[: -self.keep]:
             self._fs.rm(f"{self._root}/{name.file}")
-        kept = names[-self.keep :]
+            self._needs.pop(name.file, None)
         needed: set[str] = set()
-        for name in kept:
-            try:
-                needed.update(self._read(f"{self._root}/{name.file}")["segments"])
-            except SnapshotError:
-                return  # a damaged snapshot may need any segment: leave them all
+        for name in names[-self.keep :]:
+            if name.file not in self._needs:
+                try:
+                    self._needs[name.file] = self._read(f"{self._root}/{name.file}")["segments"]
+                except SnapshotError:
+                    return  # a damaged snapshot may need any segment: leave them all
+            needed.update(self._needs[name.file])
         for path in self._fs.glob(f"{self._root}/{owner}/*.segment"):
             if str(path).rpartition("/")[2].removesuffix(".segment") not in needed:
                 self._fs.rm(path)
