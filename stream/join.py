@@ -17,9 +17,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from models.sample import Act, Clicked, Closed, Converted, Matured, Record, Shown, Slate
+from models.sample import Clicked, Closed, Converted, Matured, Record, Shown, Slate
 from stream import events
 from stream.events import Action, Click, Event, EventError, Order
+from stream.session import Sessions
+from stream.watermark import Input, frontier_of
 
 Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
 FATES: tuple[Fate, ...] = ("joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted")
@@ -29,7 +31,6 @@ Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 
 REJECTED_BYTES = 64 * 1024
 _NEVER = sys.maxsize
-_USERS = 5
 _NTH_BITS = 12  # a record that a mapping splits has at most this many bits of events
 _ACTION, _SHOWN, _CLICKED, _CONVERTED, _GIVE_UP = -1, 0, 1, 2, 5
 
@@ -98,16 +99,6 @@ class Rejected(NamedTuple):
     reason: str
 
 
-class _Input(msgspec.Struct):
-    """One partition of one topic."""
-
-    offset: int = 0  # the next to take
-    watermark: int = 0
-    idle: bool = False
-    users: dict[str, int] = {}  # the last five users in order of appearance, with their newest time
-    ahead: list[tuple[int, int]] = []  # (at_ms, serial) of events too far ahead to be believed yet
-
-
 class _Open(msgspec.Struct, array_like=True, gc=False):
     """A shown slate whose click window runs: ids only, its features have gone ahead in `Shown`."""
 
@@ -143,7 +134,7 @@ class _Step(NamedTuple):
 class _State(msgspec.Struct):
     """Everything a joiner needs to go on."""
 
-    inputs: list[_Input]
+    inputs: list[Input]
     ids: list[list[tuple[str, int]]]
     frontier: int
     steps: list[_Step]
@@ -194,7 +185,7 @@ class Joiner:
         self.rejected: list[Rejected] = []
         self.marks: list[Mark] = []
         self._decode = decode
-        self._inputs = [_Input() for _ in self.names]
+        self._inputs = [Input() for _ in self.names]
         self._ids: list[OrderedDict[str, int]] = [OrderedDict() for _ in self.names]  # event id -> forget at
         self._steps: list[_Step] = []
         self._open: OrderedDict[str, _Open] = OrderedDict()  # request -> slate, in the order shown
@@ -204,7 +195,7 @@ class Joiner:
         self._orders: OrderedDict[tuple[str, str], int] = OrderedDict()  # (order, item) -> due
         self._waiting: OrderedDict[str, list[tuple[int, int, Click]]] = OrderedDict()  # clicks ahead of their slate
         self._waiting_clicks = 0
-        self._sessions: OrderedDict[str, list[tuple[int, str, str, str]]] = OrderedDict()
+        self._sessions = Sessions(config.session_ttl_ms, config.session_acts, config.max_sessions)
         self._shards = {value: shard for shard, value in enumerate(config.shards)}
 
     # ---------------------------------------------------------------- what comes in
@@ -240,19 +231,11 @@ class Joiner:
         """Whether this input is too far ahead of the others to be read on (``align_ms``)."""
         return self._inputs[input].watermark > self.frontier + self.config.align_ms
 
-    def _arrive(self, input: int, source: _Input, serial: int, event: Event) -> None:
+    def _arrive(self, input: int, source: Input, serial: int, event: Event) -> None:
         at_ms = event.at_ms
         kind = _KIND_OF[type(event)]
-        users = source.users
-        newest = users.pop(event.user_id, 0)
-        users[event.user_id] = at_ms if at_ms > newest else newest
-        if len(users) > _USERS:
-            del users[next(iter(users))]
-        if at_ms > source.watermark + self.config.lateness_ms and len(users) == _USERS:
-            watermark = sorted(users.values())[_USERS // 2] - self.config.lateness_ms
-            if watermark > source.watermark:
-                source.watermark = watermark
-                self._advance()
+        if source.see(event.user_id, at_ms, self.config.lateness_ms):
+            self._advance()
         event_id = event.event_id
         if event_id is not None:
             event_id = f"{kind}:{event_id}"
@@ -265,8 +248,9 @@ class Joiner:
         if event_id is not None:
             self._remember(input, source.watermark, event_id, at_ms)
         heapq.heappush(self._steps, self._step(input, serial, event))
-        if at_ms > source.watermark + self.config.max_ahead_ms and source.watermark:
-            self._wait_ahead(input, source, at_ms, serial)
+        overdue = source.wait_ahead(at_ms, serial, self.config.max_ahead_ms, self.config.max_ahead_events)
+        if overdue is not None:
+            self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == overdue])
 
     def _step(self, input: int, serial: int, event: Event) -> _Step:
         match event:
@@ -286,17 +270,6 @@ class Joiner:
             ids.popitem(last=False)
         ids[event_id] = at_ms + self.config.conversion_window_ms
 
-    def _wait_ahead(self, input: int, source: _Input, at_ms: int, serial: int) -> None:
-        ahead = source.ahead
-        ahead.append((at_ms, serial))
-        if len(ahead) <= self.config.max_ahead_events:
-            return
-        limit = source.watermark + self.config.max_ahead_ms
-        ahead[:] = [entry for entry in ahead if entry[0] > limit]
-        if len(ahead) > self.config.max_ahead_events:
-            _, serial = ahead.pop(0)
-            self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == serial])
-
     def _refuse_ahead(self, steps: list[_Step]) -> None:
         refused = {(step.input, step.serial) for step in steps}
         self._steps = [step for step in self._steps if (step.input, step.serial) not in refused]
@@ -315,8 +288,7 @@ class Joiner:
         self.rejected.append(Rejected(input, offset, raw[:REJECTED_BYTES], len(raw), reason))
 
     def _advance(self) -> None:
-        active = [source.watermark for source in self._inputs if not source.idle]
-        frontier = min(active) if active else max(source.watermark for source in self._inputs)
+        frontier = frontier_of(self._inputs)
         if frontier > self.frontier:
             self.frontier = frontier
 
@@ -366,7 +338,7 @@ class Joiner:
                 self._order(step.due_ms, event, out)
             case Action():
                 self.fates["action"]["joined"] += 1
-                self._act(event.user_id, (event.at_ms, event.item_id, event.kind, ""))
+                self._sessions.add(event.user_id, event.at_ms, event.item_id, event.kind)
             case None:
                 self._give_up(step)
 
@@ -382,11 +354,11 @@ class Joiner:
             self._forget(request, slate.at_ms, "bot")
             for _, _, click in waiting:
                 self.fates["click"]["bot"] += 1
-                self._unact(click)
+                self._sessions.forget(click.user_id, request)
             return
         self.fates["impression"]["joined"] += 1
         if slate.session is None:
-            session = self._session(slate)
+            session = self._sessions.before(slate)
         else:
             session = [act for act in slate.session if act.at_ms < slate.at_ms]
             slate = msgspec.structs.replace(slate, session=None)
@@ -408,7 +380,7 @@ class Joiner:
         waited = step.due_ms > click.at_ms
         fate = self._click_fate(click, slate)
         if fate in ("joined", "after_window", "orphan", "waits") and not waited:
-            self._act(click.user_id, (click.at_ms, item, "click", request))
+            self._sessions.add(click.user_id, click.at_ms, item, "click", request)
         if fate == "waits":
             self._wait(step, click)
             return
@@ -527,37 +499,6 @@ class Joiner:
         value = slate.surface if shard_by == "surface" else slate.context.get(shard_by.removeprefix("context."))
         return self._shards.get(str(value), 0)
 
-    # ---------------------------------------------------------------- what the visitor did before
-
-    def _act(self, user: str, act: tuple[int, str, str, str]) -> None:
-        sessions, horizon = self._sessions, act[0] - self.config.session_ttl_ms
-        acts = sessions.get(user)
-        if acts is None:
-            sessions[user] = [act]
-        else:
-            acts.append(act)
-            if len(acts) > self.config.session_acts or acts[0][0] < horizon:
-                acts[:] = [old for old in acts[-self.config.session_acts :] if old[0] >= horizon]
-            sessions.move_to_end(user)
-        while len(sessions) > self.config.max_sessions or next(iter(sessions.values()))[-1][0] < horizon:
-            sessions.popitem(last=False)
-
-    def _unact(self, click: Click) -> None:
-        acts = self._sessions.get(click.user_id)
-        if acts is not None:
-            kept = [act for act in acts if act[3] != click.request_id]
-            if kept:
-                self._sessions[click.user_id] = kept
-            else:
-                del self._sessions[click.user_id]
-
-    def _session(self, slate: Slate) -> list[Act]:
-        acts = self._sessions.get(slate.user_id)
-        if acts is None:
-            return []
-        end, start, request = slate.at_ms, slate.at_ms - self.config.session_ttl_ms, slate.request_id
-        return [Act(item, kind, at) for at, item, kind, of in acts if start <= at < end and (not of or of != request)]
-
     # ---------------------------------------------------------------- what is known
 
     @property
@@ -607,7 +548,7 @@ class Joiner:
             clicks=list(self._clicks.items()),
             orders=list(self._orders.items()),
             waiting=list(self._waiting.items()),
-            sessions=list(self._sessions.items()),
+            sessions=self._sessions.state(),
             fates={kind: dict(sorted(fates.items())) for kind, fates in self.fates.items()},
             dropped=dict(sorted(self.dropped.items())),
         )
@@ -634,7 +575,7 @@ class Joiner:
         joiner._orders = OrderedDict(saved.orders)
         joiner._waiting = OrderedDict(saved.waiting)
         joiner._waiting_clicks = sum(len(clicks) for clicks in joiner._waiting.values())
-        joiner._sessions = OrderedDict(saved.sessions)
+        joiner._sessions.restore(saved.sessions)
         for kind, fates in saved.fates.items():
             joiner.fates[kind] = Counter(fates)
         joiner.dropped = Counter(saved.dropped)

@@ -1,0 +1,60 @@
+"""How far event time has come: a watermark for each input, a frontier for the partition.
+
+An input's watermark is the running maximum of the median of the newest times of its last five users, less the
+lateness granted: two clocks gone wrong move nothing. The frontier is the smallest watermark of the active inputs, or
+the largest when none is active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+USERS = 5
+
+
+class Input(msgspec.Struct):
+    """One partition of one topic, or one log file."""
+
+    offset: int = 0
+    """The next to take."""
+    watermark: int = 0
+    """Milliseconds since the epoch; 0 before the fifth user."""
+    idle: bool = False
+    users: dict[str, int] = {}
+    """The last five users in order of appearance, with their newest time."""
+    ahead: list[tuple[int, int]] = []
+    """``(at_ms, serial)`` of events too far ahead to be believed yet, in order of arrival."""
+
+    def see(self, user_id: str, at_ms: int, lateness_ms: int) -> bool:
+        """Take note of an event's time; return whether the watermark rose."""
+        users = self.users
+        newest = users.pop(user_id, 0)
+        users[user_id] = at_ms if at_ms > newest else newest
+        if len(users) > USERS:
+            del users[next(iter(users))]
+        # An event not above the watermark's median cannot raise it.
+        if at_ms <= self.watermark + lateness_ms or len(users) < USERS:
+            return False
+        watermark = sorted(users.values())[USERS // 2] - lateness_ms
+        if watermark <= self.watermark:
+            return False
+        self.watermark = watermark
+        return True
+
+    def wait_ahead(self, at_ms: int, serial: int, max_ahead_ms: int, bound: int) -> int | None:
+        """Remember an event that may be too far ahead; return the serial of the oldest when too many wait."""
+        limit = self.watermark + max_ahead_ms
+        if not self.watermark or at_ms <= limit:
+            return None
+        self.ahead.append((at_ms, serial))
+        if len(self.ahead) > bound:
+            self.ahead = [entry for entry in self.ahead if entry[0] > limit]
+        return self.ahead.pop(0)[1] if len(self.ahead) > bound else None
+
+
+def frontier_of(inputs: Sequence[Input]) -> int:
+    """Return the smallest watermark of the active inputs, or the largest of all when none is active."""
+    active = [source.watermark for source in inputs if not source.idle]
+    return min(active) if active else max(source.watermark for source in inputs)
