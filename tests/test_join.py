@@ -1,0 +1,449 @@
+"""The join against the words of docs/architecture.md and against a brute-force reference."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.sample import Act, Clicked, Closed, Converted, Matured, Record, Shown
+from stream.events import Action, Click, Event, Impression, Order, encode
+from stream.join import JoinConfig, Joiner, Mark
+from tests.builders import DAY, HOUR, MINUTE, SECOND, T0, action, click, crowd, impression, joined, order
+
+END = crowd(3 * DAY)
+
+
+def kinds(records: Sequence[Record]) -> list[str]:
+    return [type(record).__name__ for record in records]
+
+
+def fates(joiner: Joiner, kind: str) -> dict[str, int]:
+    return {fate: n for fate, n in joiner.fates[kind].items() if n}
+
+
+def test_a_clicked_and_bought_item_gives_the_five_records_in_order() -> None:
+    records, _ = joined([impression(), click(), order(value=7.5), *END])
+    assert records[1:] == [
+        Clicked(T0 + SECOND, "r1", "a"),
+        Converted(T0 + MINUTE + 5 * SECOND, "o1", "a", "r1", 7.5),
+        Closed(T0 + 10 * MINUTE, "r1"),
+        Matured(T0 + SECOND + DAY + 5 * SECOND, "r1", "a", True, 7.5),
+    ]
+    assert isinstance(records[0], Shown)
+
+
+def test_a_slate_without_a_click_closes_too() -> None:
+    records, _ = joined([impression(), *END])
+    assert kinds(records) == ["Shown", "Closed"]
+
+
+def test_a_click_may_seem_older_than_its_impression_by_the_clock_skew() -> None:
+    records, joiner = joined([click(at=-5 * SECOND), impression(), *END])
+    assert records[1] == Clicked(T0, "r1", "a")
+    assert fates(joiner, "click") == {"joined": 1}
+
+
+def test_a_click_older_than_its_impression_by_more_is_an_orphan() -> None:
+    _, joiner = joined([click(at=-5 * SECOND - 1), impression(), *END])
+    assert fates(joiner, "click") == {"orphan": 1}
+
+
+@pytest.mark.parametrize(
+    ("at", "fate"), [(10 * MINUTE - 1, "joined"), (10 * MINUTE, "after_window"), (HOUR, "after_window")]
+)
+def test_the_click_window_includes_its_start_and_not_its_end(at: int, fate: str) -> None:
+    _, joiner = joined([impression(), click(at=at), *END])
+    assert fates(joiner, "click") == {fate: 1}
+
+
+def test_no_click_extends_the_window() -> None:
+    _, joiner = joined([impression(), click(at=9 * MINUTE), click(item="b", at=11 * MINUTE), *END])
+    assert fates(joiner, "click") == {"joined": 1, "after_window": 1}
+
+
+@pytest.mark.parametrize(
+    ("at", "fate"), [(SECOND, "joined"), (SECOND - 1, "orphan"), (DAY + SECOND - 1, "joined"), (DAY + SECOND, "orphan")]
+)
+def test_an_order_counts_from_its_click_to_the_end_of_the_window(at: int, fate: str) -> None:
+    _, joiner = joined([impression(), click(), order(at=at), *END])
+    assert fates(joiner, "order") == {fate: 1}
+
+
+def test_an_order_is_credited_to_the_last_click_and_ties_to_the_larger_request() -> None:
+    slates = [impression("r1"), impression("r2", at=1), impression("r3", at=2)]
+    clicks = [click("r1", at=2 * SECOND), click("r2", at=3 * SECOND), click("r3", at=3 * SECOND)]
+    records, _ = joined([*slates, *clicks, order(at=3 * SECOND), *END])
+    assert [record.request_id for record in records if isinstance(record, Converted)] == ["r3"]
+
+
+def test_an_order_that_names_its_request_is_credited_there() -> None:
+    slates = [impression("r1"), impression("r2", at=1)]
+    records, _ = joined([*slates, click("r1"), click("r2"), order(request_id="r1"), *END])
+    assert [record.request_id for record in records if isinstance(record, Converted)] == ["r1"]
+
+
+def test_several_orders_of_a_click_sum_their_values() -> None:
+    records, _ = joined([impression(), click(), order("o1", value=2), order("o2", value=3, at=HOUR), *END])
+    assert records[-1] == Matured(T0 + SECOND + DAY + 5 * SECOND, "r1", "a", True, 5.0)
+
+
+def test_what_comes_twice_is_learned_once() -> None:
+    events = [impression(), impression(), click(), click(at=2 * SECOND), order(), order(), *END]
+    records, joiner = joined(events)
+    assert kinds(records) == ["Shown", "Clicked", "Converted", "Closed", "Matured"]
+    for kind in ("impression", "click", "order"):
+        assert fates(joiner, kind) == {"joined": 1, "duplicate": 1}
+
+
+def test_an_event_id_seen_before_is_a_duplicate_and_actions_without_one_repeat() -> None:
+    cart = action(at=-1, event_id="e1")
+    records, joiner = joined([cart, cart, action(at=-1), action(at=-1), impression(), *END])
+    assert fates(joiner, "action")["duplicate"] == 1
+    assert isinstance(records[0], Shown)
+    assert len(records[0].session) == 3
+
+
+def test_what_a_bot_saw_or_clicked_is_learned_nowhere() -> None:
+    events = [
+        impression("r1", bot=True),
+        click("r1"),
+        impression("r2", user="u2"),
+        click("r2", user="u2", bot=True),
+        *END,
+    ]
+    records, joiner = joined(events)
+    assert kinds(records) == ["Shown", "Closed"]
+    assert fates(joiner, "impression") == {"bot": 1, "joined": 1}
+    assert fates(joiner, "click") == {"bot": 2}
+
+
+def test_a_click_of_an_item_that_was_not_shown_is_an_orphan() -> None:
+    _, joiner = joined([impression(), click(item="z"), *END])
+    assert fates(joiner, "click") == {"orphan": 1}
+
+
+def test_a_session_holds_what_came_strictly_before_and_never_the_slates_own_clicks() -> None:
+    events = [
+        action("a", at=-31 * MINUTE, kind="too old"),
+        action("b", at=-30 * MINUTE, kind="view"),
+        impression("r0", at=-2 * MINUTE),
+        click("r0", "c", at=-MINUTE),
+        click("r1", "a", at=-SECOND),
+        impression("r1"),
+        action("c", at=0, kind="same time"),
+        *END,
+    ]
+    records, _ = joined(events)
+    shown = [record for record in records if isinstance(record, Shown) and record.slate.request_id == "r1"]
+    assert shown[0].session == [Act("b", "view", T0 - 30 * MINUTE), Act("c", "click", T0 - MINUTE)]
+
+
+def test_a_click_after_its_window_counts_in_the_session() -> None:
+    events = [impression("r1"), click("r1", at=11 * MINUTE), impression("r2", at=12 * MINUTE), *END]
+    records, _ = joined(events)
+    assert [len(record.session) for record in records if isinstance(record, Shown)] == [0, 1]
+
+
+def test_a_session_the_shop_brings_is_used_without_its_future() -> None:
+    acts = [Act("a", "view", T0 - 1), Act("b", "view", T0)]
+    records, _ = joined([action(at=-SECOND), impression(session=acts), *END])
+    assert isinstance(records[0], Shown)
+    assert records[0].session == acts[:1]
+
+
+def test_one_clock_a_year_ahead_closes_nobodys_window() -> None:
+    wrong = [impression(f"w{n}", user="broken", at=365 * DAY + n) for n in range(20)]
+    events = [*crowd(0), impression(), *wrong, *crowd(MINUTE), click(at=2 * MINUTE), *crowd(DAY)]
+    records, joiner = joined(events)
+    assert kinds(records) == ["Shown", "Clicked", "Closed"]
+    assert fates(joiner, "impression") == {"joined": 1, "invalid": 20}
+    assert joiner.rejected[0].offset == 6
+
+
+def test_two_clocks_gone_wrong_move_nothing() -> None:
+    joiner = Joiner(JoinConfig(), ["log"])
+    for offset, event in enumerate([*crowd(0), action(user="b1", at=DAY), action(user="b2", at=DAY)]):
+        joiner.push(0, offset, encode(event))
+    assert joiner.watermarks == [T0 - 10 * SECOND]
+
+
+def test_of_events_too_far_ahead_only_so_many_wait() -> None:
+    config = JoinConfig(max_ahead_events=3)
+    wrong = [action(user="broken", at=DAY + n) for n in range(5)]
+    _, joiner = joined([*crowd(0), *wrong], config)
+    assert fates(joiner, "action") == {"joined": 5, "invalid": 5}
+    assert [rejected.offset for rejected in joiner.rejected] == [5, 6, 7, 8, 9]
+
+
+def test_an_event_older_than_the_watermark_is_late() -> None:
+    _, joiner = joined([*crowd(MINUTE), impression(at=50 * SECOND - 1), impression("r2", at=50 * SECOND), *END])
+    assert fates(joiner, "impression") == {"late": 1, "joined": 1}
+
+
+def test_a_record_that_is_no_event_is_rejected_with_its_place_and_path() -> None:
+    _, joiner = joined(
+        [impression(), b'{"type":"click","request_id":"r1","user_id":"u","item_id":"a","at_ms":1600000000}']
+    )
+    rejected = joiner.rejected[0]
+    assert (rejected.input, rejected.offset) == (0, 1)
+    assert rejected.reason.endswith("- at `$.at_ms`")
+
+
+def test_an_idle_input_holds_nobody_back_and_wakes_with_its_next_event() -> None:
+    joiner = Joiner(JoinConfig(), ["impressions", "clicks"])
+    for offset, event in enumerate(crowd(HOUR)):
+        joiner.push(0, offset, encode(event))
+    assert joiner.frontier == 0
+    assert joiner.held(0)
+    joiner.tick(1)
+    assert joiner.frontier == T0 + HOUR - 10 * SECOND
+    joiner.push(1, 0, encode(click(at=HOUR)))
+    assert joiner.marks == [Mark(1, True, (5, 0)), Mark(1, False, (5, 0))]
+    assert joiner.frontier == T0 + HOUR - 10 * SECOND
+
+
+def test_when_all_are_idle_the_largest_watermark_counts() -> None:
+    joiner = Joiner(JoinConfig(), ["impressions", "clicks"])
+    for offset, event in enumerate(crowd(HOUR)):
+        joiner.push(0, offset, encode(event))
+    joiner.tick(0)
+    joiner.tick(1)
+    assert joiner.frontier == T0 + HOUR - 10 * SECOND
+
+
+def test_slates_beyond_the_bound_go_oldest_first_and_are_counted() -> None:
+    config = JoinConfig(max_open_slates=2)
+    slates = [impression(f"r{n}", at=n) for n in range(4)]
+    records, joiner = joined([*slates, click("r0"), click("r3"), *END], config)
+    assert [record.request_id for record in records if isinstance(record, Closed)] == ["r2", "r3"]
+    assert joiner.dropped == {"slates": 2}
+    assert fates(joiner, "click") == {"evicted": 1, "joined": 1}
+
+
+def test_waiting_clicks_beyond_the_bound_are_evicted() -> None:
+    config = JoinConfig(max_waiting_clicks=2)
+    early = [click("r1", item, at=n) for n, item in enumerate("abc")]
+    _, joiner = joined([*early, impression(at=SECOND), *END], config)
+    assert fates(joiner, "click") == {"evicted": 1, "joined": 2}
+
+
+def test_a_slate_is_stamped_with_the_shard_of_its_market() -> None:
+    config = JoinConfig(shard_by="context.market", shards=["ch", "de"])
+    joiner = Joiner(config, ["log"])
+    for offset, event in enumerate([impression(context={"market": "de"}), click(), *crowd(DAY)]):
+        joiner.push(0, offset, encode(event))
+    assert [shard for shard, _ in joiner.finish()] == [1, 1, 1]
+
+
+def test_a_conversion_window_shorter_than_the_click_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least click_window"):
+        JoinConfig(conversion_window_ms=600_000)
+
+
+# -------------------------------------------------------------------- properties
+
+SMALL = JoinConfig(
+    click_window_ms=10_000, conversion_window_ms=30_000, clock_skew_ms=2_000, lateness_ms=1_000, session_ttl_ms=8_000
+)
+ats = st.integers(0, 60).map(lambda half: half * 500)
+users = st.sampled_from(["u1", "u2"])
+items = st.sampled_from("abc")
+requests = st.sampled_from([f"r{n}" for n in range(6)])
+impressions = st.builds(
+    impression, requests, users, ats, st.sampled_from(["a", "ab", "abc"]), bot=st.sampled_from([False] * 9 + [True])
+)
+clicks = st.builds(click, requests, items, users, ats, bot=st.sampled_from([False] * 9 + [True]))
+orders = st.builds(
+    order,
+    st.sampled_from([f"o{n}" for n in range(5)]),
+    items,
+    users,
+    ats,
+    st.just(1.0),
+    request_id=st.none() | requests,
+)
+actions = st.builds(action, items, users, ats, event_id=st.none() | st.sampled_from(["e1", "e2"]))
+streams = st.tuples(
+    st.lists(impressions, max_size=8),
+    st.lists(clicks, max_size=12),
+    st.lists(orders, max_size=6),
+    st.lists(actions, max_size=6),
+).map(lambda lists: [sorted(events, key=lambda event: event.at_ms) for events in lists])
+
+
+def reference(streams: list[list[Event]], config: JoinConfig) -> list[Record]:
+    """The records of on-time streams from the words of the semantics, by looking at everything at once."""
+    shown: dict[str, Impression] = {}
+    bots: dict[str, Impression] = {}
+    for event in sorted(streams[0], key=lambda event: event.at_ms):
+        assert isinstance(event, Impression)
+        if event.request_id not in shown and event.request_id not in bots:
+            (bots if event.bot else shown)[event.request_id] = event
+    first: dict[tuple[str, str], Click] = {}
+    in_session: list[tuple[int, int, str, str, str, str]] = []
+    for click in sorted(streams[1], key=lambda event: (event.at_ms, event.request_id, event.item_id)):  # type: ignore[union-attr]
+        assert isinstance(click, Click)
+        slate = shown.get(click.request_id)
+        bot_slate = bots.get(click.request_id)
+        if click.bot or (bot_slate and bot_slate.at_ms - config.clock_skew_ms <= click.at_ms):
+            continue
+        known = slate is not None and click.at_ms >= slate.at_ms - config.clock_skew_ms
+        valid = known and slate is not None and click.item_id in {item.item_id for item in slate.items}
+        in_window = valid and slate is not None and click.at_ms < slate.at_ms + config.click_window_ms
+        pair = (click.request_id, click.item_id)
+        early = slate is None or click.at_ms < slate.at_ms
+        in_session.append((click.at_ms, 1, click.user_id, click.item_id, "click", click.request_id if early else "+"))
+        if in_window and pair not in first:
+            first[pair] = click
+    records: list[Record] = []
+    due: dict[tuple[str, str], int] = {}
+    for (request, item), click in first.items():
+        due[request, item] = max(click.at_ms, shown[request].at_ms)
+        records.append(Clicked(due[request, item], request, item))
+    value: dict[tuple[str, str], list[float]] = defaultdict(list)
+    bought: set[tuple[str, str]] = set()
+    for order in sorted(streams[2], key=lambda event: event.at_ms):
+        assert isinstance(order, Order)
+        if (order.order_id, order.item_id) in bought:
+            continue
+        bought.add((order.order_id, order.item_id))
+        decided = order.at_ms + config.clock_skew_ms
+        candidates = [
+            (click.at_ms, request)
+            for (request, item), click in first.items()
+            if item == order.item_id
+            and due[request, item] <= decided
+            and order.at_ms < due[request, item] + config.conversion_window_ms
+            and (
+                order.request_id == request
+                if order.request_id is not None
+                else click.user_id == order.user_id and click.at_ms <= order.at_ms
+            )
+        ]
+        if candidates:
+            request = max(candidates)[1]
+            value[request, order.item_id].append(order.value)
+            records.append(Converted(decided, order.order_id, order.item_id, request, order.value))
+    for request, slate in shown.items():
+        records.append(Closed(slate.at_ms + config.click_window_ms, request))
+    for (request, item), at in due.items():
+        values = value[request, item]
+        maturity = at + config.conversion_window_ms + config.clock_skew_ms
+        records.append(Matured(maturity, request, item, bool(values), sum(values)))
+    return sorted(records, key=lambda record: record.key)
+
+
+def feed(joiner: Joiner, streams: list[list[Event]], turns: Sequence[int]) -> list[Record]:
+    """Read the streams in the given turns, each event as far as ``held`` allows, then to the end."""
+    at = joiner.offsets
+    records = []
+    for turn in [*turns, *(n for n in range(len(streams)) for _ in streams[n])]:
+        if at[turn] < len(streams[turn]):
+            joiner.push(turn, at[turn], encode(streams[turn][at[turn]]))
+            at[turn] += 1
+            records += joiner.drain()
+    return [record for _, record in records]
+
+
+def ended(streams: list[list[Event]]) -> list[list[Event]]:
+    return [[*stream, *crowd(200_000)] for stream in streams]
+
+
+turns = st.lists(st.integers(0, 3), max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(streams, turns)
+def test_records_are_those_of_the_reference_whatever_the_interleaving(
+    streams: list[list[Event]], turns: list[int]
+) -> None:
+    joiner = Joiner(SMALL, ["impressions", "clicks", "orders", "actions"])
+    records = [record for record in feed(joiner, ended(streams), turns) if record.due_ms < T0 + 190_000]
+    assert [record for record in records if not isinstance(record, Shown)] == reference(streams, SMALL)
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams, turns)
+def test_every_event_has_one_fate_or_is_pending_and_keys_only_rise(
+    streams: list[list[Event]], turns: list[int]
+) -> None:
+    joiner = Joiner(SMALL, ["impressions", "clicks", "orders", "actions"])
+    records = feed(joiner, ended(streams), turns)
+    assert sum(sum(fates.values()) for fates in joiner.fates.values()) + joiner.pending == sum(joiner.offsets)
+    keys = [record.key for record in records]
+    assert keys == sorted(set(keys))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    streams, turns, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=4), turns, st.integers(0, 40)
+)
+def test_doing_the_same_again_from_any_cut_gives_the_same(
+    streams: list[list[Event]], turns: list[int], ticks: list[tuple[int, int]], other: list[int], cut: int
+) -> None:
+    names = ["impressions", "clicks", "orders", "actions"]
+    streams = ended(streams)
+    live = Joiner(SMALL, names)
+    records: list[tuple[int, Record]] = []
+    saved, before = live.state(), 0
+    marks: list[Mark] = []
+    order = [*turns, *(n for n in range(4) for _ in streams[n])]
+    for step, turn in enumerate(order):
+        if step == cut:
+            saved, before = live.state(), len(records)
+            marks = []
+            live.marks.clear()
+        for at, input in ticks:
+            if at == step:
+                live.tick(input)
+                records += live.drain()
+        if live.offsets[turn] < len(streams[turn]):
+            live.push(turn, live.offsets[turn], encode(streams[turn][live.offsets[turn]]))
+            records += live.drain()
+    marks = live.marks
+    again = Joiner.restore(SMALL, names, saved)
+    assert again.state() == saved
+    replayed = []
+    for goal in [*(mark.offsets for mark in marks), tuple(live.offsets)]:
+        wanted = [n for turn in [*other, 0, 1, 2, 3] for n in [turn]]
+        while again.offsets != list(goal):
+            for turn in wanted:
+                if again.offsets[turn] < goal[turn]:
+                    again.push(turn, again.offsets[turn], encode(streams[turn][again.offsets[turn]]))
+                    replayed += again.drain()
+        if len(again.marks) < len(marks):
+            again.apply(marks[len(again.marks)])
+            replayed += again.drain()
+    assert replayed == records[before:]
+    assert again.state() == live.state()
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams)
+def test_sessions_never_hold_the_future_nor_the_slates_own_clicks(streams: list[list[Event]]) -> None:
+    joiner = Joiner(SMALL, ["impressions", "clicks", "orders", "actions"])
+    for record in feed(joiner, ended(streams), []):
+        if isinstance(record, Shown):
+            slate = record.slate
+            assert all(slate.at_ms - 8_000 <= act.at_ms < slate.at_ms for act in record.session)
+            possible = Counter(
+                (event.item_id, event.at_ms)
+                for stream in streams
+                for event in stream
+                if isinstance(event, Action) or (isinstance(event, Click) and event.request_id != slate.request_id)
+            )
+            assert not Counter((act.item_id, act.at_ms) for act in record.session) - possible
+
+
+def test_the_state_of_a_joiner_is_bytes_and_equal_states_are_equal_bytes() -> None:
+    _, joiner = joined([impression(), click(), order(), *crowd(MINUTE)])
+    state = joiner.state()
+    assert Joiner.restore(JoinConfig(), ["log"], state).state() == state
+    with pytest.raises(ValueError, match="names 2"):
+        Joiner.restore(JoinConfig(), ["a", "b"], state)
+    assert msgspec.msgpack.decode(state)["frontier"] == joiner.frontier
