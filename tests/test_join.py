@@ -285,50 +285,47 @@ def reference(streams: list[list[Event]], config: JoinConfig) -> list[Record]:
         if event.request_id not in shown and event.request_id not in bots:
             (bots if event.bot else shown)[event.request_id] = event
     first: dict[tuple[str, str], Click] = {}
-    in_session: list[tuple[int, int, str, str, str, str]] = []
-    for click in sorted(streams[1], key=lambda event: (event.at_ms, event.request_id, event.item_id)):  # type: ignore[union-attr]
-        assert isinstance(click, Click)
-        slate = shown.get(click.request_id)
-        bot_slate = bots.get(click.request_id)
-        if click.bot or (bot_slate and bot_slate.at_ms - config.clock_skew_ms <= click.at_ms):
+    for tap in sorted(streams[1], key=lambda event: (event.at_ms, event.request_id, event.item_id)):  # type: ignore[union-attr]
+        assert isinstance(tap, Click)
+        slate = shown.get(tap.request_id)
+        bot_slate = bots.get(tap.request_id)
+        if tap.bot or (bot_slate and bot_slate.at_ms - config.clock_skew_ms <= tap.at_ms):
             continue
-        known = slate is not None and click.at_ms >= slate.at_ms - config.clock_skew_ms
-        valid = known and slate is not None and click.item_id in {item.item_id for item in slate.items}
-        in_window = valid and slate is not None and click.at_ms < slate.at_ms + config.click_window_ms
-        pair = (click.request_id, click.item_id)
-        early = slate is None or click.at_ms < slate.at_ms
-        in_session.append((click.at_ms, 1, click.user_id, click.item_id, "click", click.request_id if early else "+"))
+        known = slate is not None and tap.at_ms >= slate.at_ms - config.clock_skew_ms
+        valid = known and slate is not None and tap.item_id in {item.item_id for item in slate.items}
+        in_window = valid and slate is not None and tap.at_ms < slate.at_ms + config.click_window_ms
+        pair = (tap.request_id, tap.item_id)
         if in_window and pair not in first:
-            first[pair] = click
+            first[pair] = tap
     records: list[Record] = []
     due: dict[tuple[str, str], int] = {}
-    for (request, item), click in first.items():
-        due[request, item] = max(click.at_ms, shown[request].at_ms)
+    for (request, item), tap in first.items():
+        due[request, item] = max(tap.at_ms, shown[request].at_ms)
         records.append(Clicked(due[request, item], request, item))
     value: dict[tuple[str, str], list[float]] = defaultdict(list)
     bought: set[tuple[str, str]] = set()
-    for order in sorted(streams[2], key=lambda event: event.at_ms):
-        assert isinstance(order, Order)
-        if (order.order_id, order.item_id) in bought:
+    for bought_now in sorted(streams[2], key=lambda event: event.at_ms):
+        assert isinstance(bought_now, Order)
+        if (bought_now.order_id, bought_now.item_id) in bought:
             continue
-        bought.add((order.order_id, order.item_id))
-        decided = order.at_ms + config.clock_skew_ms
+        bought.add((bought_now.order_id, bought_now.item_id))
+        decided = bought_now.at_ms + config.clock_skew_ms
         candidates = [
-            (click.at_ms, request)
-            for (request, item), click in first.items()
-            if item == order.item_id
+            (tap.at_ms, request)
+            for (request, item), tap in first.items()
+            if item == bought_now.item_id
             and due[request, item] <= decided
-            and order.at_ms < due[request, item] + config.conversion_window_ms
+            and bought_now.at_ms < due[request, item] + config.conversion_window_ms
             and (
-                order.request_id == request
-                if order.request_id is not None
-                else click.user_id == order.user_id and click.at_ms <= order.at_ms
+                bought_now.request_id == request
+                if bought_now.request_id is not None
+                else tap.user_id == bought_now.user_id and tap.at_ms <= bought_now.at_ms
             )
         ]
         if candidates:
             request = max(candidates)[1]
-            value[request, order.item_id].append(order.value)
-            records.append(Converted(decided, order.order_id, order.item_id, request, order.value))
+            value[request, bought_now.item_id].append(bought_now.value)
+            records.append(Converted(decided, bought_now.order_id, bought_now.item_id, request, bought_now.value))
     for request, slate in shown.items():
         records.append(Closed(slate.at_ms + config.click_window_ms, request))
     for (request, item), at in due.items():

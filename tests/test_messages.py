@@ -1,0 +1,109 @@
+"""Messages between the stages: what is written is read, once, in order, from the rightful writer."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.sample import FIRST_KEY, Closed, Key, Record, ReferenceScore
+from stream import messages
+from stream.join import Mark
+from stream.messages import Message, MessageError, ScoredReader, read_scored
+from tests.builders import T0, click, crowd, impression, joined, order
+
+RECORDS, _ = joined([impression(), click(), order(), *crowd(3 * 86_400_000)])
+
+
+def message(
+    records: list[Record], after: Key = FIRST_KEY, epoch: int = 1, writer: str = "w", **more: object
+) -> Message:
+    return Message(0, 0, epoch, writer, after, (7, 9), records=records, **more)  # type: ignore[arg-type]
+
+
+def marker(epoch: int, writer: str = "w") -> Message:
+    return message([], epoch=epoch, writer=writer, marker=True)
+
+
+def chain() -> list[Message]:
+    """A marker and one message for each record."""
+    keys = [FIRST_KEY, *(record.key for record in RECORDS)]
+    return [marker(1), *(message([record], after) for record, after in zip(RECORDS, keys, strict=False))]
+
+
+def test_a_message_survives_its_bytes() -> None:
+    sent = message(RECORDS, marks=[Mark(1, True, (3, 4))])
+    assert messages.decode(messages.encode(sent)) == sent
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7))
+def test_one_flipped_bit_is_noticed(at: int, bit: int) -> None:
+    raw = bytearray(messages.encode(message(RECORDS)))
+    raw[at % len(raw)] ^= 1 << bit
+    with pytest.raises(MessageError):
+        messages.decode(bytes(raw))
+
+
+def test_another_version_is_refused_by_name() -> None:
+    with pytest.raises(MessageError, match="version 1, found 9"):
+        messages.decode(b"\x09....")
+
+
+def test_batches_stay_below_the_limit_and_lose_nothing() -> None:
+    slate = impression(items=[f"item{n}" * 20 for n in range(1000)])
+    records, _ = joined([msgspec.structs.replace(slate, request_id=f"r{n}", at_ms=T0 + n) for n in range(20)])
+    batches = list(messages.batches(records))
+    assert len(batches) > 1
+    assert [record for batch in batches for record in batch] == records
+    assert all(len(messages.encode(message(batch))) < messages.MAX_MESSAGE_BYTES for batch in batches)
+
+
+def test_what_is_read_again_is_dropped() -> None:
+    once = list(read_scored(chain()))
+    assert [record for _, record in once] == RECORDS
+    assert list(read_scored([*chain(), *chain(), *chain()[2:]])) == once
+
+
+def test_a_gap_is_refused_and_named() -> None:
+    with pytest.raises(MessageError, match="records between them are missing"):
+        list(read_scored([message for n, message in enumerate(chain()) if n != 2]))
+
+
+def test_a_writer_that_was_replaced_does_no_harm() -> None:
+    first, second = RECORDS[0], RECORDS[1]
+    log = [
+        marker(1, "old"),
+        message([first], epoch=1, writer="old"),
+        marker(2, "new"),
+        marker(2, "rival"),
+        message([second], first.key, epoch=1, writer="old"),
+        message([second], first.key, epoch=2, writer="rival"),
+        message([second], first.key, epoch=2, writer="new"),
+    ]
+    reader = ScoredReader()
+    assert [record for message in log for record in reader.read(message)] == [first, second]
+    assert reader.fenced == 2
+    assert reader.epoch(0) == (2, "new")
+
+
+def test_a_reader_goes_on_where_its_state_was_taken() -> None:
+    log = chain()
+    for cut in range(len(log)):
+        reader = ScoredReader()
+        before = [record for message in log[:cut] for record in reader.read(message)]
+        again = ScoredReader.restore(reader.state())
+        after = [record for message in log[max(cut - 1, 0) :] for record in again.read(message)]
+        assert before + after == RECORDS
+
+
+def test_a_payload_hash_leaves_reference_scores_aside() -> None:
+    bare = Closed(T0, "r1")
+    scored = Closed(T0, "r1", [ReferenceScore("a", -512, "v1", True)])
+    assert messages.payload_hash(bare) == messages.payload_hash(scored)
+    assert messages.payload_hash(bare) != messages.payload_hash(Closed(T0, "r2"))
+
+
+def test_people_can_read_a_message_as_json() -> None:
+    line = msgspec.json.decode(messages.to_json(messages.encode(message(RECORDS))))
+    assert [record["record"] for record in line["records"]] == ["shown", "clicked", "converted", "closed", "matured"]

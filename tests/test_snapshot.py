@@ -1,0 +1,116 @@
+"""Snapshots: whole or absent, the same bytes for the same state, the newest whole one wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream import snapshot
+from stream.snapshot import Name, SnapshotError, SnapshotStore
+
+STATE: dict[str, Any] = {
+    "text": "ü",
+    "bytes": b"\x00\xff",
+    "numbers": [1, -2.5, 2**62, True, None],
+    "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+}
+
+
+def name(offset: int, rollbacks: int = 0, lineage: str = "abc") -> Name:
+    return Name("learn-0", rollbacks, offset, lineage)
+
+
+def test_a_state_survives_its_bytes_and_equal_states_have_equal_digests() -> None:
+    again = snapshot.decode(snapshot.encode(STATE))
+    assert again["array"].dtype == np.float32
+    np.testing.assert_array_equal(again["array"], STATE["array"])
+    assert {k: v for k, v in again.items() if k != "array"} == {k: v for k, v in STATE.items() if k != "array"}
+    assert snapshot.digest(dict(reversed(STATE.items()))) == snapshot.digest(STATE)
+    assert snapshot.digest({**STATE, "text": "u"}) != snapshot.digest(STATE)
+
+
+def test_a_state_of_anything_else_is_refused() -> None:
+    with pytest.raises(TypeError, match="not PosixPath"):
+        snapshot.encode({"path": Path()})
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_newest_wins_and_only_so_many_stay(tmp_path: Path, scheme: str) -> None:
+    store = SnapshotStore(f"{scheme}{tmp_path}", keep=2)
+    for offset in range(5):
+        store.save(name(offset), {"offset": offset})
+    assert [each.offset for each in store.names("learn-0")] == [3, 4]
+    latest = store.latest("learn-0")
+    assert latest is not None
+    assert latest[1] == {"offset": 4}
+    assert store.latest("learn-0", lineage="other") is None
+
+
+def test_an_object_store_serves_as_well() -> None:
+    store = SnapshotStore("memory://snapshots", keep=2)
+    store.save(name(1), STATE)
+    assert [each.offset for each in SnapshotStore("memory://snapshots").names()] == [1]
+    store.probe()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied"])
+def test_a_damaged_snapshot_is_counted_and_passed_over(tmp_path: Path, damage: str) -> None:
+    store = SnapshotStore(str(tmp_path))
+    store.save(name(1), STATE)
+    store.save(name(2), STATE)
+    path = tmp_path / name(2).file
+    raw = bytearray(path.read_bytes())
+    if damage == "flipped":
+        raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes({"truncated": raw[: len(raw) // 2], "flipped": raw, "emptied": bytearray()}[damage]))
+    with pytest.raises(SnapshotError, match=path.name):
+        store.load(name(2))
+    latest = store.latest("learn-0")
+    assert latest is not None
+    assert (latest[0].offset, store.damaged) == (1, 1)
+
+
+def test_a_segment_is_written_once_and_goes_with_its_last_snapshot(tmp_path: Path) -> None:
+    store = SnapshotStore(str(tmp_path), keep=2)
+    written = []
+
+    def segment(n: int) -> tuple[str, Any]:
+        def content() -> int:
+            written.append(n)
+            return n
+
+        return f"s{n}", content
+
+    for n in range(4):
+        store.save(name(n), n, [segment(n), segment(n + 1)])
+    assert written == [0, 1, 2, 3, 4]
+    assert sorted(path.stem for path in tmp_path.glob("*/*.segment")) == ["s2", "s3", "s4"]
+    latest = store.latest("learn-0")
+    assert latest is not None
+    assert latest[2] == {"s3": 3, "s4": 4}
+
+
+def test_a_rollback_makes_an_older_snapshot_the_newest(tmp_path: Path) -> None:
+    store = SnapshotStore(str(tmp_path))
+    store.save(name(1), "old", [("s1", lambda: "kept")])
+    store.save(name(2), "new")
+    assert store.rollback(name(1)) == name(1, rollbacks=1)
+    latest = store.latest("learn-0")
+    assert latest is not None
+    assert latest[1:] == ("old", {"s1": "kept"})
+
+
+def test_the_format_of_today_is_read_tomorrow() -> None:
+    golden = Path(__file__).parent / "golden" / "snapshot_v1.heft"
+    again = snapshot.unpack(golden.read_bytes(), golden.name)
+    assert snapshot.digest(again) == snapshot.digest(STATE)
+
+
+def test_another_format_is_refused_by_number() -> None:
+    raw = bytearray(snapshot.pack(STATE))
+    raw[5] = 9
+    with pytest.raises(SnapshotError, match="format 9, this heft reads format 1"):
+        snapshot.unpack(bytes(raw), "x.heft")
