@@ -1,0 +1,436 @@
+"""Faust's Kafka consumer, in whole batches, from the offsets of our own snapshots.
+
+Faust spends its time per message, so a message here is a `Batch`: what aiokafka has fetched of one partition. The
+consumer asks where to start at every assignment, hands a partition out only while it is not held and its last batches
+are done, and commits for lag tools alone: nothing is ever read back from the broker's commits.
+
+Three threads of control meet: Faust's loop, the consumer's own thread, and rebalances. Every seek raises an epoch;
+records drained from aiokafka before the last seek are thrown away, so nothing is handed on twice or skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+
+import faust
+import faust.types
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.structs import OffsetAndMetadata
+from faust.transport.drivers import aiokafka as faust_aiokafka
+from faust.types import TP, ConsumerMessage
+from mode.supervisors import CrashingSupervisor
+
+__all__ = ["TP", "Batch", "BatchConsumer", "OffsetGoneError", "Received", "consumer_of", "drive", "faust_settings"]
+
+T = TypeVar("T")
+
+BATCHES_AHEAD = 2
+"""Batches of one partition handed out and not done: one in work, one waiting."""
+
+_POLL_SECONDS = 0.5  # how long one wait for records lasts; waking up ends it sooner
+_FETCH_WAIT_MS = 50  # a broker answers an empty fetch after this; a node has one fetch under way, for all partitions
+
+
+class Received(NamedTuple):
+    """One record of a topic, as it came."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Batch(NamedTuple):
+    """Records of one partition in the order of their offsets; reading goes on at ``end_offset``."""
+
+    tp: TP
+    records: list[Received]
+    end_offset: int
+    generation: int
+
+
+OffsetsFor: TypeAlias = Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]
+"""Where to start each assigned partition; ``None`` or a negative number: at its beginning."""
+
+OnRevoked: TypeAlias = Callable[[set[TP]], Awaitable[None]]
+"""Awaited before the partitions go to someone else."""
+
+
+class OffsetGoneError(RuntimeError):
+    """The records to go on from are not in the topic; the message names both ends."""
+
+    def __init__(self, tp: TP, wanted: int, beginning: int, end: int) -> None:
+        why = "retention has deleted what lies between" if wanted < beginning else "the topic was made anew or cut"
+        super().__init__(
+            f"{tp.topic}-{tp.partition}: expected to go on at offset {wanted}, but the topic holds {beginning} to "
+            f"{end}: {why}. Restore the topic, or start with --accept-loss to go on at {_nearest(wanted, beginning)}."
+        )
+        self.tp, self.wanted, self.beginning, self.end = tp, wanted, beginning, end
+
+
+def _nearest(wanted: int, beginning: int) -> int:
+    """Return where to go on when ``wanted`` is not there: records of a topic made anew are all new."""
+    return max(wanted, beginning) if wanted < beginning else beginning
+
+
+class _ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
+    """The thread that aiokafka lives in. All methods here run in it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.epoch = 0
+
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+        conf = self.app.conf
+        auth = faust_aiokafka.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context)
+        return AIOKafkaConsumer(
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            bootstrap_servers=faust_aiokafka.server_list(transport.url, transport.default_port),
+            # Range keeps partition p of every input together, which the join needs; round robin does not.
+            partition_assignment_strategy=[RangePartitionAssignor],
+            enable_auto_commit=False,
+            # An offset that is gone must be an error: "earliest" would go on without a word.
+            auto_offset_reset="none",
+            max_poll_records=conf.broker_max_poll_records,
+            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            check_crcs=conf.broker_check_crcs,
+            session_timeout_ms=int(conf.broker_session_timeout * 1000),
+            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
+            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            **auth,
+        )
+
+    async def take(self, wanted: set[TP]) -> tuple[int, dict[TP, list[Any]], dict[TP, int]]:
+        """Return the epoch, what is there of the wanted partitions, and their ends as the last fetches told them.
+
+        Waits a little when there is nothing.
+        """
+        consumer = self._ensure_consumer()
+        fetcher, limit = consumer._fetcher, consumer._max_poll_records
+        with fetcher._subscriptions.fetch_context():
+            records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
+            if not records:
+                waiter = fetcher._create_fetch_waiter()
+                done, _ = await asyncio.wait([waiter], timeout=_POLL_SECONDS)
+                if not done:
+                    waiter.cancel()
+                elif not fetcher._closed:
+                    waiter.result()
+                    records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
+        # Draining and returning is one step of this loop: no seek can fall between.
+        return self.epoch, records, self.highwaters_known(wanted)
+
+    def highwaters_known(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Return the end offsets that came with the last fetch of each partition, where there was one."""
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        known = {tp: consumer.highwater(tp) for tp in tps if tp in assigned}
+        return {tp: end for tp, end in known.items() if end is not None}
+
+    def wake(self) -> None:
+        """End a wait in `take`: the wanted partitions have changed."""
+        fetcher = self._ensure_consumer()._fetcher
+        for waiter in list(fetcher._fetch_waiters):
+            fetcher._notify(waiter)
+
+    async def seek_all(self, offsets: Mapping[TP, int]) -> int:
+        """Seek and return the new epoch: what was drained in an older one is void."""
+        consumer = self._ensure_consumer()
+        self.epoch += 1
+        for tp, offset in offsets.items():
+            consumer.seek(tp, offset)
+        return self.epoch
+
+    async def ends(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Return the end offsets of partitions, fetched now."""
+        ends: dict[TP, int] = dict(await self._ensure_consumer().end_offsets(list(tps))) if tps else {}
+        # Tansu answers with the beginning of the last batch + 1; what a fetch has told is right there too.
+        for tp, end in self.highwaters_known(ends).items():
+            ends[tp] = max(ends[tp], end)
+        return ends
+
+    async def beginnings(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Return the first offsets there are, fetched now."""
+        return dict(await self._ensure_consumer().beginning_offsets(list(tps))) if tps else {}
+
+    async def commit_for_lag(self, offsets: Mapping[TP, int]) -> None:
+        """Commit what is still assigned; a refusal is of no consequence."""
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        mine = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items() if tp in assigned}
+        if mine:
+            try:
+                await consumer.commit(mine)
+            except KafkaError as error:
+                self.log.warning("commit for lag tools refused: %r", error)
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's check for stalled partitions knows nothing of held ones."""
+
+
+class BatchConsumer(faust_aiokafka.Consumer):
+    """The consumer of a worker. Methods without an underscore are for its stages, in Faust's loop."""
+
+    _thread: _ConsumerThread
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        transport = cast(_Transport, self.transport)
+        self._offsets_for = transport.offsets_for
+        self._on_revoked = transport.on_revoked
+        self._accept_loss = transport.accept_loss
+        self.lost: Counter[TP] = Counter()
+        self._epoch = -1
+        self._positions: dict[TP, int] = {}
+        self._held: set[TP] = set()
+        self._in_hand: Counter[TP] = Counter()
+        self._changed = asyncio.Event()
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # ---------------------------------------------------------------- for the stages
+
+    def hold(self, tp: TP) -> None:
+        """Take no more of a partition for now; what is fetched stays where it is."""
+        self._held.add(tp)
+
+    def release(self, tp: TP) -> None:
+        """Go on with a held partition."""
+        if tp in self._held:
+            self._held.discard(tp)
+            self._wake()
+
+    def done(self, batch: Batch) -> None:
+        """Say that a batch has been dealt with, so that the next may come."""
+        # A batch of before the last rebalance has been forgotten already.
+        if batch.generation == self.app.consumer_generation_id and self._in_hand[batch.tp] > 0:
+            self._in_hand[batch.tp] -= 1
+            self._wake()
+
+    def next_offset(self, tp: TP) -> int:
+        """Return the offset after the last batch handed out."""
+        return self._positions[tp]
+
+    @property
+    def assigned(self) -> frozenset[TP]:
+        """The partitions that this worker reads."""
+        return frozenset(self._positions)
+
+    def idle_hand(self, tp: TP) -> bool:
+        """Whether every batch handed out of this partition is done."""
+        return not self._in_hand[tp]
+
+    async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Fetch end offsets from the brokers: what is appended next gets this offset."""
+        return await self._in_thread(self._thread.ends(list(tps)))
+
+    async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
+        """Tell the broker what snapshots hold, so that lag tools show the truth; never read back."""
+        await self._in_thread(self._thread.commit_for_lag(offsets))
+
+    # ---------------------------------------------------------------- assignments
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Stop handing out, then let the stages finish or drop what they have in hand."""
+        await super().on_partitions_revoked(revoked)
+        try:
+            await self._on_revoked(set(revoked))
+        except Exception as error:
+            await self.crash(error)
+        for tp in revoked:
+            self._positions.pop(tp, None)
+        self._forget_hands()
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Ask once a generation where to start; later seeks are answered from memory."""
+        self._forget_hands()
+        self._positions = {}
+        try:
+            self._positions = await self._starts(set(assigned))
+        except Exception as error:
+            # Raised here it would end in aiokafka's log, and the partition would be read from anywhere.
+            await self.crash(error)
+            return
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def _starts(self, assigned: set[TP]) -> dict[TP, int]:
+        if not assigned:
+            return {}
+        wanted = await self._offsets_for(assigned)
+        beginnings = await self._in_thread(self._thread.beginnings(assigned))
+        starts = {}
+        for tp in assigned:
+            offset = wanted.get(tp)
+            if offset is None or offset < 0:
+                offset = beginnings[tp]
+            elif offset < beginnings[tp]:
+                ends = await self.end_offsets([tp])
+                offset = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))
+            starts[tp] = offset
+        return starts
+
+    def _gone(self, error: OffsetGoneError) -> int:
+        if not self._accept_loss:
+            raise error
+        nearest = _nearest(error.wanted, error.beginning)
+        self.lost[error.tp] += max(0, nearest - error.wanted)
+        self.log.warning("loss accepted: %s", error)
+        return nearest
+
+    async def perform_seek(self) -> None:
+        """Go where the stages are. Faust calls this after every rebalance, before records flow."""
+        self._epoch = await self._in_thread(self._thread.seek_all(self._positions))
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Return where the stages are: in this project no other commits count."""
+        await self.perform_seek()
+        return self._positions
+
+    # ---------------------------------------------------------------- records
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                if not self.flow_active:
+                    await self.wait(cast(Any, self.can_resume_flow))
+                    continue
+                self._changed.clear()
+                wanted = {tp for tp in self._active_partitions if self._open(tp)}
+                if not wanted:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), _POLL_SECONDS)
+                    continue
+                try:
+                    epoch, taken, ends = await self._in_thread(self._thread.take(wanted))
+                except OffsetOutOfRangeError as error:
+                    await self._go_on_from({faust.types.TP(*tp): offset for tp, offset in error.args[0].items()})
+                    continue
+                # What was drained before the last seek will come again; after a stop of the flow a seek will come.
+                if epoch == self._epoch and self.flow_active:
+                    for tp, records in taken.items():
+                        await self._hand_out(faust.types.TP(*tp), records)
+                    # Not every broker refuses to fetch beyond the end.
+                    at = self._positions
+                    beyond = {tp: at[tp] for tp, end in ends.items() if tp in at and at[tp] > end}
+                    if beyond:
+                        await self._go_on_from(beyond)
+        except self.consumer_stopped_errors:
+            if not self.app.should_stop:
+                raise
+
+    def _open(self, tp: TP) -> bool:
+        return tp in self._positions and tp not in self._held and self._in_hand[tp] < BATCHES_AHEAD
+
+    async def _go_on_from(self, gone: Mapping[TP, int]) -> None:
+        """Records at these offsets are not there: end, or go on at the nearest when loss is accepted."""
+        beginnings = await self._in_thread(self._thread.beginnings(gone))
+        ends = await self.end_offsets(gone)
+        for tp, offset in gone.items():
+            self._positions[tp] = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))
+        await self.perform_seek()
+
+    async def _hand_out(self, tp: TP, records: list[Any]) -> None:
+        received = [Received(r.offset, r.timestamp, r.key, r.value) for r in records]
+        generation = self.app.consumer_generation_id
+        batch = Batch(tp, received, received[-1].offset + 1, generation)
+        first, last = records[0], records[-1]
+        message = ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            first.offset,
+            last.timestamp / 1000.0,
+            last.timestamp_type,
+            None,
+            None,
+            cast(Any, batch),
+            checksum=None,
+            tp=tp,
+            generation_id=generation,
+        )
+        # Before the hand-over: a rebalance in the middle of it then has the last word.
+        self._positions[tp] = batch.end_offset
+        self._in_hand[tp] += 1
+        await self.callback(message)
+
+    # ---------------------------------------------------------------- inside
+
+    def _forget_hands(self) -> None:
+        self._in_hand.clear()
+        self._held.clear()
+        self._changed.set()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        if self._thread._consumer is not None:
+            self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
+
+    async def _in_thread(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run in the consumer's thread. Not by Faust's queue of methods: a wait for records would hold up the rest."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._thread.thread_loop))
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
+        """Faust commits nothing; see `commit_offsets`."""
+        return False
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """See `_ConsumerThread.verify_event_path`."""
+
+
+class _Transport(faust_aiokafka.Transport):
+    Consumer = BatchConsumer
+    offsets_for: OffsetsFor
+    on_revoked: OnRevoked
+    accept_loss: bool
+
+
+def faust_settings() -> dict[str, Any]:
+    """Return the settings of a Faust app that the driver counts on."""
+    return {
+        "agent_supervisor": CrashingSupervisor,  # Faust's own would skip the event that failed
+        "broker_max_poll_records": 1000,
+        "key_serializer": "raw",
+        "value_serializer": "raw",
+        "store": "memory://",
+        "stream_recovery_delay": 0.0,
+        "stream_wait_empty": False,
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "web_enabled": False,
+    }
+
+
+def drive(app: faust.App, offsets_for: OffsetsFor, on_revoked: OnRevoked, *, accept_loss: bool = False) -> None:
+    """Give an app the batch consumer; call before the app starts.
+
+    Parameters
+    ----------
+    app
+        Made with `faust_settings`. Its agents read raw topics through ``stream.noack()`` and call
+        ``consumer_of(app).done(batch)`` for every `Batch` they have dealt with.
+    offsets_for
+        Where to start, asked once a generation for all partitions assigned.
+    on_revoked
+        Awaited when a partition goes; no batch is handed out any more.
+    accept_loss
+        Whether to go on, and count in ``consumer.lost``, when records to go on from are gone.
+    """
+    transport = _Transport(app.conf.broker_consumer, app)
+    transport.offsets_for, transport.on_revoked, transport.accept_loss = offsets_for, on_revoked, accept_loss
+    app.transport = transport
+
+
+def consumer_of(app: faust.App) -> BatchConsumer:
+    """Return the consumer that `drive` gave an app."""
+    return cast(BatchConsumer, app.consumer)

