@@ -1,0 +1,352 @@
+"""Raw fields to hashed slots: what the model sees of a slate, frozen when it is shown.
+
+Features are declared, not coded. A *field* is a named source of values:
+
+=====================  ================================================================================================
+``surface`` ``query`` ``user_id`` ``item_id``   as they come; the query in lower case
+``query.words`` ``text.words``   the words of the query and of the item's text
+``match`` ``match.letters``   how many words, and what share of its letter triples, the query has in common with the text
+``context.NAME`` ``item.NAME``   a value of the slate's context or the item's features, treated as its type asks: text
+                       and booleans by value, numbers by logarithmic bucket (four to the octave), lists as several values
+``item.NAME.rank``     a number's rank within the slate, in tenths
+``position``           the place the item was shown at
+``session.size`` ``session.last``   how much the visitor did before, and the kind of the last act
+``session.kinds`` ``session.since``   what the visitor did with this item, by kind and count; how long ago
+``session.place`` ``session.gap``   whether this is the item touched last; how many places below it the row is
+``PAST.rate`` ``PAST.count`` ``PAST.since``   history (`models.history`) of PAST, one of ``item_past``, ``user``,
+                       ``query_item``, ``user_item``: clicks against what the positions promised, counts, time since a click
+=====================  ================================================================================================
+
+A *feature* is a field, or a cross of two or three joined by ``*``; ``context.*``, ``item.*`` and ``item.*.rank`` stand
+for every name that appears. All values are binary: a feature of a row is one slot for each value or combination.
+``position`` and ``session.gap``, and whatever is crossed with them, derive from position.
+"""
+
+from __future__ import annotations
+
+from array import array
+from difflib import get_close_matches
+from itertools import product
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models import slots
+from models.hashing import TextHashes, hash_text, words
+from models.history import History
+from models.sample import Act, Item, Slate, Value
+
+DEFAULT_FEATURES = (
+    "surface", "query", "query.words", "context.*",
+    "item_id", "item.*", "item.*.rank", "text.words", "match", "match.letters",
+    "position", "session.size", "session.last", "session.kinds", "session.since", "session.place", "session.gap",
+    "item_past.rate", "item_past.count", "query_item.rate", "user_item.rate", "user.rate",
+)  # fmt: skip
+
+_WILD = ("context.*", "item.*", "item.*.rank")
+_OF_POSITION = frozenset({"position", "session.gap"})
+_ROW_FIELDS = frozenset(slots.FIXED[slots.ITEM_ID :])
+_MAX_WORDS = 24
+_MAX_CACHED_TEXTS = 1 << 16
+
+
+class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model sees; the same for both heads.
+
+    Raises
+    ------
+    ValueError
+        If a feature names a field that does not exist, or crosses more than three.
+    """
+
+    features: tuple[str, ...] = DEFAULT_FEATURES
+    """Fields, and crosses of fields joined by ``*`` with spaces around it."""
+    history_bits: int = 17
+    """Each of the four history tables has 2^history_bits places of 48 bytes."""
+    history_half_life_ms: int = 7 * 86_400_000
+    """Clicks and impressions of the past count half after this time."""
+
+    def __post_init__(self) -> None:
+        known = [*slots.FIXED, *_WILD]
+        for feature in self.features:
+            fields = feature.split(" * ")
+            if len(fields) > 3:
+                msg = f"features: {feature!r} crosses {len(fields)} fields; at most 3 are supported"
+                raise ValueError(msg)
+            for field in fields:
+                if field not in known and not field.startswith(("context.", "item.")):
+                    near = get_close_matches(field, known, 1)
+                    hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+                    msg = f"features: {feature!r} names an unknown field {field!r}{hint}"
+                    raise ValueError(msg)
+        if not 3 <= self.history_bits <= 26:
+            msg = f"features: history_bits is {self.history_bits}; expected 3 to 26"
+            raise ValueError(msg)
+        if self.history_half_life_ms <= 0:
+            msg = f"features: history_half_life is {self.history_half_life_ms} ms; expected more than 0"
+            raise ValueError(msg)
+
+
+class Vectors(msgspec.Struct, frozen=True, eq=False):
+    """A slate as the model saw it when it was shown: all that an open slate keeps. Never changed.
+
+    ``slots[indptr[3r]:indptr[3r+1]]`` are row r's slots that owe nothing to position, those from there to
+    ``indptr[3r+2]`` come from the position it was shown at, those to ``indptr[3r+3]`` from position 0 for every row.
+    The first two together are the features as shown, the first and third those of the position-free score.
+    """
+
+    at_ms: int
+    request: int
+    """Hashes (unsigned, 64 bits) of request, user and query."""
+    user: int
+    query: int
+    items: NDArray[np.uint64]
+    """[n] hashes of the item ids, in the order of the slate."""
+    positions: NDArray[np.uint16]
+    """[n]"""
+    seen: NDArray[np.bool_]
+    """[n] whether the item was on screen; the others are not learned."""
+    new: NDArray[np.bool_]
+    """[n] whether the item had fewer than 20 (decayed) impressions."""
+    indptr: NDArray[np.int32]
+    """[3 n + 1]"""
+    slots: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def row(self, item_id: str) -> int:
+        """Return the row of an item, or -1."""
+        found = np.flatnonzero(self.items == np.uint64(hash_text(item_id) % 2**64))
+        return int(found[0]) if found.size else -1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        arrays = (self.items, self.positions, self.seen, self.new, self.indptr, self.slots)
+        return sum(each.nbytes for each in arrays)
+
+    def one(self, row: int) -> Vectors:
+        """Return one row alone, such as a clicked item that waits for its order."""
+        start, end = self.indptr[3 * row], self.indptr[3 * row + 3]
+        return Vectors(
+            self.at_ms, self.request, self.user, self.query,
+            self.items[row : row + 1].copy(), self.positions[row : row + 1].copy(),
+            self.seen[row : row + 1].copy(), self.new[row : row + 1].copy(),
+            self.indptr[3 * row : 3 * row + 4] - start, self.slots[start:end].copy(),
+        )  # fmt: skip
+
+    def state(self) -> tuple[Any, ...]:
+        """Return numbers and arrays; ``Vectors(*state)`` is the same again."""
+        return tuple(getattr(self, name) for name in self.__struct_fields__)
+
+
+class Featurizer:
+    """Turns slates into `Vectors`, and keeps the history they read.
+
+    `shown` reads the history and changes nothing that a prediction depends on; `clicked` and `closed` move it.
+
+    Parameters
+    ----------
+    config
+        What to look at.
+
+    Examples
+    --------
+    >>> featurizer = Featurizer(FeatureConfig(features=("item_id", "position")))
+    >>> slate = Slate(request_id="r", user_id="u", at_ms=1541548939000, items=[Item("a"), Item("b")])
+    >>> vectors = featurizer.shown(slate, [])
+    >>> len(vectors), vectors.indptr.tolist()
+    (2, [0, 1, 2, 3, 4, 5, 6])
+    """
+
+    def __init__(self, config: FeatureConfig | None = None) -> None:
+        self.config = config or FeatureConfig()
+        self.history = History(self.config.history_bits, self.config.history_half_life_ms)
+        self.ignored_fields = 0
+        """Names of context or item fields beyond what is kept."""
+        self._hashes = TextHashes()
+        self._names: list[str] = list(slots.FIXED)
+        self._known: list[str] = []  # the names of context and item fields in the order they came
+        self._context: dict[str, int] = {}
+        self._item: dict[str, int] = {}
+        self._rank: list[int] = []
+        self._texts: dict[str, tuple[list[int], list[int]]] = {}
+        self._compile()
+
+    def shown(self, slate: Slate, session: list[Act]) -> Vectors:
+        """Return what the model sees of a slate, given what the visitor did strictly before, oldest first."""
+        hashes, items = self._hashes, slate.items
+        n = len(items)
+        pairs: list[int] = []
+        number_keys: list[int] = []
+        numbers: list[float] = []
+        letters: list[int] = []
+        letter_ends: list[int] = []
+        needed = self._reads
+        query = slate.query.strip().lower()
+        if slate.surface:
+            pairs += (slots.SURFACE, hashes[slate.surface])
+        if query:
+            pairs += (slots.QUERY, hashes[query])
+            if self._reads_words:
+                found, triples = self._text(query, slots.QUERY_WORDS)
+                pairs += found
+                letters += triples
+        letter_ends.append(len(letters))
+        for name, value in slate.context.items():
+            field = self._context.get(name)
+            if field is None:
+                field = self._register(self._context, "context.", name)
+            if field >= 0:
+                self._put(-1, field, value, pairs, number_keys, numbers)
+        ends = [len(pairs)]
+        known = self._item
+        for row, item in enumerate(items):
+            for name, value in item.features.items():
+                field = known.get(name)
+                if field is None:
+                    field = self._register(known, "item.", name)
+                if field >= 0:
+                    if type(value) is str:
+                        pairs += (field, hashes[value])
+                    else:
+                        self._put(row, field, value, pairs, number_keys, numbers)
+            if self._reads_words and item.text:
+                found, triples = self._text(item.text, slots.TEXT_WORDS)
+                pairs += found
+                letters += triples
+            letter_ends.append(len(letters))
+            ends.append(len(pairs))
+        acts: list[int] = []
+        for act in session:
+            acts += (hashes[act.item_id], hashes[act.kind], act.at_ms)
+        ids = _longs([hashes[item.item_id] for item in items]).view(np.uint64)
+        positions = _longs([row if item.position is None else item.position for row, item in enumerate(items)])
+        user = hash_text(slate.user_id) % 2**64
+        asked = hashes[query] % 2**64
+        new = np.empty(n, np.bool_)
+        indptr = np.empty(3 * n + 1, np.int32)
+        history = self.history
+        filled = slots.fill(
+            n, slate.at_ms, np.uint64(user), np.uint64(asked), ids, positions, _longs(ends), _longs(pairs),
+            _longs(number_keys), np.frombuffer(array("d", numbers)), _longs(acts), _longs(letters), _longs(letter_ends),
+            self._terms, self._salts, self._kinds, needed, history.keys, history.times, history.counts,
+            history.clicked_ms, history.half_life_ms, new, indptr,
+        )  # fmt: skip
+        return Vectors(
+            slate.at_ms, hash_text(slate.request_id) % 2**64, user, asked, ids,
+            np.minimum(positions, 65_535).astype(np.uint16), np.array([item.seen for item in items]), new, indptr, filled,
+        )  # fmt: skip
+
+    def clicked(self, vectors: Vectors, row: int) -> None:
+        """Note a click on a row of a slate: how recent the last click is moves."""
+        self.history.clicked(
+            vectors.at_ms, np.uint64(vectors.user), np.uint64(vectors.query), vectors.items[row]
+        )
+
+    def closed(self, vectors: Vectors, labels: NDArray[np.uint8]) -> None:
+        """Count a slate whose labels [n] are known: clicks and impressions move together."""
+        self.history.closed(
+            vectors.at_ms, np.uint64(vectors.user), np.uint64(vectors.query), vectors.items, vectors.positions,
+            vectors.seen, labels,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything that later vectors depend on."""
+        return {"known": list(self._known), "ignored_fields": self.ignored_fields, "history": self.history.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, under the same config."""
+        self._names, self._known = list(slots.FIXED), []
+        self._context, self._item = {}, {}
+        self._compile()
+        for full in state["known"]:
+            prefix, _, name = full.partition(".")
+            self._register(self._context if prefix == "context" else self._item, prefix + ".", name)
+        self.ignored_fields = state["ignored_fields"]
+        self.history.restore(state["history"])
+
+    def _put(
+        self, row: int, field: int, value: Value, pairs: list[int], number_keys: list[int], numbers: list[float]
+    ) -> None:
+        if isinstance(value, str):
+            pairs += (field, self._hashes[value])
+        elif isinstance(value, bool):
+            pairs += (field, self._hashes["true" if value else "false"])
+        elif isinstance(value, (int, float)):
+            number_keys += (row, field, self._rank[field] if row >= 0 else -1)
+            numbers.append(value)
+        elif isinstance(value, list):
+            for each in value[: slots.MAX_VALUES]:
+                pairs += (field, self._hashes[each])
+
+    def _text(self, text: str, field: int) -> tuple[list[int], list[int]]:
+        """Return the words of a text as pairs, and the sorted hashes of its letter triples; remembered."""
+        known = self._texts.get(text)
+        if known is None or (known[0] and known[0][0] != field):
+            if len(self._texts) >= _MAX_CACHED_TEXTS:
+                self._texts.clear()
+            found = words(text, _MAX_WORDS)
+            pairs = [number for word in found for number in (field, self._hashes[word])]
+            triples = {f" {word} "[i : i + 3] for word in found for i in range(len(word))} if self._reads_letters else ()
+            known = self._texts[text] = pairs, sorted(self._hashes[triple] for triple in triples)
+        return known
+
+    def _register(self, fields: dict[str, int], prefix: str, name: str) -> int:
+        full = prefix + name
+        wanted = any(_matches(field, full) or _matches(field, full + ".rank") for field in self._declared)
+        if len(fields) >= slots.MAX_FIELDS:
+            self.ignored_fields += wanted
+            return -1
+        self._known.append(full)
+        if not wanted or len(self._names) + 2 > slots.MAX_FIELDS:
+            self.ignored_fields += wanted
+            fields[name] = -1
+            return -1
+        field = fields[name] = len(self._names)
+        self._names.append(full)
+        if prefix == "item.":
+            self._names.append(full + ".rank")
+        self._compile()
+        return field
+
+    def _compile(self) -> None:
+        """Expand the wildcards over the names known by now."""
+        names = self._names
+        index = {name: field for field, name in enumerate(names)}
+        expanded: set[tuple[str, ...]] = set()
+        for feature in self.config.features:
+            choices = [[name for name in names if _matches(field, name)] for field in feature.split(" * ")]
+            expanded |= {tuple(sorted(each)) for each in product(*choices) if len(set(each)) == len(each)}
+        features = sorted(expanded)
+        self._declared = {field for feature in self.config.features for field in feature.split(" * ")}
+        self._terms = np.full((len(features), 3), -1, np.int64)
+        self._kinds = np.empty(len(features), np.int64)
+        for row, feature in enumerate(features):
+            self._terms[row, : len(feature)] = [index[name] for name in feature]
+            self._kinds[row] = (
+                slots.OF_POSITION if _OF_POSITION.intersection(feature)
+                else slots.OF_ROW if any(name in _ROW_FIELDS or name.startswith("item.") for name in feature)
+                else slots.OF_SLATE
+            )  # fmt: skip
+        self._salts = _longs([hash_text(" * ".join(feature)) for feature in features]).view(np.uint64)
+        self._rank = [index.get(name + ".rank", -1) for name in names]
+        self._reads = np.zeros(slots.MAX_FIELDS, np.bool_)
+        self._reads[self._terms[self._terms >= 0]] = True
+        self._reads_letters = bool(self._reads[slots.MATCH_LETTERS])
+        self._reads_words = bool(self._reads[[slots.QUERY_WORDS, slots.TEXT_WORDS, slots.MATCH]].any()) or self._reads_letters
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern in ("context.*", "item.*"):
+        return name.startswith(pattern[:-1]) and not name.endswith(".rank")
+    if pattern == "item.*.rank":
+        return name.startswith("item.") and name.endswith(".rank")
+    return pattern == name
+
+
+def _longs(values: list[int]) -> NDArray[np.int64]:
+    return np.frombuffer(array("q", values), np.int64)

@@ -1,0 +1,77 @@
+"""The one hash: text to 64 bits, and 64 bits to 64 bits, the same on every machine and in every release.
+
+Everything learned hangs on these numbers, so they never change; a test pins known values. Text is hashed in Python, once
+for each distinct string; whatever is combined from hashes is combined by `mix` in compiled code.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+
+import numpy as np
+from numba import njit
+
+_MAX_CACHED = 1 << 18
+_WORD = re.compile(r"\w+")
+
+# The finaliser of MurmurHash3 (A. Appleby), and the golden ratio that spreads small numbers before it.
+_M1 = np.uint64(0xFF51AFD7ED558CCD)
+_M2 = np.uint64(0xC4CEB9FE1A85EC53)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_33 = np.uint64(33)
+_11 = np.uint64(11)
+_53 = 2.0**-53
+
+
+def hash_text(text: str) -> int:
+    """Hash text to a signed 64-bit integer (BLAKE2b of its UTF-8 bytes, eight bytes, little-endian).
+
+    Examples
+    --------
+    >>> hash_text("red shoes")
+    -6028982350642308374
+    """
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+
+
+def words(text: str, most: int) -> list[str]:
+    """Return the first ``most`` distinct words of a text, in lower case.
+
+    Examples
+    --------
+    >>> words("Red shoe, RED lace", 8)
+    ['red', 'shoe', 'lace']
+    """
+    return list(dict.fromkeys(_WORD.findall(text.lower())))[:most]
+
+
+class TextHashes(dict[str, int]):
+    """`hash_text`, remembered: ``hashes[text]`` hashes once for each distinct string.
+
+    Bounded: when full it starts anew, which costs time and changes nothing.
+    """
+
+    def __missing__(self, text: str) -> int:
+        if len(self) >= _MAX_CACHED:
+            self.clear()
+        value = self[text] = hash_text(text)
+        return value
+
+
+@njit(cache=True, inline="always")
+def mix(a: np.uint64, b: np.uint64) -> np.uint64:
+    """Combine two 64-bit hashes; order matters."""
+    x = (a ^ (b * _GOLDEN)) + _GOLDEN
+    x ^= x >> _33
+    x *= _M1
+    x ^= x >> _33
+    x *= _M2
+    x ^= x >> _33
+    return x
+
+
+@njit(cache=True, inline="always")
+def unit(x: np.uint64) -> float:
+    """Map a hash to [0, 1)."""
+    return np.float64(x >> _11) * _53

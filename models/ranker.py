@@ -1,0 +1,267 @@
+"""The bank of online models: K policies over the same features, updated in one pass.
+
+Two kinds of weight come in apart and never mix. A *policy* weight says "this sample counts h times" and is applied in
+sub-steps; a *structural* weight keeps an expectation unbiased and multiplies the gradient. Neither is changed here.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import msgspec
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from models import ftrl
+from models.features import Vectors
+from models.hashing import mix, unit
+
+
+class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One policy's model: a name and its hyper-parameters.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
+    """
+
+    name: str
+    alpha: float = 0.05
+    """Learning rate, above 0."""
+    beta: float = 1.0
+    """Damps the first steps of a slot, at least 0."""
+    l1: float = 0.0
+    """Slots whose |z| stays below this weigh nothing."""
+    l2: float = 0.0
+    keep: float = 1.0
+    """Share of the negatives that is learned, in (0, 1]; a training offset of log(1 / keep) makes up for the rest."""
+    half_life: float | None = None
+    """Updates of a slot after which its accumulator counts half, so that an old model still follows; none: never."""
+
+    def __post_init__(self) -> None:
+        for name, fine, wanted in (
+            ("alpha", 0 < self.alpha < float("inf"), "above 0"),
+            ("beta", 0 <= self.beta < float("inf"), "at least 0"),
+            ("l1", 0 <= self.l1 < float("inf"), "at least 0"),
+            ("l2", 0 <= self.l2 < float("inf"), "at least 0"),
+            ("keep", 0 < self.keep <= 1, "above 0, at most 1"),
+            ("half_life", self.half_life is None or self.half_life > 0, "above 0"),
+        ):
+            if not fine:
+                msg = f"ranker: arm {self.name!r} has {name} = {getattr(self, name)}; expected {wanted}"
+                raise ValueError(msg)
+
+
+DEFAULT_ARMS = (
+    Arm("uniform", alpha=0.05),
+    Arm("slower", alpha=0.025),
+    Arm("faster", alpha=0.1),
+    Arm("fastest", alpha=0.2),
+    Arm("thinned", alpha=0.05, keep=0.25),
+    Arm("fading", alpha=0.05, half_life=100_000),
+)
+CONVERSION_ARMS = (
+    Arm("uniform", alpha=0.05),
+    Arm("slower", alpha=0.025),
+    Arm("faster", alpha=0.1),
+)
+
+
+class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes and policies of the two heads.
+
+    Raises
+    ------
+    ValueError
+        If the first policy of a head is not ``uniform``, or a name comes twice.
+    """
+
+    bits: int = 20
+    """The click head has 2^bits slots of 16 bytes a policy."""
+    conversion_bits: int = 18
+    seed: int = 1
+    """Which negatives a thinned policy learns."""
+    arms: tuple[Arm, ...] = DEFAULT_ARMS
+    conversion_arms: tuple[Arm, ...] = CONVERSION_ARMS
+
+    def __post_init__(self) -> None:
+        for arms in (self.arms, self.conversion_arms):
+            names = [arm.name for arm in arms]
+            if not names or names[0] != "uniform":
+                msg = f"ranker: the first arm is {names[0] if names else 'missing'!r}; expected 'uniform'"
+                raise ValueError(msg)
+            if len(set(names)) < len(names):
+                msg = f"ranker: every arm needs a name of its own, got {', '.join(names)}"
+                raise ValueError(msg)
+        for name in ("bits", "conversion_bits"):
+            if not 4 <= getattr(self, name) <= 28:
+                msg = f"ranker: {name} is {getattr(self, name)}; expected 4 to 28"
+                raise ValueError(msg)
+
+
+class Bank:
+    """FTRL-Proximal models of K policies in one table of 2^bits hashed slots and a bias.
+
+    Parameters
+    ----------
+    arms
+        The policies, in the order of every [n, K] array.
+    bits
+        2^bits slots, 4 to 28.
+    seed
+        Which negatives a thinned policy learns.
+
+    Examples
+    --------
+    >>> from models.features import FeatureConfig, Featurizer
+    >>> from models.sample import Item, Slate
+    >>> slate = Slate(request_id="r", user_id="u", at_ms=1541548939000, items=[Item("a"), Item("b")])
+    >>> vectors = Featurizer(FeatureConfig(features=("item_id",))).shown(slate, [])
+    >>> bank = Bank([Arm("uniform", alpha=0.5)], bits=10)
+    >>> bank.learn(vectors, np.array([1, 0], np.uint8))
+    >>> q, rank = bank.predict(vectors)
+    >>> bool(q[0, 0] > 0 > q[1, 0])
+    True
+    """
+
+    def __init__(self, arms: tuple[Arm, ...] | list[Arm], bits: int, seed: int = 1) -> None:
+        self.arms = tuple(arms)
+        self.bits = bits
+        self._seed = np.uint64(seed)
+        self._shift = np.uint32(32 - bits)
+        self._table = np.zeros(((1 << bits) + 1, 2, len(arms)))
+        self._touched = np.zeros((1 << bits) + 1, np.bool_)
+        self._numbers = np.array(
+            [
+                [1.0 / arm.alpha for arm in arms],
+                [arm.beta for arm in arms],
+                [arm.l1 for arm in arms],
+                [arm.l2 for arm in arms],
+                [1.0 if arm.half_life is None else 0.5 ** (1.0 / arm.half_life) for arm in arms],
+                [0.0 for _ in arms],
+            ]
+        )
+        self._keep = np.array([arm.keep for arm in arms])
+        self._offset = np.array([log(1.0 / arm.keep) for arm in arms])
+        self._thins = bool((self._keep < 1.0).any())
+
+    @property
+    def touched(self) -> int:
+        """How many slots have been learned, the bias included."""
+        return int(np.count_nonzero(self._touched))
+
+    def predict(self, vectors: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing."""
+        q = np.empty((len(vectors), len(self.arms)))
+        rank = np.empty_like(q)
+        ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._table, self._numbers, q, rank)
+        return q, rank
+
+    def thin(self, vectors: Vectors, labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return which rows each policy learns [n, K], and its training offsets [n, K].
+
+        A negative is kept with probability ``keep``, decided by (seed, request, item) alone. With the offset
+        log(1 / keep) added in training, the logit without it is that of all samples (He et al. 2014, section 6.3,
+        turned round). Items never seen are active for none.
+        """
+        shape = (len(vectors), len(self.arms))
+        offsets = np.empty(shape)
+        offsets[:] = self._offset
+        active = np.empty(shape, np.bool_)
+        active[:] = vectors.seen[:, None]
+        if self._thins:
+            _thin(self._seed, np.uint64(vectors.request), vectors.items, labels, self._keep, active)
+        return active, offsets
+
+    def learn(
+        self,
+        vectors: Vectors,
+        labels: NDArray[np.uint8],
+        policy_weights: NDArray[np.float64] | None = None,
+        structural_weights: NDArray[np.float64] | None = None,
+        offsets: NDArray[np.float64] | None = None,
+        active: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Learn a slate, row by row, each policy from its own prediction at that moment.
+
+        Parameters
+        ----------
+        vectors
+            The slate as it was shown.
+        labels
+            0 or 1 [n].
+        policy_weights
+            How often each sample counts, 0 to 1,000 [n, K]; default 1. Weight k is k repeats bit for bit, 0 is none.
+        structural_weights
+            Factors on the gradient, at least 0 and finite [n, K]; default 1.
+        offsets
+            Added to the logit in training only [n, K]; default those of `thin`.
+        active
+            Whether a policy learns a row [n, K]; default that of `thin`.
+
+        Raises
+        ------
+        ValueError
+            If a weight is NaN, negative, infinite, or a policy weight above 1,000; nothing is learned then.
+        """
+        if offsets is None or active is None:
+            thinned, shifted = self.thin(vectors, labels)
+            active = thinned if active is None else active
+            offsets = shifted if offsets is None else offsets
+        ones = np.ones(active.shape) if policy_weights is None or structural_weights is None else active
+        policy = ones if policy_weights is None else policy_weights
+        structural = ones if structural_weights is None else structural_weights
+        refused = ftrl.learn(
+            vectors.indptr, vectors.slots, self._shift, self._table, self._numbers, self._touched,
+            labels, policy, structural, offsets, active,
+        )  # fmt: skip
+        if refused >= 0:
+            row, k = divmod(refused, len(self.arms))
+            msg = (
+                f"weights of row {row}, policy {self.arms[k].name!r}: policy {policy[row, k]}, structural "
+                f"{structural[row, k]}; expected 0 to {ftrl.MAX_STEPS} and a finite number from 0; clip them before"
+            )
+            raise ValueError(msg)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything learned: the touched slots and their z and n [touched, 2, K]."""
+        places = np.flatnonzero(self._touched)
+        return {"places": places.astype(np.uint32), "table": self._table[places]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned, under the same arms and bits.
+
+        Raises
+        ------
+        ValueError
+            If the state is of another number of policies or slots.
+        """
+        places, table = state["places"], state["table"]
+        if table.shape[1:] != (2, len(self.arms)) or (places.size and int(places[-1]) != 1 << self.bits):
+            msg = f"expected a state of {len(self.arms)} policies and 2^{self.bits} slots, got {table.shape[2]} policies"
+            raise ValueError(msg)
+        self._touched.fill(False)
+        self._table.fill(0.0)
+        self._touched[places] = True
+        self._table[places] = table
+
+
+@njit(cache=True)
+def _thin(
+    seed: np.uint64,
+    request: np.uint64,
+    items: NDArray[np.uint64],
+    labels: NDArray[np.uint8],
+    keep: NDArray[np.float64],
+    active: NDArray[np.bool_],
+) -> None:
+    stream = mix(seed, request)
+    for row in range(items.size):
+        if labels[row] == 0:
+            drawn = unit(mix(stream, items[row]))
+            for k in range(keep.size):
+                if drawn >= keep[k]:
+                    active[row, k] = False
