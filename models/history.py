@@ -110,7 +110,7 @@ def _close(
         position_ms[0] = at_ms
     zero = np.uint64(0)
     for row in range(items.size):
-        if not seen[row]:
+        if not (seen[row] or labels[row]):
             continue
         place_of = min(int(positions[row]), POSITIONS - 1)
         shown, clicked = by_position[place_of, 1], by_position[place_of, 0]
@@ -131,7 +131,7 @@ def _close(
             counts[relation, place, SHOWS] += 1.0
             counts[relation, place, EXPECTED] += expected
     for row in range(items.size):
-        if seen[row]:
+        if seen[row] or labels[row]:
             place_of = min(int(positions[row]), POSITIONS - 1)
             by_position[place_of, 0] += float(labels[row])
             by_position[place_of, 1] += 1.0
@@ -224,7 +224,8 @@ class History:
         seen: NDArray[np.bool_],
         labels: NDArray[np.uint8],
     ) -> None:
-        """Count a slate whose labels are known, clicks and impressions together; items not seen are left out."""
+        """Count a slate whose labels are known, clicks and impressions together. Items that were
+        not on screen are left out; a click proves that its item was."""
         _close(
             at_ms, user, query, items, positions, seen, labels, self.keys, self.times, self.counts, self.clicked_ms,
             self.by_position, self.position_ms, self._evicted, self.half_life_ms,

@@ -55,7 +55,7 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(msg)
 
 
-DEFAULT_ARMS = (
+CLICK_ARMS = (
     Arm("uniform", alpha=0.05),
     Arm("slower", alpha=0.025),
     Arm("faster", alpha=0.1),
@@ -79,16 +79,16 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         If the first policy of a head is not ``uniform``, or a name comes twice.
     """
 
-    bits: int = 20
+    click_bits: int = 20
     """The click head has 2^bits slots of 16 bytes a policy."""
     conversion_bits: int = 18
     seed: int = 1
     """Which negatives a thinned policy learns."""
-    arms: tuple[Arm, ...] = DEFAULT_ARMS
+    click_arms: tuple[Arm, ...] = CLICK_ARMS
     conversion_arms: tuple[Arm, ...] = CONVERSION_ARMS
 
     def __post_init__(self) -> None:
-        for arms in (self.arms, self.conversion_arms):
+        for arms in (self.click_arms, self.conversion_arms):
             names = [arm.name for arm in arms]
             if not names or names[0] != "uniform":
                 msg = f"ranker: the first arm is {names[0] if names else 'missing'!r}; expected 'uniform'"
@@ -96,7 +96,7 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if len(set(names)) < len(names):
                 msg = f"ranker: every arm needs a name of its own, got {', '.join(names)}"
                 raise ValueError(msg)
-        for name in ("bits", "conversion_bits"):
+        for name in ("click_bits", "conversion_bits"):
             if not 4 <= getattr(self, name) <= 28:
                 msg = f"ranker: {name} is {getattr(self, name)}; expected 4 to 28"
                 raise ValueError(msg)
@@ -165,13 +165,13 @@ class Bank:
 
         A negative is kept with probability ``keep``, decided by (seed, request, item) alone. With the offset
         log(1 / keep) added in training, the logit without it is that of all samples (He et al. 2014, section 6.3,
-        turned round). Items never seen are active for none.
+        turned round). Items never on screen are active for none; a click proves that its item was.
         """
         shape = (len(vectors), len(self.arms))
         offsets = np.empty(shape)
         offsets[:] = self._offset
         active = np.empty(shape, np.bool_)
-        active[:] = vectors.seen[:, None]
+        active[:] = (vectors.seen | (labels == 1))[:, None]
         if self._thins:
             _thin(self._seed, np.uint64(vectors.request), vectors.items, labels, self._keep, active)
         return active, offsets
@@ -241,7 +241,9 @@ class Bank:
         """
         places, table = state["places"], state["table"]
         if table.shape[1:] != (2, len(self.arms)) or (places.size and int(places[-1]) != 1 << self.bits):
-            msg = f"expected a state of {len(self.arms)} policies and 2^{self.bits} slots, got {table.shape[2]} policies"
+            msg = (
+                f"expected a state of {len(self.arms)} policies and 2^{self.bits} slots, got {table.shape[2]} policies"
+            )
             raise ValueError(msg)
         self._touched.fill(False)
         self._table.fill(0.0)
