@@ -1,0 +1,88 @@
+"""The calibration layer: two numbers a policy, learned from the raw logit as shown, always unweighted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+
+class Platt:
+    """Online Platt scaling, p = 1 / (1 + exp(-(a q + b))), for K policies, starting at identity.
+
+    Each update is one Newton step on the new samples with the information of all earlier ones as its prior (the
+    extended Kalman filter of logistic regression); information fades, so the layer follows drift.
+
+    Parameters
+    ----------
+    policies
+        K, how many.
+    half_life
+        Samples after which information counts half.
+    prior
+        Information with which a = 1 and b = 0 are believed at the start, and never less; one sample at probability p
+        and logit q brings p (1 - p) q^2 and p (1 - p).
+
+    References
+    ----------
+    Platt 1999, Probabilistic outputs for support vector machines, eq. 4.
+    """
+
+    def __init__(self, policies: int, half_life: float = 300_000.0, prior: tuple[float, float] = (100.0, 10.0)) -> None:
+        self.a = np.ones(policies)
+        self.b = np.zeros(policies)
+        self._prior = np.diag(prior)
+        self._information = np.repeat(self._prior[None], policies, axis=0)
+        self._fade = 0.5 ** (1.0 / half_life)
+
+    def probability(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return calibrated probabilities of raw logits [n, K]."""
+        return np.asarray(1.0 / (1.0 + np.exp(-(q * self.a + self.b))))
+
+    def learn(self, q: NDArray[np.float32], labels: NDArray[np.uint8], learned: NDArray[np.bool_]) -> None:
+        """Learn from the logits [n, K] as shown and the labels [n] of the rows that are ``learned`` [n]."""
+        _learn(q, labels, learned, self.a, self.b, self._information, self._prior, self._fade)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of what was learned."""
+        return {"a": self.a.copy(), "b": self.b.copy(), "information": self._information.copy()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.a, self.b, self._information = state["a"], state["b"], state["information"]
+
+
+@njit(cache=True)
+def _learn(
+    q: NDArray[Any], labels: NDArray[Any], learned: NDArray[Any],
+    a: NDArray[Any], b: NDArray[Any], information: NDArray[Any], prior: NDArray[Any], fade: float,
+) -> None:  # fmt: skip
+    n, policies = q.shape
+    rows = 0
+    for row in range(n):
+        rows += learned[row]
+    if rows == 0:
+        return
+    kept = fade**rows
+    for k in range(policies):
+        ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0
+        for row in range(n):
+            if learned[row]:
+                x = float(q[row, k])
+                p = 1.0 / (1.0 + np.exp(-(a[k] * x + b[k])))
+                ga += (p - labels[row]) * x
+                gb += p - labels[row]
+                v = p * (1.0 - p)
+                haa += v * x * x
+                hab += v * x
+                hbb += v
+        i = information[k]
+        i[0, 0] = prior[0, 0] + (i[0, 0] - prior[0, 0]) * kept + haa
+        i[0, 1] = i[0, 1] * kept + hab
+        i[1, 0] = i[0, 1]
+        i[1, 1] = prior[1, 1] + (i[1, 1] - prior[1, 1]) * kept + hbb
+        determinant = i[0, 0] * i[1, 1] - i[0, 1] * i[1, 0]
+        a[k] -= (i[1, 1] * ga - i[0, 1] * gb) / determinant
+        b[k] -= (i[0, 0] * gb - i[0, 1] * ga) / determinant

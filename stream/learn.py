@@ -1,0 +1,301 @@
+"""The last stage: the ordered log of one shard becomes a model, and what is known about how good it is.
+
+A slate is predicted when it is shown and kept, features and predictions frozen, until its labels act. Labels act
+``serve_delay_ms`` after they are due, by the learner's clock: the largest due time read. So every prediction is one
+that a ranker fed by this learner's snapshots could have served, live and in replay alike.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from models.evaluate import Cohorts
+from models.features import FeatureConfig, Featurizer, Vectors
+from models.hashing import hash_text
+from models.head import Head, Prediction
+from models.ranker import RankerConfig
+from models.sample import Clicked, Closed, Key, Matured, Record, Shown
+from stream import snapshot
+
+_ABSTAIN_BELOW_ORDERS = 100
+
+
+class LearnConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When labels act, and how much is kept."""
+
+    serve_delay_ms: int = 70_000
+    """How long after its due time a label acts: lateness plus the interval of snapshots."""
+    max_skew_ms: int = 60_000
+    """A slate further behind the newest of its shard is learned and not measured."""
+    max_open_slates: int = 400_000
+    max_clicked_items: int = 1_000_000
+
+
+class LearnerConfig(msgspec.Struct, frozen=True):
+    """All that determines what a learner makes of a log."""
+
+    learn: LearnConfig = LearnConfig()
+    features: FeatureConfig = FeatureConfig()
+    ranker: RankerConfig = RankerConfig()
+
+    @property
+    def lineage(self) -> str:
+        """A digest of this configuration: learners of different lineage share no snapshots."""
+        return snapshot.digest(msgspec.to_builtins(self))[:12]
+
+
+class _Slate(msgspec.Struct, frozen=True, eq=False):
+    """A slate as it was shown; never changed."""
+
+    serial: int
+    request_id: str
+    surface: str
+    measured: bool
+    vectors: Vectors
+    click: Prediction
+    order: Prediction
+
+
+class _Click(msgspec.Struct, frozen=True, eq=False):
+    """A clicked item that waits for its order: its row of the slate, as it was shown."""
+
+    surface: str
+    measured: bool
+    vectors: Vectors
+    order: Prediction
+
+
+class Learner:
+    """The learner of one shard.
+
+    Call `apply` with each record that `read_scored` yields. ``counts`` tells what was dropped or not measured;
+    ``samples`` how many were learned.
+    """
+
+    def __init__(self, config: LearnerConfig | None = None) -> None:
+        self.config = config or LearnerConfig()
+        self.clock_ms = 0
+        self.samples = 0
+        self.counts: Counter[str] = Counter()
+        self.featurizer = Featurizer(self.config.features)
+        ranker = self.config.ranker
+        self.click = Head(ranker.click_arms, ranker.click_bits, ranker.seed)
+        self.order = Head(ranker.conversion_arms, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS)
+        self.cohorts = Cohorts()
+        self._serial = 0
+        self._open: OrderedDict[str, _Slate] = OrderedDict()
+        self._clicked_rows: dict[str, list[int]] = {}
+        self._clicks: OrderedDict[tuple[str, int], _Click] = OrderedDict()
+        self._waiting: list[tuple[Key, int, Record]] = []  # labels that are due and do not act yet
+        self._segments: OrderedDict[str, list[_Slate]] = OrderedDict()
+        self._fresh: list[_Slate] = []  # shown since the last snapshot
+
+    def apply(self, source: int, record: Record) -> None:
+        """Take the next record of a source partition."""
+        if record.due_ms > self.clock_ms:
+            self.clock_ms = record.due_ms
+            self._act(record.due_ms - self.config.learn.serve_delay_ms)
+        if type(record) is Shown:
+            self._show(record)
+        elif type(record) is Clicked or type(record) is Closed or type(record) is Matured:
+            heapq.heappush(self._waiting, (record.key, source, record))
+
+    def flush(self) -> None:
+        """End of a log: let the labels that still wait act, so that a report covers all that closed."""
+        self._act(self.clock_ms)
+
+    def _act(self, until_ms: int) -> None:
+        waiting = self._waiting
+        while waiting and waiting[0][0][0] <= until_ms:
+            record = heapq.heappop(waiting)[2]
+            match record:
+                case Clicked():
+                    self._click(record)
+                case Closed():
+                    self._close(record)
+                case Matured():
+                    self._mature(record)
+
+    def _show(self, record: Shown) -> None:
+        slate = record.slate
+        if slate.request_id in self._open:
+            self.counts["repeated_requests"] += 1
+            return
+        vectors = self.featurizer.shown(slate, record.session)
+        measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
+        shown = _Slate(
+            self._serial,
+            slate.request_id,
+            slate.surface,
+            measured,
+            vectors,
+            self.click.predict(vectors),
+            self.order.predict(vectors),
+        )
+        self._serial += 1
+        self._open[slate.request_id] = shown
+        self._fresh.append(shown)
+        if not measured:
+            self.counts["shown_out_of_order"] += 1
+        if len(self._open) > self.config.learn.max_open_slates:
+            request, _ = self._open.popitem(last=False)
+            self._clicked_rows.pop(request, None)
+            self.counts["dropped_slates"] += 1
+
+    def _click(self, record: Clicked) -> None:
+        slate = self._open.get(record.request_id)
+        row = -1 if slate is None else slate.vectors.row(record.item_id)
+        if slate is None or row < 0:
+            self.counts["clicks_without_slate"] += 1
+            return
+        self._clicked_rows.setdefault(record.request_id, []).append(row)
+        self.featurizer.clicked(slate.vectors, row)
+
+    def _close(self, record: Closed) -> None:
+        slate = self._open.pop(record.request_id, None)
+        if slate is None:
+            self.counts["closed_without_slate"] += 1
+            return
+        rows = self._clicked_rows.pop(record.request_id, [])
+        vectors = slate.vectors
+        labels = np.zeros(len(vectors), np.uint8)
+        labels[rows] = 1
+        seen = vectors.seen
+        self.samples += int(seen.sum())
+        self.counts["unseen"] += len(vectors) - int(seen.sum())
+        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured)
+        self.featurizer.closed(vectors, labels)
+        expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
+        counted = slate.measured and not np.isnan(expected)
+        if counted:
+            self.cohorts.shown(vectors.at_ms, float(expected), len(rows))
+        for row in rows:
+            self._clicks[record.request_id, int(vectors.items[row])] = _Click(
+                slate.surface, counted, vectors.one(row), slate.order.one(row)
+            )
+        while len(self._clicks) > self.config.learn.max_clicked_items:
+            self._clicks.popitem(last=False)
+            self.counts["dropped_clicks"] += 1
+
+    def _mature(self, record: Matured) -> None:
+        click = self._clicks.pop((record.request_id, hash_text(record.item_id) % 2**64), None)
+        if click is None:
+            self.counts["matured_without_click"] += 1
+            return
+        labels = np.array([record.converted], np.uint8)
+        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured)
+        if click.measured:
+            self.cohorts.matured(click.vectors.at_ms, record.converted)
+
+    # ---------------------------------------------------------------- what is known
+
+    @property
+    def open_slates(self) -> int:
+        """Slates whose labels have not acted."""
+        return len(self._open)
+
+    @property
+    def open_clicks(self) -> int:
+        """Clicked items whose conversion window has not ended."""
+        return len(self._clicks)
+
+    def report(self) -> dict[str, Any]:
+        """Return both heads' metrics, and p(click) p(order) against orders over matured impressions."""
+        return {
+            "click": self.click.metrics.report(),
+            "conversion": self.order.metrics.report() | {"product": self.cohorts.report()},
+        }
+
+    def digest(self) -> str:
+        """Return what identifies all that determines future predictions and reports."""
+        state = self._core() | {"slates": [_plain(slate) for slate in self._open.values()]}
+        return snapshot.digest(state)
+
+    def state(self) -> tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]:
+        """Return the state and the segments it needs, for `SnapshotStore.save`.
+
+        The arrays of the state are copies; segments hold what never changes and may be encoded later.
+        """
+        if self._fresh:
+            first, last = self._fresh[0].serial, self._fresh[-1].serial
+            self._segments[f"{self.config.lineage}-{first:012d}-{last:012d}"] = self._fresh
+            self._fresh = []
+        for name, slates in list(self._segments.items()):
+            if not any(slate.request_id in self._open for slate in slates):
+                del self._segments[name]
+        segments: list[tuple[str, Callable[[], snapshot.State]]] = [
+            (name, partial(_plain_all, slates)) for name, slates in self._segments.items()
+        ]
+        return self._core(), segments
+
+    def _core(self) -> dict[str, Any]:
+        return {
+            "clock_ms": self.clock_ms,
+            "samples": self.samples,
+            "counts": {kind: n for kind, n in sorted(self.counts.items()) if n},
+            "features": self.featurizer.state(),
+            "click": self.click.state(),
+            "order": self.order.state(),
+            "cohorts": self.cohorts.state(),
+            "serial": self._serial,
+            "open": list(self._open),
+            "clicked_rows": sorted(self._clicked_rows.items()),
+            "clicks": [
+                (key, each.surface, each.measured, each.vectors.state(), each.order.state())
+                for key, each in self._clicks.items()
+            ],
+            "waiting": [(source, msgspec.msgpack.encode(record)) for _, source, record in sorted(self._waiting)],
+        }
+
+    @classmethod
+    def restore(cls, config: LearnerConfig, state: snapshot.State, segments: dict[str, snapshot.State]) -> Learner:
+        """Return a learner that goes on where `state` was taken."""
+        learner = cls(config)
+        learner.clock_ms = state["clock_ms"]
+        learner.samples = state["samples"]
+        learner.counts = Counter(state["counts"])
+        learner.featurizer.restore(state["features"])
+        learner.click.restore(state["click"])
+        learner.order.restore(state["order"])
+        learner.cohorts.restore(state["cohorts"])
+        learner._serial = state["serial"]
+        for name, slates in segments.items():
+            learner._segments[name] = [_slate(plain) for plain in slates]
+        shown = {slate.request_id: slate for slates in learner._segments.values() for slate in slates}
+        learner._open = OrderedDict((request, shown[request]) for request in state["open"])
+        learner._clicked_rows = dict(state["clicked_rows"])
+        for key, surface, measured, vectors, order in state["clicks"]:
+            learner._clicks[tuple(key)] = _Click(surface, measured, Vectors(*vectors), Prediction(*order))
+        record_type = msgspec.msgpack.Decoder(Record)
+        for source, raw in state["waiting"]:
+            record = record_type.decode(raw)
+            learner._waiting.append((record.key, source, record))  # sorted, so a heap
+        return learner
+
+
+def _plain(slate: _Slate) -> tuple[Any, ...]:
+    return (
+        slate.serial,
+        slate.request_id,
+        slate.surface,
+        slate.measured,
+        slate.vectors.state(),
+        slate.click.state(),
+        slate.order.state(),
+    )
+
+
+def _plain_all(slates: list[_Slate]) -> list[tuple[Any, ...]]:
+    return [_plain(slate) for slate in slates]
+
+
+def _slate(plain: list[Any]) -> _Slate:
+    serial, request, surface, measured, vectors, click, order = plain
+    return _Slate(serial, request, surface, measured, Vectors(*vectors), Prediction(*click), Prediction(*order))

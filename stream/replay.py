@@ -1,0 +1,153 @@
+"""The same stages over a log, at full speed, in one process: a backtest is the live path without Kafka.
+
+Each log is a source partition of its own, as each partition of the topics is live. Several are read side by side: the
+one whose frontier is furthest behind is read next, so the learner sees them nearly in order of event time.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from stream.config import Config
+from stream.join import Joiner
+from stream.learn import Learner
+from stream.log import read_lines
+from stream.score import Scorer
+
+_CHUNK = 256  # lines read from one log before the next is considered
+
+Progress = Callable[[int], None]
+"""Told the number of lines read since the last call."""
+
+
+class Replay:
+    """Joiners, scorers and learners without Kafka between them.
+
+    Parameters
+    ----------
+    config
+        The same configuration as that of live workers.
+    sources
+        How many source partitions there are.
+    inputs
+        Names of the inputs of each partition: one for a log, the topics for a replay from topics.
+    """
+
+    def __init__(self, config: Config, sources: int = 1, inputs: Sequence[str] = ("log",)) -> None:
+        self.config = config
+        decode = config.decoder()
+        self.joiners = [Joiner(config.join, inputs, decode) for _ in range(sources)]
+        self._scorers = [Scorer() for _ in range(sources)]
+        self.learners = [Learner(config.learner) for _ in range(max(1, len(config.join.shards)))]
+        self.events: Counter[str] = Counter()
+
+    def push(self, source: int, input: int, offset: int, raw: bytes) -> None:
+        """Take one record of one input of one source partition."""
+        self.joiners[source].push(input, offset, raw)
+
+    def flow(self, source: int) -> None:
+        """Let everything that is due pass through the stages."""
+        self._learn(source, self.joiners[source].drain())
+
+    def finish(self) -> None:
+        """End all logs; slates whose window has not ended stay open."""
+        for source, joiner in enumerate(self.joiners):
+            self._learn(source, joiner.finish())
+        for learner in self.learners:
+            learner.flush()
+
+    def _learn(self, source: int, records: list[Any]) -> None:
+        score, learners = self._scorers[source].score, self.learners
+        for shard, record in records:
+            learners[shard].apply(source, score(record))
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        """Return what `report.json` holds; see README for the meaning of each number."""
+        fates: Counter[str] = Counter()
+        events: Counter[str] = Counter()
+        for joiner in self.joiners:
+            for kind, by_fate in joiner.fates.items():
+                fates.update(by_fate)
+                events[kind] += sum(by_fate.values())
+            fates["pending"] += joiner.pending
+        samples = sum(learner.samples for learner in self.learners)
+        heads = [learner.report() for learner in self.learners]
+        report = {
+            "events": {kind: n for kind, n in events.items() if n},
+            "fates": {fate: n for fate, n in fates.items() if n},
+            "dropped": dict(sum((joiner.dropped for joiner in self.joiners), Counter[str]())),
+            "samples": samples,
+            "seconds": seconds,
+            "samples_per_second": samples / seconds if seconds else math.nan,
+            "digest": "".join(learner.digest() for learner in self.learners),
+            "config": self.config.plain(),
+            "heads": heads[0],
+        }
+        if len(heads) > 1:
+            report["shards"] = dict(zip(self.config.join.shards, heads, strict=True))
+        return report
+
+
+def replay_logs(paths: Sequence[Path], config: Config, progress: Progress | None = None) -> tuple[Replay, float]:
+    """Run logs through all stages; return the stages at the end and the seconds it took.
+
+    The learner depends on the logs and the configuration alone: the same logs give the same digest.
+    """
+    replay = Replay(config, len(paths))
+    lines: list[Iterator[bytes] | None] = [read_lines(path) for path in paths]
+    offsets = [0] * len(paths)
+    # Nothing in the core forms cycles; the collector would only walk the open slates again and again.
+    collecting = gc.isenabled()
+    gc.disable()
+    started = perf_counter()
+    try:
+        while True:
+            alive = [source for source, rest in enumerate(lines) if rest is not None]
+            if not alive:
+                break
+            source = min(alive, key=lambda source: replay.joiners[source].frontier)
+            rest = lines[source]
+            assert rest is not None
+            before = offsets[source]
+            for raw in rest:
+                replay.push(source, 0, offsets[source], raw)
+                offsets[source] += 1
+                if offsets[source] - before == _CHUNK:
+                    break
+            else:
+                lines[source] = None
+            replay.flow(source)
+            if progress is not None:
+                progress(offsets[source] - before)
+        replay.finish()
+    finally:
+        if collecting:
+            gc.enable()
+    return replay, perf_counter() - started
+
+
+def write_report(report: dict[str, Any], out: Path) -> Path:
+    """Write ``report.json`` into a folder; numbers that are not defined become null."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "report.json"
+    path.write_text(json.dumps(_without_nan(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {key: _without_nan(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_without_nan(each) for each in value]
+        case _:
+            return value
