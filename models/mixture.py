@@ -50,7 +50,7 @@ class Hedge:
         return alone
 
     def mix(self, p: NDArray[np.float64], awake: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-        """Return the mixture [n] of calibrated probabilities [n, K]; policies not ``awake`` [K] say what `uniform` does."""
+        """Return the mixture [n] of probabilities [n, K]; policies not ``awake`` [K] say what `uniform` does."""
         return np.asarray(self._stand_in(p, awake) @ self.weights)
 
     def learn(

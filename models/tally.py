@@ -17,6 +17,8 @@ UNIT = float(1 << 24)
 BINS = 24 * 1024
 LOW = -12.0
 STEP = 1.0 / 1024
+COARSE = 64
+"""Bins of a slice's histogram, and of the position-free score's, are this much wider."""
 MAX_SURFACES = 16
 EDGES = (1, 3, 6, 11)  # position buckets: 0, 1-2, 3-5, 6-10, 11 and below
 POSITION_BUCKETS = 5
@@ -39,7 +41,7 @@ def _loss(logit: float, label: int) -> float:
 @njit(cache=True)
 def add(
     labels: Array, raw: Array, p: Array, rank: Array, measured: Array, positions: Array, new: Array,
-    surface: int, user: int, slate: int, rows: int,
+    surface: int, user: Any, slate: int, rows: int,
     counts: Array, sums: Array, shown_bins: Array, rank_bins: Array,
     slice_counts: Array, slice_sums: Array, slice_bins: Array,
     ring_logit: Array, ring_raw: Array, ring_rank: Array, ring_label: Array, ring_user: Array, ring_slate: Array,
@@ -78,12 +80,12 @@ def add(
             sums[PREDICTED, column] += predicted
             place = _bin(logit, BINS, STEP)
             shown_bins[column, label, place] += np.uint32(1)
-            rank_bins[column, label, _bin(float(rank[row, column]), coarse, STEP * _COARSE)] += np.uint32(1)
+            rank_bins[column, label, _bin(float(rank[row, column]), coarse, STEP * COARSE)] += np.uint32(1)
             for each in own:
                 if each >= 0:
                     slice_sums[each, 0, column] += loss
                     slice_sums[each, 2, column] += predicted
-                    slice_bins[each, column, label, place // _COARSE] += np.uint32(1)
+                    slice_bins[each, column, label, place // COARSE] += np.uint32(1)
             ring_logit[at, column] = logit
             ring_raw[at, column] = raw[row, column]
             ring_rank[at, column] = rank[row, column]
@@ -96,14 +98,14 @@ def add(
         clicked = False
         scores = np.empty(kept, np.float32)
         own_labels = np.empty(kept, np.uint8)
-        for each in range(kept):
-            own_labels[each] = ring_label[(first + each) % ring_label.size]
-            clicked |= own_labels[each] == 1
+        for nth in range(kept):
+            own_labels[nth] = ring_label[(first + nth) % ring_label.size]
+            clicked |= own_labels[nth] == 1
         if clicked:
             counts[2] += 1
             for column in range(columns):
-                for each in range(kept):
-                    scores[each] = ring_rank[(first + each) % ring_label.size, column]
+                for nth in range(kept):
+                    scores[nth] = ring_rank[(first + nth) % ring_label.size, column]
                 ndcg, mrr = ndcg_mrr(scores, own_labels)
                 sums[NDCG, column] += int(np.rint(ndcg * UNIT))
                 sums[MRR, column] += int(np.rint(mrr * UNIT))
