@@ -50,6 +50,57 @@ def broker_run(
     run_until_stopped(kind, port, data)
 
 
+@app.command()
+def replay(
+    logs: Annotated[
+        list[Path], typer.Argument(help="Event logs, one for each partition.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.json.")] = Path("runs/replay"),
+    config: ConfigFile = None,
+) -> None:
+    """Run event logs through join, score and learn at full speed, and report how good each policy was."""
+    from stream.config import load
+    from stream.replay import replay_logs, write_report
+    from stream.terminal import progress_over, show_report
+
+    with progress_over(logs, "Replaying") as advance:
+        stages, seconds = replay_logs(logs, load(config), advance)
+    report = stages.report(seconds)
+    path = write_report(report, out)
+    show_report(report)
+    typer.echo(path)
+
+
+snapshots_app = typer.Typer(no_args_is_help=True, help="What a worker goes on from.")
+app.add_typer(snapshots_app, name="snapshots")
+SnapshotFile = Annotated[str, typer.Argument(help="a name as `heft snapshots list` prints it")]
+
+
+@snapshots_app.command("list")
+def snapshots_list(config: ConfigFile = None) -> None:
+    """List the snapshots there are, oldest first."""
+    from stream.snapshots import describe_all
+
+    for line in describe_all(config):
+        typer.echo(line)
+
+
+@snapshots_app.command("show")
+def snapshots_show(name: SnapshotFile, config: ConfigFile = None) -> None:
+    """Show what a snapshot holds."""
+    from stream.snapshots import show
+
+    typer.echo(show(config, name))
+
+
+@snapshots_app.command("rollback")
+def snapshots_rollback(name: SnapshotFile, config: ConfigFile = None) -> None:
+    """Make an older snapshot the one that workers start from. Stop the workers first."""
+    from stream.snapshots import rollback
+
+    typer.echo(rollback(config, name))
+
+
 def main() -> None:
     """Run the command line. Errors of our own say what to do: no traceback helps beyond that."""
     try:

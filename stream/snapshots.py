@@ -1,0 +1,67 @@
+"""`heft snapshots`: look at what workers go on from, and go back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream.config import load
+from stream.snapshot import Name, SnapshotError, SnapshotStore
+
+
+def _store(config: Path | None) -> SnapshotStore:
+    snapshots = load(config).snapshots
+    return SnapshotStore(snapshots.url, snapshots.keep)
+
+
+def _name(store: SnapshotStore, file: str) -> Name:
+    found = [name for name in store.names() if file in (name.file, name.file.rpartition("/")[2])]
+    if len(found) != 1:
+        msg = (
+            f"{store.url}: expected one snapshot named {file}, found {len(found)}; `heft snapshots list` has the names"
+        )
+        raise SnapshotError(msg)
+    return found[0]
+
+
+def describe_all(config: Path | None) -> Iterator[str]:
+    """Yield a line for each snapshot: its name, and whether it is whole."""
+    store = _store(config)
+    for name in store.names():
+        try:
+            _, segments = store.load(name)
+        except SnapshotError as error:
+            yield f"{name.file}  DAMAGED: {error}"
+        else:
+            yield f"{name.file}  offset {name.offset}, {len(segments)} segments"
+
+
+def show(config: Path | None, file: str) -> str:
+    """Return what a snapshot holds, by key: numbers as they are, arrays by shape, lists by length."""
+    store = _store(config)
+    state, segments = store.load(_name(store, file))
+    lines = list(_lines("", state))
+    lines += [f"segment {name}: {len(content):,} slates" for name, content in segments.items()]
+    return "\n".join(lines)
+
+
+def rollback(config: Path | None, file: str) -> str:
+    """Make a snapshot the newest of its owner; return its new name."""
+    store = _store(config)
+    return store.rollback(_name(store, file)).file
+
+
+def _lines(path: str, value: Any) -> Iterator[str]:
+    match value:
+        case dict():
+            for key, each in value.items():
+                yield from _lines(f"{path}.{key}" if path else str(key), each)
+        case np.ndarray():
+            yield f"{path}: {value.dtype} {list(value.shape)}, {value.nbytes:,} bytes"
+        case list() | bytes():
+            yield f"{path}: {len(value):,} {'bytes' if isinstance(value, bytes) else 'entries'}"
+        case _:
+            yield f"{path}: {value}"
