@@ -21,7 +21,7 @@ import faust.types
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
@@ -168,7 +168,7 @@ class _ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         """Commit what is still assigned; a refusal is of no consequence."""
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
-        mine = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items() if tp in assigned}
+        mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
         if mine:
             try:
                 await consumer.commit(mine)

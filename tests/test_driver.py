@@ -89,6 +89,12 @@ class Scene:
         self.workers.append(process)
         return process
 
+    def committed(self) -> list[int | None]:
+        consumer = KafkaConsumer(bootstrap_servers=self.broker, group_id=self.topic, enable_auto_commit=False)
+        committed = [consumer.committed(TopicPartition(self.topic, p)) for p in range(PARTITIONS)]
+        consumer.close()
+        return committed
+
     def errors(self, worker: int = 0) -> str:
         return (self.folder / f"errors{worker}").read_text()
 
@@ -137,6 +143,7 @@ def test_reads_on_from_the_snapshot_whatever_the_broker_has_committed(scene: Sce
 def test_a_clean_stop_ends_with_zero_and_the_next_worker_goes_on(scene: Scene) -> None:
     worker = scene.worker()
     scene.read_to(2000)
+    _until(lambda: scene.committed() == [2000, 2000], what="for the commits that lag tools read")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0, scene.errors()
     scene.publish(400)
@@ -240,6 +247,7 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
             if mode == "hold" and batch.tp.partition == 0:
                 consumer_of(app).hold(batch.tp)
             consumer_of(app).done(batch)
+            await consumer_of(app).commit_offsets({batch.tp: batch.end_offset})
 
     @app.timer(0.1)
     async def release() -> None:

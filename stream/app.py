@@ -1,0 +1,269 @@
+"""The worker: one Faust app, an agent for each stage, and the clock that the stages themselves do not have."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import faust
+from aiokafka import AIOKafkaProducer
+
+from stream.driver import TP, Batch, BatchConsumer, consumer_of, drive, faust_settings
+from stream.join import Decode, JoinConfig
+from stream.join_stage import JoinStage
+from stream.score import Scorer
+from stream.score_stage import ScoreStage
+from stream.snapshot import SnapshotStore
+from stream.stage import Stage, Unsaved, Wires
+
+if TYPE_CHECKING:
+    from stream.learn import LearnerConfig
+
+StageName: TypeAlias = Literal["join", "score", "learn"]
+STAGES: tuple[StageName, ...] = ("join", "score", "learn")
+
+log = logging.getLogger("heft.worker")
+
+
+class WorkerSettings(NamedTuple):
+    """All that a worker needs to know; the command line makes it from the configuration."""
+
+    bootstrap: str
+    group: str
+    inputs: Sequence[str]
+    samples: str
+    scored: str
+    rejected: str
+    join: JoinConfig
+    learner: LearnerConfig | None
+    snapshots: str
+    keep: int
+    snapshot_seconds: float
+    session_seconds: float
+    client: Mapping[str, Any] = {}
+    """Security settings of every aiokafka client."""
+    faust: Mapping[str, Any] = {}
+    """The same for Faust: ``broker_credentials``."""
+    decode: Decode | None = None
+    stages: Sequence[StageName] = STAGES
+    accept_loss: bool = False
+
+
+class _Running:
+    """A stage of one partition, and who may touch it now."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.lock = asyncio.Lock()
+        self.taken_at: dict[TP, float] = {}
+
+
+_Place: TypeAlias = tuple[StageName, int]
+
+
+class Shell:
+    """Opens the stages of the partitions this worker has, feeds them, saves them, and closes them."""
+
+    def __init__(self, app: faust.App, settings: WorkerSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self.running: dict[_Place, _Running] = {}
+        self._stage_of: dict[str, StageName] = {settings.samples: "score", settings.scored: "learn"}
+        self._stage_of |= dict.fromkeys(settings.inputs, "join")
+        self._store = SnapshotStore(settings.snapshots, settings.keep)
+        self._client = {"bootstrap_servers": settings.bootstrap, **settings.client}
+        self._wires: Wires | None = None
+        # One thread: snapshots are written one after another, in the order they were taken.
+        self._writing = ThreadPoolExecutor(1, "snapshots")
+
+    @property
+    def consumer(self) -> BatchConsumer:
+        """The consumer of this worker."""
+        return consumer_of(self.app)
+
+    def topics(self, stage: StageName) -> list[str]:
+        """Return what a stage reads."""
+        return [topic for topic, reader in self._stage_of.items() if reader == stage]
+
+    # ---------------------------------------------------------------- partitions come and go
+
+    async def offsets_for(self, assigned: set[TP]) -> dict[TP, int | None]:
+        """Open the stages of these partitions; return where each input goes on."""
+        if self._wires is None:
+            # No idempotent producer: readers drop repeats themselves, and not every broker has it.
+            producer = AIOKafkaProducer(**self._client, acks="all", linger_ms=0, request_timeout_ms=30_000)
+            await producer.start()
+            self._wires = Wires(self._client, producer, self._store)
+        places = {self._place(tp) for tp in assigned}
+        self._check_complete(assigned, places)
+        opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
+        offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
+        now = monotonic()
+        for running, its in zip(opened.values(), offsets, strict=True):
+            running.taken_at = dict.fromkeys(its, now)
+        self.running = opened
+        return {tp: offset for its in offsets for tp, offset in its.items()}
+
+    async def on_revoked(self, revoked: set[TP]) -> None:
+        """Let each stage finish what it has in hand, save it, and forget it."""
+        await self._close({self._place(tp) for tp in revoked})
+
+    async def close(self) -> None:
+        """Save everything and let go: the worker stops."""
+        await self._close(set(self.running))
+        self._writing.shutdown()
+        if self._wires is not None:
+            await self._wires.producer.stop()
+
+    async def _close(self, places: set[_Place]) -> None:
+        for place in sorted(places):
+            running = self.running.pop(place, None)
+            if running is not None:
+                async with running.lock:
+                    if running.stage.whole and running.stage.changed:
+                        await self._write(await running.stage.unsaved())
+
+    def _place(self, tp: TP) -> _Place:
+        return self._stage_of[tp.topic], tp.partition
+
+    def _check_complete(self, assigned: set[TP], places: set[_Place]) -> None:
+        for stage, partition in places:
+            missing = [topic for topic in self.topics(stage) if TP(topic, partition) not in assigned]
+            if missing:
+                msg = (
+                    f"partition {partition} of the inputs was assigned without {', '.join(missing)}: all inputs need "
+                    "the same number of partitions; `heft doctor` shows them"
+                )
+                raise RuntimeError(msg)
+
+    def _new(self, place: _Place, wires: Wires) -> Stage:
+        name, partition = place
+        its = self.settings
+        if name == "join":
+            return JoinStage(wires, its.join, its.decode, partition, its.inputs, its.samples, its.rejected)
+        if name == "score":
+            shards = max(1, len(its.join.shards))
+            return ScoreStage(wires, partition, its.samples, its.scored, shards, Scorer())
+        from stream.learn import LearnerConfig
+        from stream.learn_stage import LearnStage
+
+        return LearnStage(wires, its.learner or LearnerConfig(), partition, its.scored)
+
+    # ---------------------------------------------------------------- records
+
+    async def take(self, batch: Batch) -> None:
+        """Give a batch to its stage."""
+        running = self.running.get(self._place(batch.tp))
+        if running is None:
+            return  # of a partition that has gone; who has it now reads it again
+        async with running.lock:
+            if batch.generation != self.app.consumer_generation_id or running is not self.running.get(
+                self._place(batch.tp)
+            ):
+                return
+            await running.stage.take(batch)
+            running.taken_at[batch.tp] = monotonic()
+            self.consumer.done(batch)
+            self._align(running.stage)
+
+    def _align(self, stage: Stage) -> None:
+        if isinstance(stage, JoinStage):
+            for tp, held in stage.held().items():
+                (self.consumer.hold if held else self.consumer.release)(tp)
+
+    async def tick(self) -> None:
+        """Tell the joins which of their inputs have run dry."""
+        idle_after = self.settings.join.idle_after_ms / 1000
+        quiet = [
+            (running, running.stage, tp)
+            for running in self.running.values()
+            if isinstance(running.stage, JoinStage)
+            for tp, at in running.taken_at.items()
+            if monotonic() - at >= idle_after and self.consumer.idle_hand(tp) and not running.stage.idle(tp)
+        ]
+        if not quiet:
+            return
+        generation = self.app.consumer_generation_id
+        # Asked after the wait: nothing is left to take only up to an end that is fetched now.
+        ends = await self.consumer.end_offsets([tp for _, _, tp in quiet])
+        for running, stage, tp in quiet:
+            async with running.lock:
+                still = generation == self.app.consumer_generation_id and running in self.running.values()
+                if still and self.consumer.idle_hand(tp) and self.consumer.next_offset(tp) >= ends[tp]:
+                    await stage.tick(tp)
+                    self._align(stage)
+
+    # ---------------------------------------------------------------- snapshots
+
+    async def save(self) -> None:
+        """Take a snapshot of every stage that has changed."""
+        for running in list(self.running.values()):
+            unsaved: Unsaved | None = None
+            async with running.lock:
+                if running in self.running.values() and running.stage.whole and running.stage.changed:
+                    unsaved = await running.stage.unsaved()
+            if unsaved is not None:
+                await self._write(unsaved)
+
+    async def _write(self, unsaved: Unsaved) -> None:
+        save = partial(self._store.save, unsaved.name, unsaved.state, unsaved.segments)
+        await asyncio.get_running_loop().run_in_executor(self._writing, save)
+        await self.consumer.commit_offsets(unsaved.offsets)
+
+
+def make_app(settings: WorkerSettings) -> tuple[faust.App, Shell]:
+    """Return the Faust app of a worker and its shell, not started."""
+    app = faust.App(
+        settings.group,
+        broker=[f"kafka://{server}" for server in settings.bootstrap.split(",")],
+        broker_session_timeout=settings.session_seconds,
+        broker_heartbeat_interval=settings.session_seconds / 6,
+        datadir=tempfile.mkdtemp(prefix="heft-"),
+        **faust_settings(),
+        **settings.faust,
+    )
+    shell = Shell(app, settings)
+    drive(app, shell.offsets_for, shell.on_revoked, accept_loss=settings.accept_loss)
+
+    async def run(stream: Any) -> None:
+        try:
+            async for batch in stream.noack():
+                await shell.take(batch)
+        except asyncio.CancelledError:
+            # Stopping, Faust cancels all agents before it tells each to stop, and would take that for a crash.
+            if not app.should_stop:
+                raise
+
+    for stage in settings.stages:
+        app.agent(app.topic(*shell.topics(stage), acks=False), name=stage)(run)
+
+    async def ticking() -> None:
+        while True:
+            await asyncio.sleep(settings.join.idle_after_ms / 2000)
+            await shell.tick()
+
+    async def saving() -> None:
+        while True:
+            await asyncio.sleep(settings.snapshot_seconds)
+            await shell.save()
+
+    async def stopping(*_: Any, **__: Any) -> None:
+        await shell.close()
+
+    if "join" in settings.stages:
+        app.task(ticking)
+    app.task(saving)
+    app.on_before_shutdown.connect(stopping, weak=False)
+    return app, shell
+
+
+def run_worker(settings: WorkerSettings, loglevel: str = "WARN") -> None:
+    """Run until SIGTERM or SIGINT; exits 0 after a clean stop and not 0 with a traceback after an error."""
+    app, _ = make_app(settings)
+    faust.Worker(app, loglevel=loglevel, redirect_stdouts=False).execute_from_commandline()

@@ -1,0 +1,254 @@
+"""The join of one partition with its Kafka around it: takes its output over, does again what was done, goes on.
+
+The snapshot is only a short cut. Everything since then is in the output itself: each message says at which input
+offsets it was made and which inputs were idle, so the inputs are read again up to there, nothing is written while the
+records are those already in the log, and a difference ends the stage.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from models.sample import FIRST_KEY, Key, Record
+from stream import messages
+from stream.driver import TP, Batch
+from stream.fence import Cursor, Owner, Rightful, Writer
+from stream.join import REJECTED_BYTES, Decode, JoinConfig, Joiner, Rejected
+from stream.messages import Message
+from stream.snapshot import Name
+from stream.stage import RecoveryError, Seen, Unsaved, Wires, whole_or_broken
+
+
+class JoinStage:
+    """The join of one partition: the inputs' partition in, `samples` partition out.
+
+    Parameters
+    ----------
+    wires, config, decode
+        Connections, windows, and how raw records become events.
+    partition
+        Which partition of every input.
+    inputs
+        The topics, in the order of the joiner's inputs.
+    samples, rejected
+        Topics to write.
+    """
+
+    def __init__(
+        self,
+        wires: Wires,
+        config: JoinConfig,
+        decode: Decode | None,
+        partition: int,
+        inputs: Sequence[str],
+        samples: str,
+        rejected: str,
+    ) -> None:
+        self.wires, self.config, self.partition = wires, config, partition
+        self.tps = [TP(topic, partition) for topic in inputs]
+        self.inputs = tuple(inputs)
+        self.whole, self.changed = False, False
+        self._decode: tuple[Decode, ...] = () if decode is None else (decode,)
+        self._rejected_topic = rejected
+        self._samples = TP(samples, partition)
+        self._writer = Writer(wires.client, wires.producer, self._samples)
+        self._keys: dict[int, Key] = {}
+        self._seen = [Seen(tp) for tp in self.tps]
+        self.joiner = Joiner(config, self.inputs, *self._decode)
+
+    @property
+    def owner_name(self) -> str:
+        """The owner of this stage's snapshots."""
+        return f"join-{self.partition}"
+
+    async def open(self) -> Mapping[TP, int | None]:
+        """Restore the snapshot, take over the output, and do again what was done since."""
+        start, owner = await self._restore()
+        fresh = start < 0
+        if fresh:
+            self.joiner.seek(await self._beginnings())
+            async with Cursor(self.wires.client, self._samples, -1) as log:
+                start = log.offset
+        marker = await self._writer.claim(start, owner, tuple(self.joiner.offsets))
+        await self._do_again(start, marker, owner, fresh)
+        self.whole = True
+        return dict(zip(self.tps, self.joiner.offsets, strict=True))
+
+    async def take(self, batch: Batch) -> None:
+        """Push a batch and write what is due."""
+        with whole_or_broken(self):
+            number = self.tps.index(batch.tp)
+            for record in batch.records:
+                self.joiner.push(number, record.offset, record.value or b"")
+            self._seen[number].note(batch.records[-1])
+            await self._write()
+
+    async def tick(self, tp: TP) -> None:
+        """Say that an input has run dry, and write what that makes due."""
+        with whole_or_broken(self):
+            self.joiner.tick(self.tps.index(tp))
+            await self._write()
+
+    def idle(self, tp: TP) -> bool:
+        """Whether this input is known to have run dry."""
+        return self.joiner.idle[self.tps.index(tp)]
+
+    def held(self) -> dict[TP, bool]:
+        """Which inputs are too far ahead to be read on."""
+        return {tp: self.joiner.held(number) for number, tp in enumerate(self.tps)}
+
+    async def unsaved(self) -> Unsaved:
+        """Note where we are in the output, so that it can be done again from any older snapshot, and say what is."""
+        with whole_or_broken(self):
+            await self._append(0, [])
+        state = {
+            "joiner": self.joiner.state(),
+            "output": self._writer.next_offset,
+            "owner": tuple(self._writer.owner),
+            "keys": sorted(self._keys.items()),
+            "seen": [seen.state() for seen in self._seen],
+            "inputs": list(self.inputs),
+        }
+        name = Name(self.owner_name, 0, self._writer.next_offset, "join")
+        self.changed = False
+        return Unsaved(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
+
+    # ---------------------------------------------------------------- output
+
+    async def _write(self) -> None:
+        drained = self.joiner.drain()
+        await self._write_rejected()
+        await self._write_records(drained)
+
+    async def _write_records(self, drained: Sequence[tuple[int, Record]]) -> None:
+        shards: dict[int, list[Record]] = {}
+        for shard, record in drained:
+            shards.setdefault(shard, []).append(record)
+        for shard, records in shards.items():
+            for part in messages.batches(records):
+                await self._append(shard, part)
+
+    async def _append(self, shard: int, records: list[Record]) -> None:
+        epoch, writer = self._writer.owner
+        marks, self.joiner.marks = self.joiner.marks, []
+        after, offsets = self._keys.get(shard, FIRST_KEY), tuple(self.joiner.offsets)
+        await self._writer.append(Message(self.partition, shard, epoch, writer, after, offsets, marks, records))
+        if records:
+            self._keys[shard] = records[-1].key
+
+    async def _write_rejected(self) -> None:
+        for each in self.joiner.rejected:
+            value = rejected_record(self.tps[each.input], each)
+            await self.wires.producer.send_and_wait(self._rejected_topic, value)
+        self.joiner.rejected.clear()
+
+    # ---------------------------------------------------------------- recovery
+
+    async def _restore(self) -> tuple[int, Owner]:
+        found = self.wires.store.latest(self.owner_name, "join")
+        if found is None:
+            return -1, Owner()
+        name, state, _ = found
+        if tuple(state["inputs"]) != self.inputs:
+            msg = f"{name.file}: made from the topics {state['inputs']}, the configuration names {list(self.inputs)}"
+            raise RecoveryError(msg)
+        self.joiner = Joiner.restore(self.config, self.inputs, state["joiner"], *self._decode)
+        self._keys = {shard: _key(key) for shard, key in state["keys"]}
+        self._seen = [Seen(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
+        for seen in self._seen:
+            await seen.verify(self.wires.client)
+        return state["output"], Owner(*state["owner"])
+
+    async def _beginnings(self) -> list[int]:
+        beginnings = []
+        for tp in self.tps:
+            async with Cursor(self.wires.client, tp, -1) as log:
+                beginnings.append(log.offset)
+        return beginnings
+
+    async def _do_again(self, start: int, marker: int, owner: Owner, fresh: bool) -> None:
+        """Read our own output since ``start`` and the inputs it was made of; write what is missing of it."""
+        rightful = Rightful(owner)
+        made: dict[int, list[Record]] = {}
+        async with contextlib.AsyncExitStack() as open_inputs:
+            cursors: list[Cursor] = []
+            async with Cursor(self.wires.client, self._samples, start) as log:
+                async for record in log.up_to(marker):
+                    message = messages.decode(record.value or b"")
+                    if fresh and message.marker:
+                        self.joiner.seek(message.offsets)
+                        fresh = False
+                    if not rightful.passes(message):
+                        continue
+                    if not cursors:
+                        pairs = zip(self.tps, self.joiner.offsets, strict=True)
+                        cursors = [
+                            await open_inputs.enter_async_context(Cursor(self.wires.client, tp, offset))
+                            for tp, offset in pairs
+                        ]
+                    await self._advance(cursors, message)
+                    for shard, again in self.joiner.drain():
+                        made.setdefault(shard, []).append(again)
+                    self._compare(record.offset, message, made.setdefault(message.shard, []))
+        # These were noted, and rejected, by whoever went before.
+        self.joiner.marks, self.joiner.rejected = [], []
+        await self._write_records([(shard, record) for shard, rest in made.items() for record in rest])
+
+    async def _advance(self, cursors: Sequence[Cursor], message: Message) -> None:
+        for mark in message.marks:
+            await self._read_to(cursors, mark.offsets)
+            self.joiner.apply(mark)
+        await self._read_to(cursors, message.offsets)
+
+    async def _read_to(self, cursors: Sequence[Cursor], offsets: Sequence[int]) -> None:
+        for number, (cursor, end) in enumerate(zip(cursors, offsets, strict=True)):
+            async for record in cursor.up_to(end):
+                self.joiner.push(number, record.offset, record.value or b"")
+                self._seen[number].note(record)
+
+    def _compare(self, offset: int, message: Message, made: list[Record]) -> None:
+        after = self._keys.get(message.shard, FIRST_KEY)
+        where = f"{self._samples.topic}-{self.partition} at offset {offset}, shard {message.shard}"
+        if message.after != after:
+            msg = f"{where}: expected a message after {after}, found one after {message.after}"
+            raise RecoveryError(msg)
+        for number, written in enumerate(message.records):
+            again = made[number] if number < len(made) else None
+            if again is None or messages.payload_hash(again) != messages.payload_hash(written):
+                msg = (
+                    f"{where}: doing it again gave {again and again.key}, written was {written.key}; "
+                    "the inputs or the configuration of the join have changed since"
+                )
+                raise RecoveryError(msg)
+        if message.records:
+            self._keys[message.shard] = message.records[-1].key
+            del made[: len(message.records)]
+
+
+def rejected_record(tp: TP, rejected: Rejected) -> bytes:
+    """Return what `rejected` carries: where the record came from, why, its length and hash, its first 64 KB."""
+    raw = rejected.raw[:REJECTED_BYTES]
+    fields: dict[str, Any] = {
+        "topic": tp.topic,
+        "partition": tp.partition,
+        "offset": rejected.offset,
+        "reason": rejected.reason,
+        "bytes": rejected.length,
+        "blake2b": blake2b(raw, digest_size=16).hexdigest(),
+    }
+    try:
+        fields["raw"] = raw.decode()
+    except UnicodeDecodeError:
+        fields["raw_base64"] = base64.b64encode(raw).decode()
+    return msgspec.json.encode(fields)
+
+
+def _key(plain: Sequence[Any]) -> Key:
+    due_ms, kind, id_, id2 = plain
+    return due_ms, kind, id_, id2

@@ -1,0 +1,80 @@
+"""The score stage of one partition with its Kafka around it: `samples` passes on to the shards of `scored`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from stream import messages
+from stream.driver import TP, Batch
+from stream.messages import Message, ScoredReader
+from stream.score import Scorer
+from stream.snapshot import Name
+from stream.stage import RecoveryError, Seen, Unsaved, Wires, whole_or_broken
+
+
+class ScoreStage:
+    """One partition of `samples` passes on to the shards of `scored`, taking reference scores along."""
+
+    def __init__(self, wires: Wires, partition: int, samples: str, scored: str, shards: int, scorer: Scorer) -> None:
+        self.wires, self.partition = wires, partition
+        self.whole, self.changed = False, False
+        self.tp = TP(samples, partition)
+        self._scored = scored
+        self._scorer = scorer
+        self._seen = Seen(self.tp)
+        self._offset: int | None = None
+        self._readers = [ScoredReader() for _ in range(shards)]
+
+    async def open(self) -> Mapping[TP, int | None]:
+        """Go on at the snapshot; what is then forwarded again, readers drop."""
+        found = self.wires.store.latest(f"score-{self.partition}", "score")
+        if found is not None:
+            name, state, _ = found
+            if len(state["readers"]) != len(self._readers):
+                had, now = len(state["readers"]), len(self._readers)
+                msg = f"{name.file}: made for {had} shards, the configuration names {now}"
+                raise RecoveryError(msg)
+            self._readers = [ScoredReader.restore(reader) for reader in state["readers"]]
+            self._seen = Seen(self.tp, *state["seen"])
+            self._offset = state["offset"]
+            await self._seen.verify(self.wires.client)
+        self.whole = True
+        return {self.tp: self._offset}
+
+    async def take(self, batch: Batch) -> None:
+        """Forward a batch, shard by shard."""
+        with whole_or_broken(self):
+            for record in batch.records:
+                await self._forward(messages.decode(record.value or b""))
+                self._seen.note(record)
+            self._offset = batch.end_offset
+
+    async def _forward(self, message: Message) -> None:
+        if message.marker:
+            for shard, reader in enumerate(self._readers):
+                reader.read(message)
+                await self._send(shard, message)
+            return
+        if message.shard >= len(self._readers):
+            msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self._readers)}"
+            raise RecoveryError(msg)
+        new = self._readers[message.shard].read(message)
+        if new:
+            scored = [self._scorer.score(record) for record in new]
+            await self._send(message.shard, msgspec.structs.replace(message, records=scored, marks=[]))
+
+    async def _send(self, shard: int, message: Message) -> None:
+        await self.wires.producer.send_and_wait(self._scored, messages.encode(message), partition=shard)
+
+    async def unsaved(self) -> Unsaved:
+        """Return where we are and what has passed."""
+        offset = self._offset or 0
+        state = {
+            "offset": self._offset,
+            "seen": self._seen.state(),
+            "readers": [reader.state() for reader in self._readers],
+        }
+        self.changed = False
+        return Unsaved(Name(f"score-{self.partition}", 0, offset, "score"), state, (), {self.tp: offset})
