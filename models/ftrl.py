@@ -1,18 +1,21 @@
 """FTRL-Proximal for K policies at once, compiled.
 
-The parameters of one slot lie beside each other: ``table[slot, 0, k]`` is z, ``table[slot, 1, k]`` is n of policy k, and
-the last slot is the bias. Weights are derived from z and n when they are read, so a prediction is never a step behind:
+The parameters of one slot lie beside each other: ``table[slot, 0, k]`` is z, ``table[slot, 1, k]`` is n of policy k,
+and the last slot is the bias. Weights are derived from z and n when they are read, so a prediction is never a step
+behind:
 
     w = -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)   if |z| > l1 else 0
     z += h g - (sqrt(n + h g^2) - sqrt(n)) / alpha * w,   n += h g^2
 
 after McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), algorithm 1; the bias is not regularised.
-Importance h enters as sub-steps: ceil(h) inner updates of equal weight, each from the prediction it finds, so that weight
-k is k repeats (Karampatziakis & Langford 2011, section 2, take the limit of infinitely many). Within a sub-step, of
-weight at most 1, the accumulator grows by h g^2, not (h g)^2: weight means repetition there too.
+Importance h enters as sub-steps: ceil(h) inner updates of equal weight, each from the prediction it finds, so that
+weight k is k repeats (Karampatziakis & Langford 2011, section 2, take the limit of infinitely many). Within a sub-step,
+of weight at most 1, the accumulator grows by h g^2, not (h g)^2: weight means repetition there too.
 """
 
 from __future__ import annotations
+
+from math import exp, sqrt
 
 import numpy as np
 from numba import njit
@@ -25,24 +28,26 @@ MAX_STEPS = 1_000
 def sigmoid(x: float) -> float:
     """Return 1 / (1 + exp(-x)) without overflow."""
     if x >= 0:
-        return 1.0 / (1.0 + np.exp(-x))
-    e = np.exp(x)
+        return 1.0 / (1.0 + exp(-x))
+    e = exp(x)
     return e / (1.0 + e)
 
 
 @njit(cache=True, inline="always")
 def _weight(z: float, n: float, inverse_alpha: float, beta: float, l1: float, l2: float) -> float:
     size = abs(z) - l1
-    w = size / ((beta + np.sqrt(n)) * inverse_alpha + l2)
+    w = size / ((beta + sqrt(n)) * inverse_alpha + l2)
     if size <= 0.0:
         w = 0.0
     return -w if z > 0.0 else w
 
 
 @njit(cache=True)
-def _gather(slots: NDArray[np.uint32], start: int, end: int, shift: np.uint32, known: int, out: NDArray[np.int64]) -> int:
-    """Append to the sorted ``out[:known]`` the places of ``slots[start:end]`` (sorted) that are new; return the size."""
-    size = k = 0
+def _gather(
+    slots: NDArray[np.uint32], start: int, end: int, shift: np.uint32, known: int, out: NDArray[np.int64]
+) -> int:
+    """Append to the sorted ``out[:known]`` the places of the sorted ``slots[start:end]`` it lacks; return the size."""
+    k = 0
     size = known
     for i in range(start, end):
         place = np.int64(slots[i] >> shift)
@@ -122,7 +127,7 @@ def learn(
     for row in range(rows):
         for k in range(many):
             if not (0.0 <= weights[row, k] <= MAX_STEPS and 0.0 <= structural[row, k] < np.inf):
-                return row * many + k
+                return int(row * many + k)
     inverse_alpha, beta, keep = arms[0], arms[1], arms[4]
     bias = table.shape[0] - 1
     places = np.empty(slots.size + 1, np.int64)
@@ -148,7 +153,9 @@ def learn(
         label = float(labels[row])
         for step in range(most):
             for k in range(many):
-                margin[k] = offsets[row, k] + _weight(table[bias, 0, k], table[bias, 1, k], inverse_alpha[k], beta[k], 0.0, 0.0)
+                margin[k] = offsets[row, k] + _weight(
+                    table[bias, 0, k], table[bias, 1, k], inverse_alpha[k], beta[k], 0.0, 0.0
+                )
             for e in range(size):
                 l1, l2 = (arms[2], arms[3]) if e < size - 1 else (arms[5], arms[5])
                 for k in range(many):
@@ -171,9 +178,9 @@ def learn(
                         n *= keep[k] ** share[k]
                         if w[e, k] != 0.0:
                             l1_k, l2_k = (arms[2, k], arms[3, k]) if e < size - 1 else (0.0, 0.0)
-                            z = -w[e, k] * ((beta[k] + np.sqrt(n)) * inverse_alpha[k] + l2_k) - np.copysign(l1_k, w[e, k])
+                            z = -w[e, k] * ((beta[k] + sqrt(n)) * inverse_alpha[k] + l2_k) - np.copysign(l1_k, w[e, k])
                     grown = n + share[k] * gradient[k] * gradient[k]
-                    sigma = (np.sqrt(grown) - np.sqrt(n)) * inverse_alpha[k]
+                    sigma = (sqrt(grown) - sqrt(n)) * inverse_alpha[k]
                     table[place, 0, k] = z + (share[k] * gradient[k] - sigma * w[e, k])
                     table[place, 1, k] = grown
     return -1

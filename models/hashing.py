@@ -1,7 +1,7 @@
 """The one hash: text to 64 bits, and 64 bits to 64 bits, the same on every machine and in every release.
 
-Everything learned hangs on these numbers, so they never change; a test pins known values. Text is hashed in Python, once
-for each distinct string; whatever is combined from hashes is combined by `mix` in compiled code.
+Everything learned hangs on these numbers, so they never change; a test pins known values. Text is hashed in Python,
+once for each distinct string; whatever is combined from hashes is combined by `mix` in compiled code.
 """
 
 from __future__ import annotations

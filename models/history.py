@@ -1,8 +1,8 @@
 """What was shown and clicked before: decayed counts by item, user, query and item, user and item.
 
-Tables of fixed capacity, keyed by 64-bit hashes. A key may live in any of the eight places of its set; when all are taken
-the one quiet for longest goes (ties: the first), so what is forgotten depends on the events alone, and is counted. Time
-is the time of the slates: every count halves in each half-life of it.
+Tables of fixed capacity, keyed by 64-bit hashes. A key may live in any of the eight places of its set; when all are
+taken the one quiet for longest goes (ties: the first), so what is forgotten depends on the events alone, and is
+counted. Time is the time of the slates: every count halves in each half-life of it.
 """
 
 from __future__ import annotations
@@ -224,8 +224,10 @@ class History:
         seen: NDArray[np.bool_],
         labels: NDArray[np.uint8],
     ) -> None:
-        """Count a slate whose labels are known, clicks and impressions together. Items that were
-        not on screen are left out; a click proves that its item was."""
+        """Count a slate whose labels are known, clicks and impressions together.
+
+        Items that were not on screen are left out; a click proves that its item was.
+        """
         _close(
             at_ms, user, query, items, positions, seen, labels, self.keys, self.times, self.counts, self.clicked_ms,
             self.by_position, self.position_ms, self._evicted, self.half_life_ms,
@@ -233,7 +235,7 @@ class History:
 
     def counts_of(self, relation: int, a: int, b: int, at_ms: int) -> tuple[float, float, float]:
         """Return clicks, shows and expected clicks of a pair of hashes as of ``at_ms``; zeros if unknown."""
-        key = relation_key(relation, np.uint64(a), np.uint64(b))
+        key = np.uint64(relation_key(relation, np.uint64(a), np.uint64(b)))
         place = find(self.keys[relation], key)
         if place < 0:
             return 0.0, 0.0, 0.0

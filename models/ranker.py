@@ -211,9 +211,8 @@ class Bank:
             thinned, shifted = self.thin(vectors, labels)
             active = thinned if active is None else active
             offsets = shifted if offsets is None else offsets
-        ones = np.ones(active.shape) if policy_weights is None or structural_weights is None else active
-        policy = ones if policy_weights is None else policy_weights
-        structural = ones if structural_weights is None else structural_weights
+        policy = np.ones(active.shape) if policy_weights is None else policy_weights
+        structural = np.ones(active.shape) if structural_weights is None else structural_weights
         refused = ftrl.learn(
             vectors.indptr, vectors.slots, self._shift, self._table, self._numbers, self._touched,
             labels, policy, structural, offsets, active,

@@ -1,0 +1,364 @@
+"""The bank: against the textbook and river, and what each kind of weight means, bit for bit."""
+
+from __future__ import annotations
+
+from math import exp, log, log1p, sqrt
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from river import linear_model, optim
+
+from models.features import Vectors
+from models.hashing import hash_text
+from models.ranker import CLICK_ARMS, Arm, Bank, RankerConfig
+
+BITS = 12
+UNIFORM = Arm("uniform", alpha=0.3, beta=0.7)
+
+
+def slate(rows: list[list[int]], shown: list[list[int]] | None = None, request: int = 1) -> Vectors:
+    """Vectors whose rows have exactly these slots (0 to 2^BITS), and these that derive from position."""
+    n = len(rows)
+    parts = [part for r in range(n) for part in (sorted(rows[r]), sorted(shown[r]) if shown else [], [0])]
+    slots = np.array([slot << (32 - BITS) for part in parts for slot in part], np.uint32)
+    indptr = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int32)
+    return Vectors(
+        1_600_000_000_000, request, 1, 1, np.arange(1, n + 1, dtype=np.uint64), np.arange(n, dtype=np.uint16),
+        np.ones(n, np.bool_), np.zeros(n, np.bool_), indptr, slots,
+    )  # fmt: skip
+
+
+def labels(*values: int) -> NDArray[np.uint8]:
+    return np.array(values, np.uint8)
+
+
+def stream(seed: int, slates: int = 60, rows: int = 5) -> list[tuple[Vectors, NDArray[np.uint8]]]:
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            slate([rng.choice(np.arange(1, 40), 4, replace=False).tolist() for _ in range(rows)], request=request),
+            (rng.random(rows) < 0.3).astype(np.uint8),
+        )
+        for request in range(slates)
+    ]
+
+
+def same(a: Bank, b: Bank) -> bool:
+    left, right = a.state(), b.state()
+    return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x))
+
+
+class Textbook:
+    """Algorithm 1 of McMahan et al. (2013) over sets of names."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+        self.z: dict[Any, float] = {}
+        self.n: dict[Any, float] = {}
+
+    def weight(self, name: Any) -> float:
+        z, n, arm = self.z.get(name, 0.0), self.n.get(name, 0.0), self.arm
+        l1, l2 = (0.0, 0.0) if name == "bias" else (arm.l1, arm.l2)
+        if abs(z) <= l1:
+            return 0.0
+        return -(z - (l1 if z > 0 else -l1)) / ((arm.beta + sqrt(n)) / arm.alpha + l2)
+
+    def logit(self, names: list[Any]) -> float:
+        return sum(self.weight(name) for name in ["bias", *names])
+
+    def learn(self, names: list[Any], label: int) -> None:
+        g = sigmoid(self.logit(names)) - label
+        for name in ["bias", *names]:
+            n = self.n.get(name, 0.0)
+            sigma = (sqrt(n + g * g) - sqrt(n)) / self.arm.alpha
+            self.z[name] = self.z.get(name, 0.0) + g - sigma * self.weight(name)
+            self.n[name] = n + g * g
+
+
+@pytest.mark.parametrize("arm", [UNIFORM, Arm("uniform", alpha=0.1, beta=1.0, l1=0.4, l2=0.5)])
+def test_a_policy_is_the_textbooks_ftrl(arm: Arm) -> None:
+    bank, book = Bank([arm], BITS), Textbook(arm)
+    for vectors, y in stream(seed=1):
+        rows = [
+            (vectors.slots[vectors.indptr[3 * r] : vectors.indptr[3 * r + 1]] >> (32 - BITS)).tolist() for r in range(5)
+        ]
+        q, _ = bank.predict(vectors)
+        assert q[:, 0] == pytest.approx([book.logit(row) for row in rows], abs=1e-12)
+        bank.learn(vectors, y)
+        for row, label in zip(rows, y.tolist(), strict=True):
+            book.learn(row, label)
+
+
+def test_a_policy_is_rivers_ftrl_without_its_lag() -> None:
+    # river derives its weights before it adds a gradient: it is a step behind until a sample of weight 0 comes.
+    arm = Arm("uniform", alpha=0.3, beta=0.7, l1=0.0, l2=0.0)
+    bank = Bank([arm], BITS)
+    river: Any = linear_model.LogisticRegression(
+        optimizer=optim.FTRLProximal(alpha=arm.alpha, beta=arm.beta, l1=0.0, l2=0.0),
+        intercept_lr=0.0,
+        clip_gradient=1e12,
+    )
+    for vectors, y in stream(seed=2, slates=150, rows=1):
+        start, end = vectors.indptr[:2]
+        x = {str(slot): 1.0 for slot in (vectors.slots[start:end] >> (32 - BITS)).tolist()} | {"bias": 1.0}
+        river.learn_one(x, bool(y[0]), w=0.0)
+        p = river.predict_proba_one(x)[True]
+        assert sigmoid(bank.predict(vectors)[0][0, 0]) == pytest.approx(p, abs=1e-12)
+        bank.learn(vectors, y)
+        river.learn_one(x, bool(y[0]))
+
+
+def test_without_regularisation_it_is_gradient_descent_with_a_rate_for_each_coordinate() -> None:
+    bank = Bank([UNIFORM], BITS)
+    w: dict[int, float] = {}
+    n: dict[int, float] = {}
+    for vectors, y in stream(seed=3, rows=1):
+        slots = [*(vectors.slots[: vectors.indptr[1]] >> (32 - BITS)).tolist(), -1]
+        logit = sum(w.get(slot, 0.0) for slot in slots)
+        assert bank.predict(vectors)[0][0, 0] == pytest.approx(logit, abs=1e-10)
+        g = sigmoid(logit) - int(y[0])
+        for slot in slots:
+            n[slot] = n.get(slot, 0.0) + g * g
+            w[slot] = w.get(slot, 0.0) - UNIFORM.alpha / (UNIFORM.beta + sqrt(n[slot])) * g
+        bank.learn(vectors, y)
+
+
+@given(st.floats(-3, 3), st.integers(0, 1), st.floats(0.1, 4.0), st.lists(st.integers(1, 30), max_size=5, unique=True))
+def test_the_gradient_is_that_of_the_log_loss(offset: float, label: int, factor: float, slots: list[int]) -> None:
+    bank = Bank([UNIFORM], BITS)
+    for vectors, y in stream(seed=4, slates=10):
+        bank.learn(vectors, y)
+    one = slate([slots])
+    logit = float(bank.predict(one)[0][0, 0]) + offset
+
+    def loss(s: float) -> float:
+        return factor * (log1p(exp(s)) - label * s)
+
+    numeric = (loss(logit + 1e-6) - loss(logit - 1e-6)) / 2e-6
+    bias = 1 << BITS
+    before = bank.state()["table"][-1, :, 0], bank.state()["places"][-1]
+    bank.learn(one, labels(label), structural_weights=np.array([[factor]]), offsets=np.array([[offset]]))
+    after = bank.state()["table"][-1, :, 0]
+    assert before[1] == bias
+    assert after[1] - before[0][1] == pytest.approx(numeric**2, rel=1e-4, abs=1e-9)
+
+
+def test_weight_one_is_the_unweighted_model_bit_for_bit() -> None:
+    plain, weighted = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
+    for vectors, y in stream(seed=5):
+        plain.learn(vectors, y)
+        ones = np.ones((len(vectors), len(CLICK_ARMS)))
+        weighted.learn(vectors, y, policy_weights=ones, structural_weights=ones)
+    assert same(plain, weighted)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 9))
+def test_an_integer_weight_is_so_many_repeats_bit_for_bit(weights: list[int], seed: int) -> None:
+    arms = [UNIFORM, Arm("regular", alpha=0.1, l1=0.2, l2=0.3), Arm("fading", alpha=0.2, half_life=10)]
+    once, repeated = Bank(arms, BITS), Bank(arms, BITS)
+    for (vectors, y), weight in zip(stream(seed, slates=6, rows=1), weights, strict=False):
+        once.learn(vectors, y, policy_weights=np.full((1, 3), float(weight)))
+        for _ in range(weight):
+            repeated.learn(vectors, y)
+    assert same(once, repeated)
+
+
+def test_weight_zero_is_nothing_bit_for_bit() -> None:
+    for structural in (False, True):
+        bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
+        for vectors, y in stream(seed=6):
+            bank.learn(vectors, y)
+            untouched.learn(vectors, y)
+            zeros = np.zeros((len(vectors), len(CLICK_ARMS)))
+            bank.learn(vectors, y, None if structural else zeros, zeros if structural else None)
+        assert same(bank, untouched)
+
+
+def test_a_policy_beside_others_is_what_it_is_alone_bit_for_bit() -> None:
+    alone, bank = Bank([UNIFORM], BITS), Bank([UNIFORM, Arm("b", alpha=1.0), Arm("c", keep=0.5), Arm("d")], BITS)
+    rng = np.random.default_rng(7)
+    for vectors, y in stream(seed=7):
+        weights = np.ones((len(vectors), 4))
+        weights[:, 1:] = rng.random((len(vectors), 3)) * 4
+        alone.learn(vectors, y)
+        bank.learn(vectors, y, policy_weights=weights)
+        assert np.array_equal(alone.predict(vectors)[0][:, 0], bank.predict(vectors)[0][:, 0])
+
+
+def test_a_fractional_weight_lies_between_its_neighbours() -> None:
+    moved = []
+    for weight in (1.0, 1.5, 2.0, 2.5, 3.0):
+        bank = Bank([UNIFORM], BITS)
+        bank.learn(slate([[3, 4]]), labels(1), policy_weights=np.array([[weight]]))
+        moved.append(float(bank.predict(slate([[3, 4]]))[0][0, 0]))
+    assert moved == sorted(moved)
+    assert len(set(moved)) == len(moved)
+
+
+def test_structural_weights_are_linear_in_the_gradient_and_policy_weights_are_not() -> None:
+    linear, stepped = Bank([Arm("uniform", beta=1e6)], BITS), Bank([Arm("uniform", beta=1e-3)], BITS)
+    one = np.array([[1.0]])
+    linear.learn(slate([[3]]), labels(0), structural_weights=10 * one)
+    once = Bank([Arm("uniform", beta=1e6)], BITS)
+    once.learn(slate([[3]]), labels(0))
+    # With the accumulator out of the way, rho * move(1 / rho) = move(1).
+    assert 0.1 * linear.predict(slate([[3]]))[0][0, 0] == pytest.approx(once.predict(slate([[3]]))[0][0, 0], rel=1e-4)
+    naive = Bank([Arm("uniform", beta=1e-3)], BITS)
+    naive.learn(slate([[3]]), labels(0), structural_weights=10 * one)
+    stepped.learn(slate([[3]]), labels(0), policy_weights=10 * one)
+    assert abs(naive.predict(slate([[3]]))[0][0, 0] - stepped.predict(slate([[3]]))[0][0, 0]) > 1e-3
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, float("inf"), 1e6])
+def test_a_weight_that_is_none_is_refused_by_row_and_policy_and_nothing_is_learned(wrong: float) -> None:
+    bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
+    weights = np.ones((2, len(CLICK_ARMS)))
+    weights[1, 2] = wrong
+    with pytest.raises(ValueError, match=rf"row 1, policy '{CLICK_ARMS[2].name}'.*{wrong}"):
+        bank.learn(slate([[1], [2]]), labels(1, 0), policy_weights=weights)
+    assert same(bank, untouched)
+
+
+def test_predicting_changes_nothing_and_unknown_slots_weigh_nothing() -> None:
+    bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
+    for vectors, y in stream(seed=8):
+        bank.learn(vectors, y)
+        untouched.learn(vectors, y)
+        bank.predict(vectors)
+    assert same(bank, untouched)
+    known, unknown = bank.predict(slate([[3, 4], [3, 4, 999, 1000]]))[0]
+    assert np.array_equal(known, unknown)
+
+
+def test_positions_count_as_shown_and_not_in_the_position_free_score() -> None:
+    bank = Bank([UNIFORM], BITS)
+    for _ in range(50):
+        bank.learn(slate([[3], [3]], shown=[[100], [200]]), labels(1, 0))
+    q, rank = bank.predict(slate([[3], [3]], shown=[[100], [200]]))
+    assert q[0, 0] > q[1, 0] + 1
+    assert rank[0, 0] == rank[1, 0]
+
+
+def test_two_slots_of_a_row_that_share_a_place_count_once() -> None:
+    arm = Arm("uniform", alpha=0.3)
+    small, expected = Bank([arm], 8), Bank([arm], 8)
+    twice = slate([[16, 17]], shown=[[18]])  # 2^12 slots fold onto 2^8 places: all three are place 1
+    once = slate([[16]])
+    for y in (1, 0, 1):
+        small.learn(twice, labels(y))
+        expected.learn(once, labels(y))
+    assert same(small, expected)
+
+
+def test_thinning_depends_on_seed_request_and_item_alone_and_keeps_every_positive() -> None:
+    bank = Bank([UNIFORM, Arm("thin", keep=0.3)], BITS, seed=5)
+    wide = slate([[1]] * 200, request=9)
+    none = np.zeros(200, np.uint8)
+    active, offsets = bank.thin(wide, none)
+    assert active[:, 0].all()
+    assert 0.2 < active[:, 1].mean() < 0.4
+    assert offsets[0].tolist() == [0.0, log(1 / 0.3)]
+    assert bank.thin(wide, none + 1)[0].all()
+    assert np.array_equal(bank.thin(wide.one(7), none[:1])[0][0], active[7])
+    assert not np.array_equal(bank.thin(slate([[1]] * 200, request=10), none)[0], active)
+    assert not np.array_equal(Bank(bank.arms, BITS, seed=6).thin(wide, none)[0], active)
+
+
+def test_a_thinned_policy_ends_where_all_samples_would() -> None:
+    rng = np.random.default_rng(10)
+    arms = [Arm("uniform", alpha=0.05), Arm("thin", alpha=0.05, keep=0.2)]
+    bank = Bank(arms, BITS)
+    for request in range(3_000):
+        bank.learn(slate([[1]] * 20, request=request), (rng.random(20) < 0.04).astype(np.uint8))
+    full, thinned = bank.predict(slate([[1]]))[0][0]
+    truth = log(0.04 / 0.96)
+    assert full == pytest.approx(truth, abs=0.1)
+    assert thinned == pytest.approx(truth, abs=0.15)
+
+
+def test_rows_that_are_not_active_or_not_seen_are_not_learned() -> None:
+    bank, expected = Bank([UNIFORM], BITS), Bank([UNIFORM], BITS)
+    rows = slate([[3], [4]])
+    bank.learn(rows, labels(0, 0), active=np.array([[True], [False]]), offsets=np.zeros((2, 1)))
+    expected.learn(slate([[3]]), labels(0))
+    assert same(bank, expected)
+
+
+@given(st.integers(0, 60))
+def test_cut_and_resume_equals_straight_on_bit_for_bit(cut: int) -> None:
+    events = stream(seed=11)
+    straight, first, resumed = (Bank(CLICK_ARMS, BITS) for _ in range(3))
+    for vectors, y in events:
+        straight.learn(vectors, y)
+    for vectors, y in events[:cut]:
+        first.learn(vectors, y)
+    resumed.restore(first.state())
+    for vectors, y in events[cut:]:
+        resumed.learn(vectors, y)
+    assert same(straight, resumed)
+
+
+def test_a_state_is_a_copy_holds_touched_slots_only_and_fits_no_other_bank() -> None:
+    bank = Bank([UNIFORM], BITS)
+    bank.learn(slate([[3, 4]]), labels(1))
+    state = bank.state()
+    assert state["places"].tolist() == [3, 4, 1 << BITS]
+    assert bank.touched == 3
+    before = state["table"].copy()
+    bank.learn(slate([[3, 4]]), labels(1))
+    assert np.array_equal(state["table"], before)
+    with pytest.raises(ValueError, match="expected a state of 2 policies"):
+        Bank([UNIFORM, Arm("b")], BITS).restore(state)
+
+
+def test_fading_halves_the_accumulator_and_leaves_the_weight() -> None:
+    bank = Bank([Arm("uniform", alpha=0.3, l1=0.01, l2=0.1, half_life=10)], BITS)
+    for _ in range(20):
+        bank.learn(slate([[3]]), labels(1))
+    before, old = bank.predict(slate([[3]]))[0][0, 0], bank.state()["table"][0, 1, 0]
+    for _ in range(10):
+        bank.learn(slate([[3]]), labels(1), offsets=np.array([[60.0]]))  # certain: the gradient is nothing
+    assert bank.state()["table"][0, 1, 0] == pytest.approx(old / 2, rel=1e-9)
+    assert bank.predict(slate([[3]]))[0][0, 0] == pytest.approx(before, abs=1e-9)
+
+
+def test_after_five_million_samples_a_fading_policy_follows_drift_and_a_plain_one_lags() -> None:
+    rng = np.random.default_rng(12)
+    bank = Bank([Arm("uniform", alpha=0.05), Arm("fading", alpha=0.05, half_life=20_000)], BITS)
+    rows = 1_000
+    wide = slate([[row % 2 + 1] for row in range(rows)])
+    rates = np.where(np.arange(rows) % 2, 0.02, 0.08)
+    for _ in range(5_000):
+        bank.learn(wide, (rng.random(rows) < rates).astype(np.uint8))
+    settled = bank.predict(wide.one(0))[0][0]
+    assert settled == pytest.approx([log(0.08 / 0.92)] * 2, abs=0.15)
+    for _ in range(100):  # the first item's rate halves
+        bank.learn(wide, (rng.random(rows) < np.where(np.arange(rows) % 2, 0.02, 0.04)).astype(np.uint8))
+    plain, fading = bank.predict(wide.one(0))[0][0] - log(0.04 / 0.96)
+    assert abs(fading) < 0.15
+    assert plain > 0.3
+
+
+def test_arms_and_configs_refuse_what_cannot_be() -> None:
+    with pytest.raises(ValueError, match="keep = 0"):
+        Arm("thin", keep=0)
+    with pytest.raises(ValueError, match="expected 'uniform'"):
+        RankerConfig(click_arms=(Arm("other"),))
+    with pytest.raises(ValueError, match="name of its own"):
+        RankerConfig(click_arms=(Arm("uniform"), Arm("uniform")))
+    with pytest.raises(ValueError, match="click_bits is 40"):
+        RankerConfig(click_bits=40)
+
+
+def test_requests_and_items_hash_to_known_values() -> None:
+    assert hash_text("red shoes") == -6028982350642308374
+    assert hash_text("") == -5426141060434712860
+    assert hash_text("Zürich") == 636548684707296368
