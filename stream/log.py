@@ -23,15 +23,27 @@ def open_log(path: Path, mode: str) -> IO[bytes]:
     if name.endswith(".jsonl"):
         return cast("IO[bytes]", path.open(mode))
     if name.endswith(".jsonl.gz"):
-        # Level 1 and no time stamp: the same events give the same bytes.
-        raw = path.open(mode)
-        return cast("IO[bytes]", gzip.GzipFile(filename="", fileobj=raw, mode=mode, compresslevel=1, mtime=0))
+        return cast("IO[bytes]", _Gzip(path, mode))
     if name.endswith(".jsonl.zst"):
         if mode == "rb":
             return cast("IO[bytes]", io.BufferedReader(zstandard.open(path, "rb"), 1 << 20))
         return cast("IO[bytes]", zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=3)))
     msg = f"{path}: an event log ends in .jsonl, .jsonl.gz or .jsonl.zst"
     raise ValueError(msg)
+
+
+class _Gzip(gzip.GzipFile):
+    """A gzip file without name and time in its header: the same events give the same bytes. Closes the file below it."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self._file = path.open(mode)
+        super().__init__(filename="", fileobj=self._file, mode=mode, compresslevel=1, mtime=0)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._file.close()
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
