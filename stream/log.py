@@ -33,7 +33,7 @@ def open_log(path: Path, mode: str) -> IO[bytes]:
 
 
 class _Gzip(gzip.GzipFile):
-    """A gzip file without name and time in its header: the same events give the same bytes. Closes the file below it."""
+    """Without name and time in its header, so that the same events give the same bytes; closes the file below it."""
 
     def __init__(self, path: Path, mode: str) -> None:
         self._file = path.open(mode)

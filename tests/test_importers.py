@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import T0, action
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -20,6 +19,7 @@ from stream.importers import open_bandit, trivago
 from stream.importers.ordered import in_order, write_log
 from stream.importers.table import SourceError, Table
 from stream.log import read_lines
+from tests.builders import T0, action
 
 DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
 
