@@ -5,54 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import faust
 from aiokafka import AIOKafkaProducer
 
+from stream.clients import client_settings
+from stream.config import Config, ConfigError
 from stream.driver import TP, Batch, BatchConsumer, consumer_of, drive, faust_settings
-from stream.join import Decode, JoinConfig
 from stream.join_stage import JoinStage
 from stream.score import Scorer
 from stream.score_stage import ScoreStage
 from stream.snapshot import SnapshotStore
 from stream.stage import Stage, Unsaved, Wires
 
-if TYPE_CHECKING:
-    from stream.learn import LearnerConfig
-
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")
 
 log = logging.getLogger("heft.worker")
-
-
-class WorkerSettings(NamedTuple):
-    """All that a worker needs to know; the command line makes it from the configuration."""
-
-    bootstrap: str
-    group: str
-    inputs: Sequence[str]
-    samples: str
-    scored: str
-    rejected: str
-    join: JoinConfig
-    learner: LearnerConfig | None
-    snapshots: str
-    keep: int
-    snapshot_seconds: float
-    session_seconds: float
-    client: Mapping[str, Any] = {}
-    """Security settings of every aiokafka client."""
-    faust: Mapping[str, Any] = {}
-    """The same for Faust: ``broker_credentials``."""
-    decode: Decode | None = None
-    stages: Sequence[StageName] = STAGES
-    accept_loss: bool = False
 
 
 class _Running:
@@ -70,14 +44,15 @@ _Place: TypeAlias = tuple[StageName, int]
 class Shell:
     """Opens the stages of the partitions this worker has, feeds them, saves them, and closes them."""
 
-    def __init__(self, app: faust.App, settings: WorkerSettings) -> None:
+    def __init__(self, app: faust.App, config: Config) -> None:
         self.app = app
-        self.settings = settings
+        self.config = config
         self.running: dict[_Place, _Running] = {}
-        self._stage_of: dict[str, StageName] = {settings.samples: "score", settings.scored: "learn"}
-        self._stage_of |= dict.fromkeys(settings.inputs, "join")
-        self._store = SnapshotStore(settings.snapshots, settings.keep)
-        self._client = {"bootstrap_servers": settings.bootstrap, **settings.client}
+        self._topics = config.kafka.topics
+        self._stage_of: dict[str, StageName] = {self._topics.samples: "score", self._topics.scored: "learn"}
+        self._stage_of |= dict.fromkeys(config.inputs, "join")
+        self._store = SnapshotStore(config.snapshots.url, config.snapshots.keep)
+        self.client = client_settings(config.kafka)
         self._wires: Wires | None = None
         # One thread: snapshots are written one after another, in the order they were taken.
         self._writing = ThreadPoolExecutor(1, "snapshots")
@@ -97,9 +72,9 @@ class Shell:
         """Open the stages of these partitions; return where each input goes on."""
         if self._wires is None:
             # No idempotent producer: readers drop repeats themselves, and not every broker has it.
-            producer = AIOKafkaProducer(**self._client, acks="all", linger_ms=0, request_timeout_ms=30_000)
+            producer = AIOKafkaProducer(**self.client, acks="all", linger_ms=0, request_timeout_ms=30_000)
             await producer.start()
-            self._wires = Wires(self._client, producer, self._store)
+            self._wires = Wires(self.client, producer, self._store)
         places = {self._place(tp) for tp in assigned}
         self._check_complete(assigned, places)
         opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
@@ -144,16 +119,16 @@ class Shell:
 
     def _new(self, place: _Place, wires: Wires) -> Stage:
         name, partition = place
-        its = self.settings
+        config, topics = self.config, self._topics
         if name == "join":
-            return JoinStage(wires, its.join, its.decode, partition, its.inputs, its.samples, its.rejected)
+            decode, inputs = config.decoder(), config.inputs
+            return JoinStage(wires, config.join, decode, partition, inputs, topics.samples, topics.rejected)
         if name == "score":
-            shards = max(1, len(its.join.shards))
-            return ScoreStage(wires, partition, its.samples, its.scored, shards, Scorer())
-        from stream.learn import LearnerConfig
+            return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, Scorer())
+        # A worker that only joins needs no models.
         from stream.learn_stage import LearnStage
 
-        return LearnStage(wires, its.learner or LearnerConfig(), partition, its.scored)
+        return LearnStage(wires, config.learner, partition, topics.scored)
 
     # ---------------------------------------------------------------- records
 
@@ -179,7 +154,7 @@ class Shell:
 
     async def tick(self) -> None:
         """Tell the joins which of their inputs have run dry."""
-        idle_after = self.settings.join.idle_after_ms / 1000
+        idle_after = self.config.join.idle_after_ms / 1000
         quiet = [
             (running, running.stage, tp)
             for running in self.running.values()
@@ -217,19 +192,29 @@ class Shell:
         await self.consumer.commit_offsets(unsaved.offsets)
 
 
-def make_app(settings: WorkerSettings) -> tuple[faust.App, Shell]:
-    """Return the Faust app of a worker and its shell, not started."""
+def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> faust.App:
+    """Return the Faust app of a worker, not started.
+
+    Parameters
+    ----------
+    config
+        Everything that can be set.
+    stages
+        Which stages this worker runs.
+    accept_loss
+        Go on, and count, where records to go on from are gone.
+    """
+    session_seconds = config.kafka.session_timeout_ms / 1000
     app = faust.App(
-        settings.group,
-        broker=[f"kafka://{server}" for server in settings.bootstrap.split(",")],
-        broker_session_timeout=settings.session_seconds,
-        broker_heartbeat_interval=settings.session_seconds / 6,
+        config.kafka.group,
+        broker=[f"kafka://{server}" for server in config.kafka.bootstrap.split(",")],
+        broker_session_timeout=session_seconds,
+        broker_heartbeat_interval=session_seconds / 6,
         datadir=tempfile.mkdtemp(prefix="heft-"),
         **faust_settings(),
-        **settings.faust,
     )
-    shell = Shell(app, settings)
-    drive(app, shell.offsets_for, shell.on_revoked, accept_loss=settings.accept_loss)
+    shell = Shell(app, config)
+    drive(app, shell.client, shell.offsets_for, shell.on_revoked, accept_loss=accept_loss)
 
     async def run(stream: Any) -> None:
         try:
@@ -240,30 +225,46 @@ def make_app(settings: WorkerSettings) -> tuple[faust.App, Shell]:
             if not app.should_stop:
                 raise
 
-    for stage in settings.stages:
+    for stage in stages:
         app.agent(app.topic(*shell.topics(stage), acks=False), name=stage)(run)
 
     async def ticking() -> None:
         while True:
-            await asyncio.sleep(settings.join.idle_after_ms / 2000)
+            await asyncio.sleep(config.join.idle_after_ms / 2000)
             await shell.tick()
 
     async def saving() -> None:
         while True:
-            await asyncio.sleep(settings.snapshot_seconds)
+            await asyncio.sleep(config.snapshots.interval_ms / 1000)
             await shell.save()
 
     async def stopping(*_: Any, **__: Any) -> None:
         await shell.close()
 
-    if "join" in settings.stages:
+    if "join" in stages:
         app.task(ticking)
     app.task(saving)
     app.on_before_shutdown.connect(stopping, weak=False)
-    return app, shell
+    return app
 
 
-def run_worker(settings: WorkerSettings, loglevel: str = "WARN") -> None:
+def stages_of(text: str) -> list[StageName]:
+    """Return the stages named in a list with commas.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such stage.
+    """
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        msg = f"--stages {text!r}: there is no stage {unknown[0]!r}; expected some of {', '.join(STAGES)}"
+        raise ConfigError(msg)
+    return [stage for stage in STAGES if stage in names]
+
+
+def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> None:
     """Run until SIGTERM or SIGINT; exits 0 after a clean stop and not 0 with a traceback after an error."""
-    app, _ = make_app(settings)
-    faust.Worker(app, loglevel=loglevel, redirect_stdouts=False).execute_from_commandline()
+    app = make_app(config, stages, accept_loss=accept_loss)
+    faust.Worker(app, loglevel="WARN", redirect_stdouts=False).execute_from_commandline()

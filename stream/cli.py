@@ -15,6 +15,9 @@ app = typer.Typer(
 )
 
 
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; heft.toml by default, if it is there.")]
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the events on the wire."""
@@ -23,10 +26,103 @@ def schema() -> None:
     typer.echo(events.schema_json())
 
 
+@app.command()
+def topics(
+    create: Annotated[bool, typer.Option("--create", help="make those that are missing")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """List the topics heft needs, as they should be and as they are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stream.config import load
+    from stream.topics import Topics, wanted_topics
+
+    settings = load(config)
+    with Topics(settings) as cluster:
+        made = {wanted.name for wanted in cluster.create()} if create else set()
+        found = cluster.found()
+    table = Table("topic", "role", "partitions", "retention", "", box=None)
+    for wanted in wanted_topics(settings):
+        there = found.get(wanted.name)
+        state = "made" if wanted.name in made else "" if there else "missing: heft topics --create"
+        retention = there.settings.get("retention.ms", "not told") if there else wanted.retention_ms
+        table.add_row(wanted.name, wanted.role, str(there.partitions if there else wanted.partitions), retention, state)
+    Console().print(table)
+
+
+@app.command()
+def publish(
+    log: Annotated[Path, typer.Argument(help="event log: .jsonl, .jsonl.gz or .jsonl.zst")],
+    speed: Annotated[float | None, typer.Option(min=1e-6, help="event time per wall time; default: at once")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Send an event log to the topics, by type, keyed by user."""
+    from stream.config import load
+    from stream.progress import counting
+    from stream.publish import publish as send
+
+    with counting("events") as progress:
+        sent = send(log, load(config), speed, progress)
+    typer.echo(", ".join(f"{topic} {n}" for topic, n in sent.items()) or "the log is empty")
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="folder: one log for each partition")],
+    since: Annotated[str | None, typer.Option(help="event time, ISO 8601 or milliseconds: from here on")] = None,
+    until: Annotated[str | None, typer.Option(help="event time: up to here")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Write the topics into event logs, one for each partition."""
+    from stream.config import load, parse_time
+    from stream.progress import counting
+    from stream.publish import record as write
+    from stream.reader import input_partitions
+
+    settings = load(config)
+    since_ms, until_ms = parse_time(since), parse_time(until)
+    with counting("records") as progress:
+        written = write(out, settings, range(input_partitions(settings)), since_ms, until_ms, progress)
+    for path, count in written.items():
+        typer.echo(f"{path}: " + (", ".join(f"{topic} {n}" for topic, n in count.items()) or "empty"))
+
+
+@app.command()
+def tail(
+    topic: Annotated[str, typer.Argument(help="any topic; samples and scored are decoded")],
+    n: Annotated[int, typer.Option("-n", min=1, help="newest records of each partition")] = 10,
+    config: ConfigFile = None,
+) -> None:
+    """Show the newest records of a topic as JSON, one a line."""
+    from stream.config import load
+    from stream.publish import newest_json
+
+    for line in newest_json(load(config), topic, n):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(config: ConfigFile = None) -> None:
+    """Look at a cluster before the first worker starts; exit code 1 when something is wrong."""
+    from rich.console import Console
+
+    from stream.config import load
+    from stream.doctor import examine
+
+    settings = load(config)
+    with Console(stderr=True).status("") as status:
+        findings = examine(settings, lambda text: status.update(f"looking at {text}"))
+    for finding in findings:
+        typer.secho(f"✗ {finding.what}", fg=typer.colors.RED)
+        typer.echo(f"  → {finding.do}")
+    if findings:
+        raise typer.Exit(1)
+    typer.secho("✓ nothing wrong: a worker may start", fg=typer.colors.GREEN)
+
+
 broker_app = typer.Typer(no_args_is_help=True, help="A Kafka broker of our own, on this machine.")
 app.add_typer(broker_app, name="broker")
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; heft.toml by default, if it is there.")]
 
 
 @app.command()
@@ -71,6 +167,21 @@ def replay(
     typer.echo(path)
 
 
+@app.command()
+def worker(
+    stages: Annotated[str, typer.Option(help="which of join,score,learn this worker runs")] = "join,score,learn",
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="go on, and count, where records to go on from are gone")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Run stages as stream consumers until SIGTERM or Ctrl-C; several workers share the partitions."""
+    from stream.app import run_worker, stages_of
+    from stream.config import load
+
+    run_worker(load(config), stages_of(stages), accept_loss=accept_loss)
+
+
 snapshots_app = typer.Typer(no_args_is_help=True, help="What a worker goes on from.")
 app.add_typer(snapshots_app, name="snapshots")
 SnapshotFile = Annotated[str, typer.Argument(help="a name as `heft snapshots list` prints it")]
@@ -99,6 +210,39 @@ def snapshots_rollback(name: SnapshotFile, config: ConfigFile = None) -> None:
     from stream.snapshots import rollback
 
     typer.echo(rollback(config, name))
+
+
+import_app = typer.Typer(no_args_is_help=True, help="Turn public logs into event logs.")
+app.add_typer(import_app, name="import")
+
+LogFile = Annotated[Path, typer.Option(help="Log to write: .jsonl, .jsonl.gz or .jsonl.zst.")]
+
+
+@import_app.command("trivago")
+def import_trivago(
+    file: Annotated[Path, typer.Argument(help="CSV of the RecSys Challenge 2019, plain or .gz.", exists=True)],
+    out: LogFile,
+) -> None:
+    """Hotel searches: result lists, clickouts and what else visitors did."""
+    from stream.importers import trivago
+    from stream.importers.run import import_log
+
+    source = trivago.table(file)
+    import_log(source, trivago.events(source), out)
+
+
+@import_app.command("open-bandit")
+def import_open_bandit(
+    path: Annotated[Path, typer.Argument(help="CSV with its items beside it, or the folder of both.", exists=True)],
+    out: LogFile,
+) -> None:
+    """Fashion recommendations with known propensities."""
+    from stream.importers import open_bandit
+    from stream.importers.run import import_log
+
+    rows, items = open_bandit.find(path)
+    source = open_bandit.table(rows)
+    import_log(source, open_bandit.events(source, open_bandit.items(items)), out)
 
 
 def main() -> None:

@@ -88,11 +88,10 @@ class _ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         conf = self.app.conf
-        auth = faust_aiokafka.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context)
         return AIOKafkaConsumer(
+            **transport.client,
             client_id=conf.broker_client_id,
             group_id=conf.id,
-            bootstrap_servers=faust_aiokafka.server_list(transport.url, transport.default_port),
             # Range keeps partition p of every input together, which the join needs; round robin does not.
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
@@ -108,7 +107,6 @@ class _ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
-            **auth,
         )
 
     async def take(self, wanted: set[TP]) -> tuple[int, dict[TP, list[Any]], dict[TP, int]]:
@@ -388,8 +386,17 @@ class BatchConsumer(faust_aiokafka.Consumer):
         """See `_ConsumerThread.verify_event_path`."""
 
 
+class _Producer(faust_aiokafka.Producer):
+    """Faust starts one whether it is used or not: it connects as all clients do."""
+
+    def _settings_auth(self) -> Mapping[str, Any]:
+        return cast(_Transport, self.transport).client
+
+
 class _Transport(faust_aiokafka.Transport):
     Consumer = BatchConsumer
+    Producer = _Producer
+    client: Mapping[str, Any]
     offsets_for: OffsetsFor
     on_revoked: OnRevoked
     accept_loss: bool
@@ -411,7 +418,14 @@ def faust_settings() -> dict[str, Any]:
     }
 
 
-def drive(app: faust.App, offsets_for: OffsetsFor, on_revoked: OnRevoked, *, accept_loss: bool = False) -> None:
+def drive(
+    app: faust.App,
+    client: Mapping[str, Any],
+    offsets_for: OffsetsFor,
+    on_revoked: OnRevoked,
+    *,
+    accept_loss: bool = False,
+) -> None:
     """Give an app the batch consumer; call before the app starts.
 
     Parameters
@@ -419,6 +433,8 @@ def drive(app: faust.App, offsets_for: OffsetsFor, on_revoked: OnRevoked, *, acc
     app
         Made with `faust_settings`. Its agents read raw topics through ``stream.noack()`` and call
         ``consumer_of(app).done(batch)`` for every `Batch` they have dealt with.
+    client
+        How to connect: ``bootstrap_servers`` and security, as aiokafka's clients take them.
     offsets_for
         Where to start, asked once a generation for all partitions assigned.
     on_revoked
@@ -427,7 +443,8 @@ def drive(app: faust.App, offsets_for: OffsetsFor, on_revoked: OnRevoked, *, acc
         Whether to go on, and count in ``consumer.lost``, when records to go on from are gone.
     """
     transport = _Transport(app.conf.broker_consumer, app)
-    transport.offsets_for, transport.on_revoked, transport.accept_loss = offsets_for, on_revoked, accept_loss
+    transport.client, transport.accept_loss = client, accept_loss
+    transport.offsets_for, transport.on_revoked = offsets_for, on_revoked
     app.transport = transport
 
 

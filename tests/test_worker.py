@@ -18,7 +18,6 @@ from kafka.admin import NewTopic
 
 from models.sample import Record
 from stream import events, messages
-from stream.app import WorkerSettings, run_worker
 from stream.broker import running_broker
 from stream.events import Action, Click, Event, Impression, Order
 from stream.fence import Owner, Rightful
@@ -79,12 +78,22 @@ class Shop:
         producer.close()
 
     def worker(self, *stages: str) -> subprocess.Popen[bytes]:
-        plain = {"bootstrap": self.bootstrap, "name": self.name, "folder": str(self.folder)}
-        command = [sys.executable, "-m", "tests.test_worker", json.dumps(plain | {"join": self.join, "stages": stages})]
+        command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(self._config())]
+        command += ["--stages", ",".join(stages)] if stages else []
         with (self.folder / f"errors{len(self.workers)}").open("wb") as errors:
             process = subprocess.Popen(command, cwd=ROOT, stderr=errors, stdout=errors)
         self.workers.append(process)
         return process
+
+    def _config(self) -> Path:
+        names = "\n".join(f'{t} = "{self.topic(t)}"' for t in (*INPUTS, "samples", "scored", "rejected"))
+        join = "\n".join(f"{key} = {value}" for key, value in self.join.items())
+        path = self.folder / "heft.toml"
+        path.write_text(
+            f'[kafka]\nbootstrap = "{self.bootstrap}"\ngroup = "{self.name}"\n[kafka.topics]\n{names}\n'
+            f'[join]\n{join}\n[snapshots]\nurl = "{self.folder}/snapshots"\ninterval = "1s"\n'
+        )
+        return path
 
     def errors(self) -> str:
         return "\n".join((self.folder / f"errors{n}").read_text()[-3000:] for n in range(len(self.workers)))
@@ -208,29 +217,3 @@ def test_a_stopped_worker_is_followed_by_one_that_goes_on(shop: Shop) -> None:
     shop.until(lambda: len(shop.scored()) >= len(expected))
     assert shop.scored() == expected
     shop.stop(second)
-
-
-def main(plain: dict[str, Any]) -> None:
-    def topic(short: str) -> str:
-        return f"{plain['name']}.{short}"
-
-    settings = WorkerSettings(
-        bootstrap=plain["bootstrap"],
-        group=plain["name"],
-        inputs=[topic(each) for each in INPUTS],
-        samples=topic("samples"),
-        scored=topic("scored"),
-        rejected=topic("rejected"),
-        join=JoinConfig(**plain["join"]),
-        learner=None,
-        snapshots=f"{plain['folder']}/snapshots",
-        keep=3,
-        snapshot_seconds=1.0,
-        session_seconds=6.0,
-        stages=plain["stages"],
-    )
-    run_worker(settings)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
