@@ -1,96 +1,84 @@
-"""How good each policy was, on every sample, before it learned from it.
+"""Prequential metrics of one head: every sample is predicted when shown, and measured when its label is known.
 
-All sums are whole numbers (losses and probabilities in units of 2^-24), so whole-log figures do not depend on the
-order in which samples came, and merge exactly. AUC over the whole log comes from histograms of logits in steps of
-1/1024; its error is at most half the share of pairs that fall into one step. The log is kept in blocks of slates, and
-neighbouring blocks are merged as it grows, so that its second half can be told without knowing its length beforehand.
+Never weighted. The whole log is held in bounded memory, in blocks of integer counts (`models.tally`): when there are
+too many, neighbours are merged and the block size doubles, so the second half of a log of unknown length can be told
+from the first, to within half a block, a sixteenth of the half at most. The last samples are held as they are, and a
+window of them is measured exactly (`models.exact`) when asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import nan
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ranking import gauc, ndcg_mrr
-from models.tally import BINS, COARSE, GAUC, LOSS, LOSS_RAW, LOW, MAX_SURFACES, MRR, NDCG, PREDICTED, STEP, UNIT, add
+from models import exact
+from models.tally import EDGE, OTHER_SURFACE, POSITIVES, SLICES, UNIT, USER_AUC, USER_SAMPLES, Tally, count, weigh
 
-_WINDOW = 50_000
-_BLOCK_SLATES = 64
-_MAX_BLOCKS = 32
-_GAUC_ROWS = 10_000
-_POSITIONS = ("position 0", "position 1-2", "position 3-5", "position 6-10", "position 11+")
+_FIRST_BLOCK = 1_024
+_MOST_BLOCKS = 32
+_USERS_WITHIN = 16_384  # samples among which slates of one user meet for GAUC
 
-N, POSITIVES = range(2)
+_SLICE_BINS = 2 * EDGE * 16
+_MOST_SURFACES = 16
 
-
-class _Block:
-    """Sums over some slates: ``counts`` n, positives, slates with a positive, rows of users with both labels."""
-
-    def __init__(self, columns: int) -> None:
-        self.counts = np.zeros(4, np.int64)
-        self.sums = np.zeros((6, columns), np.int64)
-        self.shown = np.zeros((columns, 2, BINS), np.uint32)
-        self.rank = np.zeros((columns, 2, BINS // COARSE), np.uint32)
-
-    def add(self, other: _Block) -> None:
-        self.counts += other.counts
-        self.sums += other.sums
-        self.shown += other.shown
-        self.rank += other.rank
-
-    def state(self) -> list[Any]:
-        filled = np.flatnonzero(self.shown)
-        return [
-            self.counts.copy(),
-            self.sums.copy(),
-            filled.astype(np.uint32),
-            self.shown.ravel()[filled],
-            self.rank.copy(),
-        ]
-
-    def restore(self, state: list[Any]) -> None:
-        self.counts, self.sums, filled, values, self.rank = state
-        self.shown.fill(0)
-        self.shown.ravel()[filled] = values
+Metrics = dict[str, float]
 
 
 class Prequential:
-    """Metrics of several policies on the same samples.
+    """Metrics of K policies on the same samples.
 
     Parameters
     ----------
     policies
-        Names of the columns of every array given to `add`.
+        Names, in the order of the columns of every array.
+    window
+        How many of the last samples `window` measures.
+
+    Examples
+    --------
+    >>> metrics = Prequential(("uniform",))
+    >>> p = np.array([[0.75], [0.25]], np.float32)
+    >>> q = np.log(p / (1 - p))
+    >>> seen, new = np.array([True, True]), np.array([False, True])
+    >>> metrics.add(7, np.array([1, 0], np.uint8), q, p, q, seen, np.array([0, 1], np.uint16), new)
+    >>> metrics.report()["policies"]["uniform"]["auc"]
+    1.0
     """
 
-    def __init__(self, policies: tuple[str, ...]) -> None:
-        columns = len(policies)
-        self.policies = policies
-        self._blocks = [_Block(columns)]
-        self._block_slates = _BLOCK_SLATES
-        self._in_block = 0
+    def __init__(self, policies: Iterable[str], window: int = 50_000) -> None:
+        self.policies = tuple(policies)
+        K = len(self.policies)
+        if not K or window < 1:
+            msg = f"metrics: expected at least one policy and a window of 1 or more, got {K} and {window}"
+            raise ValueError(msg)
+        self._window = window
+        self._block_size = _FIRST_BLOCK
+        self._blocks: list[Tally] = []
+        self._block = Tally(K)
         self._surfaces: dict[str, int] = {}
-        slices = MAX_SURFACES + len(_POSITIONS) + 1
+        slices = len(SLICES) + _MOST_SURFACES
         self._slice_counts = np.zeros((slices, 2), np.int64)
-        self._slice_sums = np.zeros((slices, 3, columns), np.int64)
-        self._slice_bins = np.zeros((slices, columns, 2, BINS // COARSE), np.uint32)
-        self._logits = np.zeros((_WINDOW, columns), np.float32)
-        self._raw = np.zeros((_WINDOW, columns), np.float32)
-        self._ranks = np.zeros((_WINDOW, columns), np.float32)
-        self._labels = np.zeros(_WINDOW, np.uint8)
-        self._users = np.zeros(_WINDOW, np.uint64)
-        self._slates = np.zeros(_WINDOW, np.int64)
-        self._rows = 0  # samples ever added
-        self._gauc_from = 0  # the first sample not yet grouped by user
-        self._slate = 0
-        self._weights = np.zeros((2, 3, columns))  # of negatives and positives: n, sum w, sum w^2
+        self._slice_sums = np.zeros((slices, 2, K), np.int64)
+        self._slice_histogram = np.zeros((slices, K, 2, _SLICE_BINS), np.uint32)
+        # The last samples, and the slates they came in; rows before those still needed are thrown away now and then.
+        self._labels = np.zeros(0, np.uint8)
+        self._p = np.zeros((0, K), np.float32)
+        self._raw = np.zeros((0, K), np.float32)
+        self._rank = np.zeros((0, K), np.float32)
+        self._rows = 0
+        self._starts = np.zeros(1, np.int64)
+        self._users = np.zeros(0, np.uint64)
+        self._slates = 0
+        self._grouped = 0  # slates already counted in GAUC
 
     @property
     def samples(self) -> int:
         """How many samples were measured."""
-        return self._rows
+        return sum(block.samples for block in self._blocks) + self._block.samples
 
     def add(
         self,
@@ -102,306 +90,273 @@ class Prequential:
         measured: NDArray[np.bool_],
         positions: NDArray[np.uint16],
         new: NDArray[np.bool_],
-        surface: str,
+        surface: str = "",
     ) -> None:
-        """Add a slate.
+        """Measure one slate, or one matured click, with the predictions as they were when it was shown.
 
         Parameters
         ----------
         user
-            Hash of the user.
+            Hash of the user, unsigned.
         labels, measured, positions, new
             [n] label 0 or 1, whether the row counts, position shown, whether the item was new.
         raw, p, rank
-            [n, columns] raw logits, calibrated probabilities in [0, 1], position-free scores, all as shown.
+            [n, K] raw logits, calibrated probabilities in [0, 1], position-free scores on a logit's scale.
         surface
-            Slice of the slate; beyond 16 different ones they share the last.
+            Where it was shown; beyond 16 different ones they share a slice.
         """
-        which = self._surfaces.get(surface)
-        if which is None:
-            which = self._surfaces.setdefault(surface, min(len(self._surfaces), MAX_SURFACES - 1))
-        block = self._blocks[-1]
-        self._rows = add(
-            labels, raw, p, rank, measured, positions, new, which, np.uint64(user), self._slate, self._rows,
-            block.counts, block.sums, block.shown, block.rank,
-            self._slice_counts, self._slice_sums, self._slice_bins,
-            self._logits, self._raw, self._ranks, self._labels, self._users, self._slates,
+        if not measured.all():
+            labels, raw, p, rank = labels[measured], raw[measured], p[measured], rank[measured]
+            positions, new = positions[measured], new[measured]
+        n = len(labels)
+        if not n:
+            return
+        block = self._block
+        count(
+            labels, raw, p, rank, positions, new, self._surface(surface), exact.DISCOUNTS,
+            block.counts, block.sums, block.histogram, block.rank_histogram,
+            self._slice_counts, self._slice_sums, self._slice_histogram,
         )  # fmt: skip
-        self._slate += 1
-        if self._rows - self._gauc_from >= _GAUC_ROWS:
-            self._group_users(block)
-            self._gauc_from = self._rows
-        self._in_block += 1
-        if self._in_block == self._block_slates:
-            self._next_block()
+        self._remember(labels, raw, p, rank, user)
+        if block.samples >= self._block_size:
+            self._close_block()
+        elif self._rows - self._starts[self._grouped] >= _USERS_WITHIN:
+            self._group_users()
 
     def weigh(self, labels: NDArray[np.uint8], weights: NDArray[np.float64]) -> None:
-        """Count the weights [n, columns] with which policies learn, for their effective sample size."""
-        columns = weights.shape[1]
-        for label in (0, 1):
-            rows = weights[labels == label]
-            self._weights[label, 0] += len(rows)
-            self._weights[label, 1, :columns] += rows.sum(0)
-            self._weights[label, 2, :columns] += (rows * rows).sum(0)
+        """Note the weights [n, K'] with which the first K' policies learn, for their effective sample size."""
+        weigh(labels, weights, self._block.weights)
 
-    def _group_users(self, block: _Block) -> None:
-        """Add the AUC within users of the samples not yet grouped to a block."""
-        rows = np.arange(self._gauc_from, self._rows) % _WINDOW
-        counted, sums = gauc(self._users[rows], self._labels[rows], self._ranks[rows])
-        block.counts[3] += counted
-        block.sums[GAUC] += np.round(sums * UNIT).astype(np.int64)
+    def _surface(self, surface: str) -> int:
+        place = self._surfaces.get(surface)
+        if place is None:
+            if len(self._surfaces) == _MOST_SURFACES:
+                return OTHER_SURFACE
+            place = self._surfaces[surface] = len(SLICES) + len(self._surfaces)
+        return place
 
-    def _next_block(self) -> None:
-        self._in_block = 0
-        if len(self._blocks) == _MAX_BLOCKS:
-            for left, right in zip(self._blocks[::2], self._blocks[1::2], strict=True):
-                left.add(right)
-            self._blocks = self._blocks[::2]
-            self._block_slates *= 2
-        self._blocks.append(_Block(len(self.policies)))
+    def _remember(
+        self,
+        labels: NDArray[np.uint8],
+        raw: NDArray[np.float32],
+        p: NDArray[np.float32],
+        rank: NDArray[np.float32],
+        user: int,
+    ) -> None:
+        n = len(labels)
+        if self._rows + n > len(self._labels) or self._slates + 1 > len(self._users):
+            self._make_room(n)
+        rows = slice(self._rows, self._rows + n)
+        self._labels[rows] = labels
+        self._p[rows] = p
+        self._raw[rows] = raw
+        self._rank[rows] = rank
+        self._users[self._slates] = user
+        self._rows += n
+        self._slates += 1
+        self._starts[self._slates] = self._rows
 
-    # ---------------------------------------------------------------- reports
+    def _kept_from(self) -> int:
+        """The first slate that is still needed: of the window, or not yet grouped by user."""
+        from_row = max(self._rows - self._window, 0)
+        first = int(np.searchsorted(self._starts[: self._slates + 1], from_row, "right")) - 1
+        return min(first, self._grouped)
 
-    def report(self) -> dict[str, Any]:
-        """Return ``{"positives", "policies": {name: {metric: value, "second_half": {...}}}, "slices"}``."""
-        whole, half = self._sum(0), self._sum(self._half())
-        for block in (whole, half):
-            self._group_users(block)
-        policies = {}
-        for column, name in enumerate(self.policies):
-            policies[name] = _metrics(whole, column) | self._sizes(column) | {"second_half": _metrics(half, column)}
+    def _make_room(self, n: int) -> None:
+        kept = self._kept_from()
+        self._load(self._tail(kept), self._grouped - kept, n)
+
+    def _tail(self, first: int) -> dict[str, NDArray[Any]]:
+        row = int(self._starts[first])
+        rows, slates = slice(row, self._rows), slice(first, self._slates)
         return {
-            "samples": int(whole.counts[N]),
-            "positives": int(whole.counts[POSITIVES]),
-            "second_half": {"samples": int(half.counts[N]), "positives": int(half.counts[POSITIVES])},
-            "policies": policies,
-            "slices": self._slice_report(),
+            "labels": self._labels[rows],
+            "p": self._p[rows],
+            "raw": self._raw[rows],
+            "rank": self._rank[rows],
+            "users": self._users[slates],
+            "starts": self._starts[first : self._slates + 1] - row,
         }
 
-    def _sizes(self, column: int) -> dict[str, float]:
-        n, total, squares = self._weights[:, :, column].T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            negative, positive = (total * total / (squares * n)).tolist()
-        return {"ess": float(np.fmin(negative, positive)), "ess_positive": positive, "ess_negative": negative}
+    def _load(self, tail: dict[str, NDArray[Any]], grouped: int, n: int = 0) -> None:
+        """Lay the samples out anew with room for at least n more."""
+        held = len(tail["labels"])
+        size = min(2 * held + 4 * n + 1_024, held + n + self._window)
+        for name in ("labels", "p", "raw", "rank"):
+            old = tail[name]
+            fresh = np.zeros((size, *old.shape[1:]), old.dtype)
+            fresh[:held] = old
+            setattr(self, f"_{name}", fresh)
+        slates = len(tail["users"])
+        self._users = np.zeros(2 * slates + 64, np.uint64)
+        self._users[:slates] = tail["users"]
+        self._starts = np.zeros(len(self._users) + 1, np.int64)
+        self._starts[: slates + 1] = tail["starts"]
+        self._rows, self._slates, self._grouped = held, slates, grouped
 
-    def _half(self) -> int:
-        """Return the first block of the second half: the cut nearest to half the samples."""
-        ends = np.cumsum([block.counts[N] for block in self._blocks])
-        return int(np.argmin(np.abs(np.concatenate(([0], ends)) - ends[-1] / 2)))
+    def _pending_users(self) -> tuple[int, NDArray[np.int64]]:
+        first, last = self._grouped, self._slates
+        weight, sums = self._gauc(first, last)
+        return weight, np.rint(sums * UNIT).astype(np.int64)
 
-    def _sum(self, start: int) -> _Block:
-        total = _Block(len(self.policies))
-        for block in self._blocks[start:]:
-            total.add(block)
-        return total
+    def _gauc(self, first: int, last: int) -> tuple[int, NDArray[np.float64]]:
+        users = self._users[first:last]
+        order = np.argsort(users, kind="stable")
+        weight, sums = exact.grouped_auc(self._labels, self._rank, self._starts[first : last + 1], users, order)
+        return weight, sums
 
-    def _slice_report(self) -> dict[str, dict[str, Any]]:
-        names = {which: surface or "(none)" for surface, which in reversed(self._surfaces.items())}
-        slices = {f"surface {name}": which for which, name in sorted(names.items())}
-        slices |= {name: MAX_SURFACES + number for number, name in enumerate(_POSITIONS)}
-        slices["new items"] = MAX_SURFACES + len(_POSITIONS)
-        report: dict[str, dict[str, Any]] = {}
-        for name, which in slices.items():
-            n, positives = self._slice_counts[which].tolist()
+    def _group_users(self) -> None:
+        weight, sums = self._pending_users()
+        self._block.counts[USER_SAMPLES] += weight
+        self._block.sums[USER_AUC] += sums
+        self._grouped = self._slates
+
+    def _close_block(self) -> None:
+        self._group_users()
+        self._blocks.append(self._block.take())
+        if len(self._blocks) == _MOST_BLOCKS:
+            pairs = zip(self._blocks[::2], self._blocks[1::2], strict=True)
+            self._blocks = [_sum((first, second)) for first, second in pairs]
+            self._block_size *= 2
+
+    def _current(self) -> Tally:
+        """The unfinished block, with the users that are not grouped yet."""
+        current = _sum((self._block,))
+        weight, sums = self._pending_users()
+        current.counts[USER_SAMPLES] += weight
+        current.sums[USER_AUC] += sums
+        return current
+
+    def total(self) -> Tally:
+        """Return the counts of the whole log; those of several logs or shards add up, see `merge`."""
+        return _sum((*self._blocks, self._current()))
+
+    def second_half(self) -> Tally:
+        """Return the counts of the samples after the first half, cut at the block bound nearest to it."""
+        blocks = [*self._blocks, self._current()]
+        before = np.cumsum([0] + [block.samples for block in blocks])
+        first = int(np.argmin(np.abs(before[:-1] - before[-1] / 2)))
+        return _sum(blocks[first:])
+
+    def report(self) -> dict[str, Any]:
+        """Return counts, metrics by policy with those of the second half beside them, and metrics by slice."""
+        whole, half = self.total(), self.second_half()
+        return {
+            "samples": whole.samples,
+            "positives": int(whole.counts[POSITIVES]),
+            "second_half": {"samples": half.samples, "positives": int(half.counts[POSITIVES])},
+            "policies": {
+                name: whole.metrics(k) | {"second_half": half.metrics(k)} for k, name in enumerate(self.policies)
+            },
+            "slices": self.slices(),
+        }
+
+    def slices(self) -> dict[str, dict[str, Any]]:
+        """Return, by slice that has samples: counts, and log loss, NE, calibration and AUC by policy."""
+        names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces)]
+        out: dict[str, dict[str, Any]] = {}
+        for s, name in enumerate(names):
+            n, positives = (int(each) for each in self._slice_counts[s])
             if not n:
                 continue
-            loss, _, predicted = self._slice_sums[which] / UNIT
-            report[name] = {
-                "samples": n,
-                "positives": positives,
-                "policies": {
-                    policy: {
-                        "auc": auc_of_bins(self._slice_bins[which, column]),
-                        "ne": _ratio(loss[column] / n, entropy(positives / n)),
-                        "calibration": _ratio(predicted[column], positives),
-                    }
-                    for column, policy in enumerate(self.policies)
-                },
-            }
-        return report
+            entropy = exact.entropy(positives / n)
+            policies = {}
+            for k, policy in enumerate(self.policies):
+                loss, predicted = self._slice_sums[s, :, k] / UNIT
+                negative, positive = self._slice_histogram[s, k, :, ::-1].astype(np.float64)
+                policies[policy] = {
+                    "logloss": float(loss / n),
+                    "ne": float(loss / n / entropy),
+                    "calibration": float(predicted / positives) if positives else nan,
+                    "auc": exact.auc_of_groups(positive, negative),
+                }
+            out[name] = {"samples": n, "positives": positives, "policies": policies}
+        return out
 
-    def window(self, samples: int = _WINDOW) -> dict[str, dict[str, float]]:
-        """Return the metrics over the newest samples, AUC exact, by policy."""
-        size = min(samples, self._rows, _WINDOW)
-        rows = np.arange(self._rows - size, self._rows) % _WINDOW
-        labels, users = self._labels[rows], self._users[rows]
-        positives = int(labels.sum())
-        base = entropy(positives / size) if size else 0.0
-        starts = np.flatnonzero(np.diff(self._slates[rows], prepend=-1))
-        counted, by_user = gauc(users, labels, self._ranks[rows])
-        slates, ndcg, mrr = _by_slate(starts, labels, self._ranks[rows])
-        report = {}
-        for column, name in enumerate(self.policies):
-            logit = self._logits[rows, column].astype(np.float64)
-            p = 1.0 / (1.0 + np.exp(-logit))
-            loss, raw = (
-                float(np.mean(_losses(each, labels))) if size else 0.0 for each in (logit, self._raw[rows, column])
-            )
-            report[name] = {
-                "auc": exact_auc(logit, labels),
+    def window(self) -> dict[str, Any]:
+        """Return counts and metrics by policy of the last samples (`window` of them, in whole slates), exactly."""
+        first = int(np.searchsorted(self._starts[: self._slates + 1], max(self._rows - self._window, 0)))
+        row = int(self._starts[first])
+        rows = slice(row, self._rows)
+        labels = self._labels[rows]
+        n, positives = len(labels), int(labels.sum())
+        entropy = exact.entropy(positives / n) if n else nan
+        weight, user_sums = self._gauc(first, self._slates)
+        starts = self._starts[first : self._slates + 1]
+        slates, ranking = exact.rankings(self._labels, self._rank, starts, exact.DISCOUNTS)
+        policies: dict[str, Metrics] = {}
+        for k, name in enumerate(self.policies):
+            p, rank = self._p[rows, k], self._rank[rows, k]
+            loss = exact.logloss(labels, p)
+            policies[name] = {
+                "auc": exact.auc(labels, p),
                 "logloss": loss,
-                "ne": _ratio(loss, base),
-                "ne_raw": _ratio(raw, base),
-                "calibration": _ratio(float(p.sum()), positives),
-                "ece": ece(p, labels),
-                "gauc": _ratio(by_user[column], counted),
-                "ndcg_at_10": _ratio(ndcg[column], slates),
-                "mrr": _ratio(mrr[column], slates),
-                "auc_rank": exact_auc(self._ranks[rows, column], labels),
-                "samples": size,
-                "positives": positives,
+                "ne": loss / entropy,
+                "calibration": float(p.sum(dtype=np.float64)) / positives if positives else nan,
+                "ece": exact.ece(labels, p),
+                "gauc": float(user_sums[k]) / weight if weight else nan,
+                "ndcg_at_10": float(ranking[0, k]) / slates if slates else nan,
+                "mrr": float(ranking[1, k]) / slates if slates else nan,
+                "auc_rank": exact.auc(labels, rank),
+                "pr_auc": exact.pr_auc(labels, p),
+                "ne_raw": exact.raw_logloss(labels, self._raw[rows, k]) / entropy,
             }
-        return report
-
-    # ---------------------------------------------------------------- state
+        return {"samples": n, "positives": positives, "policies": policies}
 
     def state(self) -> dict[str, Any]:
-        """Return everything later reports depend on, as copies."""
-        used = min(self._rows, _WINDOW)
+        """Return everything, as plain values and arrays; resting blocks are shared, they never change."""
+        kept = self._kept_from()
         return {
             "policies": list(self.policies),
+            "block_size": self._block_size,
             "blocks": [block.state() for block in self._blocks],
-            "block": [self._block_slates, self._in_block, self._rows, self._gauc_from, self._slate],
-            "surfaces": list(self._surfaces.items()),
-            "slices": [self._slice_counts.copy(), self._slice_sums.copy(), self._slice_bins.copy()],
-            "window": [
-                each[:used].copy()
-                for each in (self._logits, self._raw, self._ranks, self._labels, self._users, self._slates)
-            ],
-            "weights": self._weights.copy(),
+            "block": self._block.state(),
+            "surfaces": list(self._surfaces),
+            "slice_counts": self._slice_counts.copy(),
+            "slice_sums": self._slice_sums.copy(),
+            "slice_histogram": self._slice_histogram.copy(),
+            "tail": {name: each.copy() for name, each in self._tail(kept).items()},
+            "grouped": self._grouped - kept,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, for the same policies."""
+        """Go on from what `state` returned.
+
+        Raises
+        ------
+        ValueError
+            If the state is of other policies.
+        """
         if tuple(state["policies"]) != self.policies:
-            msg = f"expected metrics of {', '.join(self.policies)}; the state has {', '.join(state['policies'])}"
+            msg = f"metrics: expected a state of {', '.join(self.policies)}, got {', '.join(state['policies'])}"
             raise ValueError(msg)
-        self._blocks = []
-        for saved in state["blocks"]:
-            block = _Block(len(self.policies))
-            block.restore(saved)
-            self._blocks.append(block)
-        self._block_slates, self._in_block, self._rows, self._gauc_from, self._slate = state["block"]
-        self._surfaces = dict(state["surfaces"])
-        self._slice_counts, self._slice_sums, self._slice_bins = state["slices"]
-        rings: tuple[NDArray[Any], ...] = (
-            self._logits,
-            self._raw,
-            self._ranks,
-            self._labels,
-            self._users,
-            self._slates,
-        )
-        for ring, saved in zip(rings, state["window"], strict=True):
-            ring[: len(saved)] = saved
-        self._weights = state["weights"]
+        self._block_size = int(state["block_size"])
+        self._blocks = [Tally.of(each, resting=True) for each in state["blocks"]]
+        self._block = Tally.of(state["block"], resting=False)
+        first = len(SLICES)
+        self._surfaces = {surface: first + place for place, surface in enumerate(state["surfaces"])}
+        self._slice_counts = state["slice_counts"].copy()
+        self._slice_sums = state["slice_sums"].copy()
+        self._slice_histogram = state["slice_histogram"].copy()
+        self._load(state["tail"], int(state["grouped"]))
 
 
-def merge(first: Prequential, second: Prequential) -> _Block:
-    """Return the whole-log sums of two shards' samples together; exact, in either order."""
-    total = first._sum(0)
-    total.add(second._sum(0))
-    return total
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    tallies = list(tallies)
+    whole = Tally(tallies[0].policies)
+    for each in tallies:
+        whole.add(each)
+    if len(tallies) > 1:
+        whole.rest()
+    return whole
 
 
-# -------------------------------------------------------------------- formulas
+def merge(first: Prequential, second: Prequential) -> Tally:
+    """Return the counts of two logs together, the same bit for bit in either order.
 
-
-def entropy(rate: float) -> float:
-    """Return the log loss, in nats, of predicting the base rate."""
-    if rate <= 0.0 or rate >= 1.0:
-        return 0.0
-    return float(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate))
-
-
-def auc_of_bins(bins: NDArray[np.uint32]) -> float:
-    """Return the AUC from counts [2, bins] of negatives and positives, ties counted half; NaN without both."""
-    negatives, positives = bins.astype(np.int64)
-    below = np.cumsum(negatives) - negatives
-    pairs = int(negatives.sum()) * int(positives.sum())
-    return _ratio(float((positives * (2 * below + negatives)).sum()) / 2, pairs)
-
-
-def exact_auc(scores: NDArray[np.floating[Any]], labels: NDArray[np.uint8]) -> float:
-    """Return the AUC, ties counted half; NaN without both labels."""
-    order = np.argsort(scores, kind="stable")
-    ranked, label = scores[order], labels[order].astype(np.int64)
-    group = np.cumsum(np.diff(ranked, prepend=ranked[:1]) != 0) if len(ranked) else np.zeros(0, np.int64)
-    positives = np.bincount(group, label).astype(np.int64)
-    negatives = np.bincount(group).astype(np.int64) - positives
-    below = np.cumsum(negatives) - negatives
-    return _ratio(float((positives * (2 * below + negatives)).sum()) / 2, int(positives.sum()) * int(negatives.sum()))
-
-
-def average_precision(bins: NDArray[np.uint32]) -> float:
-    """Return the area under precision and recall from counts [2, bins]; samples of one step enter together."""
-    negatives, positives = bins[:, ::-1].astype(np.int64)
-    found = np.cumsum(positives)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.nan_to_num(found / (found + np.cumsum(negatives)))
-    return _ratio(float((precision * positives).sum()), int(positives.sum()))
-
-
-def ece(p: NDArray[np.float64], labels: NDArray[np.uint8], bins: int = 20) -> float:
-    """Return the expected calibration error over bins of equal mass (not debiased: noise alone gives a little)."""
-    if not len(p):
-        return float("nan")
-    order = np.argsort(p, kind="stable")
-    gaps = (p - labels)[order]
-    return float(sum(abs(float(part.sum())) for part in np.array_split(gaps, bins)) / len(p))
-
-
-def _ece_of_bins(bins: NDArray[np.uint32], groups: int = 20) -> float:
-    n = bins.sum(0).astype(np.int64)
-    total = int(n.sum())
-    if not total:
-        return float("nan")
-    p = 1.0 / (1.0 + np.exp(-(LOW + STEP * (np.arange(BINS) + 0.5))))
-    group = np.minimum((np.cumsum(n) - n) * groups // total, groups - 1)
-    return float(np.abs(np.bincount(group, p * n - bins[1], groups)).sum() / total)
-
-
-def _losses(logit: NDArray[np.floating[Any]], labels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    signed = np.where(labels == 1, -logit, logit).astype(np.float64)
-    return np.logaddexp(0.0, signed)
-
-
-def _ratio(a: float, b: float) -> float:
-    return float(a) / float(b) if b else float("nan")
-
-
-def _metrics(block: _Block, column: int) -> dict[str, float]:
-    n, positives, slates, grouped = block.counts.tolist()
-    sums = (block.sums[:, column] / UNIT).tolist()
-    base = entropy(positives / n) if n else 0.0
-    return {
-        "auc": auc_of_bins(block.shown[column]),
-        "logloss": _ratio(sums[LOSS], n),
-        "ne": _ratio(_ratio(sums[LOSS], n), base),
-        "ne_raw": _ratio(_ratio(sums[LOSS_RAW], n), base),
-        "calibration": _ratio(sums[PREDICTED], positives),
-        "ece": _ece_of_bins(block.shown[column]),
-        "gauc": _ratio(sums[GAUC], grouped),
-        "ndcg_at_10": _ratio(sums[NDCG], slates),
-        "mrr": _ratio(sums[MRR], slates),
-        "auc_rank": auc_of_bins(block.rank[column]),
-        "pr_auc": average_precision(block.shown[column]),
-    }
-
-
-def _by_slate(
-    starts: NDArray[np.int64], labels: NDArray[np.uint8], ranks: NDArray[np.float32]
-) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    ndcg, mrr = np.zeros(ranks.shape[1]), np.zeros(ranks.shape[1])
-    slates = 0
-    for start, end in zip(starts, [*starts[1:], len(labels)], strict=True):
-        if labels[start:end].any():
-            slates += 1
-            for column in range(ranks.shape[1]):
-                one, two = ndcg_mrr(ranks[start:end, column], labels[start:end])
-                ndcg[column] += one
-                mrr[column] += two
-    return slates, ndcg, mrr
+    Equal to what one would have counted over both, except that users are grouped within each alone.
+    """
+    return _sum((first.total(), second.total()))
 
 
 class Cohorts:
@@ -440,7 +395,7 @@ class Cohorts:
                 break
             expected += self._hours[hour][0]
             orders += self._hours[hour][1]
-        return {"expected_orders": expected, "orders": orders, "calibration": _ratio(expected, orders)}
+        return {"expected_orders": expected, "orders": orders, "calibration": expected / orders if orders else nan}
 
     def state(self) -> list[Any]:
         """Return everything, by hour."""

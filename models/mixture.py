@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 _MIN_P = 1e-12
@@ -62,12 +63,8 @@ class Hedge:
         """Learn from the probabilities [n, K] as shown and the labels [n] of one slate."""
         if not len(labels):
             return
-        said = np.clip(self._stand_in(p, awake).astype(np.float64), _MIN_P, 1 - _MIN_P)
-        loss = -np.log(np.where(labels[:, None] == 1, said, 1.0 - said)).sum(0)
-        weights = self._weights * np.exp(loss.min() - loss)
-        weights /= weights.sum()
-        kept = (1.0 - self._share) ** len(labels)
-        self._weights = kept * weights + (1.0 - kept) * self._prior
+        said = p if awake is None else self._stand_in(p, awake)
+        _learn(said, labels, (1.0 - self._share) ** len(labels), self._prior, self._weights)
         self.samples += len(labels)
 
     @staticmethod
@@ -80,4 +77,19 @@ class Hedge:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self._weights, self.samples = state["weights"], state["samples"]
+        self._weights, self.samples = state["weights"].copy(), int(state["samples"])
+
+
+@njit(cache=True)
+def _learn(p: Any, labels: Any, kept: float, prior: Any, weights: Any) -> None:
+    """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior."""
+    policies = p.shape[1]
+    gain = np.log(weights)
+    for k in range(policies):
+        for row in range(p.shape[0]):
+            said = min(max(np.float64(p[row, k]), _MIN_P), 1.0 - _MIN_P)
+            gain[k] += np.log(said) if labels[row] == 1 else np.log1p(-said)
+    gain = np.exp(gain - gain.max())
+    gain /= gain.sum()
+    for k in range(policies):
+        weights[k] = kept * gain[k] + (1.0 - kept) * prior[k]
