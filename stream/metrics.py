@@ -1,0 +1,171 @@
+"""Every Prometheus metric, once. The stages know none of them: a scrape reads what the stages know about themselves.
+
+Units are in the names: ``_seconds`` and ``_bytes``, ``_timestamp_seconds`` for moments of event time, ``_ratio`` for
+numbers without a unit, ``_total`` for what only grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from models.head import Head
+from stream.join import Joiner
+from stream.learn import Learner
+
+_DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+QUALITY = {
+    "auc": "heft_auc_ratio",
+    "logloss": "heft_log_loss_nats",
+    "ne": "heft_normalised_entropy_ratio",
+    "ne_raw": "heft_normalised_entropy_raw_ratio",
+    "calibration": "heft_calibration_ratio",
+    "ece": "heft_calibration_error_ratio",
+    "gauc": "heft_gauc_ratio",
+    "ndcg_at_10": "heft_ndcg_at_10_ratio",
+    "mrr": "heft_mrr_ratio",
+    "auc_rank": "heft_position_free_auc_ratio",
+}
+"""Windowed metrics of `models.evaluate`, and their names here."""
+
+
+class Metrics:
+    """What one worker exports.
+
+    Parameters
+    ----------
+    joiners, learners
+        Functions that return the joins and learners of the partitions this worker has now, by partition or shard.
+    lag
+        Function that returns the records not yet taken, by (stage, topic, partition).
+    """
+
+    def __init__(
+        self,
+        joiners: Callable[[], dict[int, Joiner]],
+        learners: Callable[[], dict[int, Learner]],
+        lag: Callable[[], dict[tuple[str, str, int], int]],
+    ) -> None:
+        self.registry = CollectorRegistry()
+        self._joiners, self._learners, self._lag = joiners, learners, lag
+        self._snapshots: dict[str, tuple[float, int]] = {}
+        self.stage_delay = Histogram(
+            "heft_stage_delay_seconds",
+            "Wall time from a record's append to its topic until the stage had taken it",
+            ["stage"],
+            buckets=_DELAYS,
+            registry=self.registry,
+        )
+        self.snapshot_stall = Histogram(
+            "heft_snapshot_stall_seconds",
+            "How long a stage stood still to copy its state",
+            ["stage"],
+            buckets=_STALLS,
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.registry.register(self)
+
+    def serve(self, port: int) -> int:
+        """Serve ``/metrics`` on all addresses; return the port, a free one when 0 was asked for."""
+        server, _ = start_http_server(port, registry=self.registry)
+        return int(server.server_port)
+
+    def snapshot_written(self, owner: str, at_seconds: float, size: int) -> None:
+        """Note that a snapshot was written."""
+        self._snapshots[owner] = (at_seconds, size)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all that is known now; called by a scrape."""
+        yield from _join_metrics(self._joiners())
+        yield from _learn_metrics(self._learners())
+        lag = GaugeMetricFamily("heft_lag_records", "Records not yet taken", labels=["stage", "topic", "partition"])
+        for (stage, topic, partition), records in self._lag().items():
+            lag.add_metric([stage, topic, str(partition)], records)
+        yield lag
+        taken = GaugeMetricFamily(
+            "heft_snapshot_timestamp_seconds", "When the newest snapshot was written", labels=["owner"]
+        )
+        size = GaugeMetricFamily("heft_snapshot_bytes", "Bytes written for the newest snapshot", labels=["owner"])
+        for owner, (at_seconds, written) in self._snapshots.items():
+            taken.add_metric([owner], at_seconds)
+            size.add_metric([owner], written)
+        yield taken
+        yield size
+
+
+def _join_metrics(joiners: dict[int, Joiner]) -> Iterable[Metric]:
+    labels = ["partition"]
+    fates = CounterMetricFamily("heft_events", "Events by fate", labels=[*labels, "type", "fate"])
+    dropped = CounterMetricFamily("heft_join_dropped", "Joined state dropped to stay bounded", labels=[*labels, "what"])
+    watermark = GaugeMetricFamily(
+        "heft_watermark_timestamp_seconds", "How far each input's event time has come", labels=[*labels, "topic"]
+    )
+    idle = GaugeMetricFamily("heft_input_idle", "1 while an input has run dry", labels=[*labels, "topic"])
+    frontier = GaugeMetricFamily(
+        "heft_frontier_timestamp_seconds", "Event time below which all is decided", labels=labels
+    )
+    pending = GaugeMetricFamily("heft_join_pending_events", "Events that have no fate yet", labels=labels)
+    slates = GaugeMetricFamily("heft_join_open_slates", "Slates whose click window runs", labels=labels)
+    clicks = GaugeMetricFamily("heft_join_open_clicks", "Clicks whose conversion window runs", labels=labels)
+    for partition, joiner in joiners.items():
+        at = str(partition)
+        for kind, by_fate in joiner.fates.items():
+            for fate, n in list(by_fate.items()):
+                fates.add_metric([at, kind, fate], n)
+        for what, n in list(joiner.dropped.items()):
+            dropped.add_metric([at, what], n)
+        for topic, at_ms, quiet in zip(joiner.names, joiner.watermarks, joiner.idle, strict=True):
+            watermark.add_metric([at, topic], at_ms / 1000)
+            idle.add_metric([at, topic], quiet)
+        frontier.add_metric([at], joiner.frontier / 1000)
+        pending.add_metric([at], joiner.pending)
+        slates.add_metric([at], joiner.open_slates)
+        clicks.add_metric([at], joiner.open_clicks)
+    return fates, dropped, watermark, idle, frontier, pending, slates, clicks
+
+
+def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
+    labels = ["shard"]
+    samples = CounterMetricFamily("heft_samples", "Samples learned", labels=labels)
+    counts = CounterMetricFamily("heft_learner_skipped", "What was dropped or not measured", labels=[*labels, "what"])
+    clock = GaugeMetricFamily("heft_learner_timestamp_seconds", "The largest due time learned", labels=labels)
+    slates = GaugeMetricFamily("heft_learner_open_slates", "Slates that wait for their labels", labels=labels)
+    clicks = GaugeMetricFamily("heft_learner_open_clicks", "Clicks that wait to mature", labels=labels)
+    policy = [*labels, "head", "policy"]
+    weight = GaugeMetricFamily("heft_mixture_weight_ratio", "How much the mixture believes a policy", labels=policy)
+    ess = GaugeMetricFamily("heft_effective_samples_ratio", "Effective share of the samples", labels=[*policy, "label"])
+    quality = {
+        metric: GaugeMetricFamily(name, f"{metric} over the newest samples", labels=policy)
+        for metric, name in QUALITY.items()
+    }
+    for shard, learner in learners.items():
+        at = str(shard)
+        samples.add_metric([at], learner.samples)
+        for what, n in list(learner.counts.items()):
+            counts.add_metric([at, what], n)
+        clock.add_metric([at], learner.clock_ms / 1000)
+        slates.add_metric([at], learner.open_slates)
+        clicks.add_metric([at], learner.open_clicks)
+        for name, head in (("click", learner.click), ("conversion", learner.order)):
+            for arm, believed in zip(head.bank.arms, head.hedge.weights, strict=True):
+                weight.add_metric([at, name, arm.name], float(believed))
+            _head_metrics([at, name], head, quality, ess)
+    yield from (samples, counts, clock, slates, clicks, weight, ess, *quality.values())
+
+
+def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: GaugeMetricFamily) -> None:
+    for policy, metrics in head.metrics.window().items():
+        for metric, family in quality.items():
+            family.add_metric([*labels, policy], metrics[metric])
+    for policy, sizes in head.metrics.effective_samples().items():
+        for label in ("positive", "negative"):
+            ess.add_metric([*labels, policy, label], sizes[f"ess_{label}"])
