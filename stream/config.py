@@ -15,6 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -218,6 +219,26 @@ def format_ms(ms: int) -> str:
     """
     unit = next((unit for unit in ("d", "h", "m", "s") if ms and ms % _UNITS[unit] == 0), "ms")
     return f"{ms // _UNITS[unit]}{unit}"
+
+
+def parse_time(text: str | None) -> int | None:
+    """Return the milliseconds since the epoch of an ISO 8601 time (UTC where it says none) or a number of them.
+
+    Examples
+    --------
+    >>> parse_time("2018-11-06T23:55:39Z"), parse_time("1541548539000"), parse_time(None)
+    (1541548539000, 1541548539000, None)
+    """
+    if text is None:
+        return None
+    if text.isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        msg = f"expected a time such as 2018-11-06T23:55:39Z or milliseconds since the epoch, got {text!r}"
+        raise BadValueError(msg) from None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _override(values: dict[str, Any], name: str, text: str) -> None:

@@ -229,8 +229,10 @@ class _Plan:
         missing = re.search(r"missing required field `(\w+)`", message)
         if missing:
             path = f"{path}.{missing.group(1)}".lstrip(".")
-        source = self.sources.get(path)
-        came = f"mapped from `$.{source}` of {self.table.topic}" if source else f"not mapped, in {self.table.topic}"
+        inside = path.removesuffix("[]") + "."  # of a table with names of the shop's own, any may be meant
+        sources = [came for target, came in self.sources.items() if target == path or target.startswith(inside)]
+        listed = " or ".join(f"`$.{source}`" for source in sources)
+        came = f"mapped from {listed} of {self.table.topic}" if listed else f"not mapped, in {self.table.topic}"
         return f"{message} ({came})"
 
 
