@@ -163,9 +163,11 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
 
 
 def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: GaugeMetricFamily) -> None:
-    for policy, metrics in head.metrics.window().items():
+    for policy, metrics in head.metrics.window()["policies"].items():
         for metric, family in quality.items():
             family.add_metric([*labels, policy], metrics[metric])
-    for policy, sizes in head.metrics.effective_samples().items():
+    whole = head.metrics.total()
+    for column, arm in enumerate(head.bank.arms):
+        sizes = whole.metrics(column)
         for label in ("positive", "negative"):
-            ess.add_metric([*labels, policy, label], sizes[f"ess_{label}"])
+            ess.add_metric([*labels, arm.name, label], sizes[f"ess_{label}"])

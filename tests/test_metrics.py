@@ -1,0 +1,76 @@
+"""The exported metrics: named with units, filled from the stages, read without a server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import generate_latest
+
+from models.features import FeatureConfig
+from models.ranker import Arm, RankerConfig
+from stream.join import Joiner
+from stream.learn import Learner, LearnerConfig
+from stream.metrics import Metrics
+from tests.builders import click, crowd, impression, joined
+
+SMALL = LearnerConfig(
+    features=FeatureConfig(history_bits=8),
+    ranker=RankerConfig(click_bits=10, conversion_bits=10, click_arms=(Arm("uniform"), Arm("thinned", keep=0.5))),
+)
+
+
+def exported() -> str:
+    records, joiner = joined([impression(), click(), *crowd(3 * 86_400_000)])
+    learner = Learner(SMALL)
+    for record in records:
+        learner.apply(0, record)
+    learner.flush()
+    joiners: dict[int, Joiner] = {0: joiner}
+    metrics = Metrics(lambda: joiners, lambda: {0: learner}, lambda: {("join", "clicks", 0): 7})
+    metrics.stage_delay.labels("learn").observe(0.3)
+    metrics.snapshot_stall.labels("learn").observe(0.02)
+    metrics.snapshot_written("learn-0", 1_700_000_000.0, 1234)
+    return generate_latest(metrics.registry).decode()
+
+
+def test_a_scrape_tells_what_the_stages_know() -> None:
+    text = exported()
+    for line in (
+        'heft_events_total{fate="joined",partition="0",type="impression"} 1.0',
+        'heft_samples_total{shard="0"} 3.0',
+        'heft_lag_records{partition="0",stage="join",topic="clicks"} 7.0',
+        'heft_stage_delay_seconds_bucket{le="0.5",stage="learn"} 1.0',
+        'heft_snapshot_bytes{owner="learn-0"} 1234.0',
+        'heft_auc_ratio{head="click",policy="uniform",shard="0"}',
+        'heft_mixture_weight_ratio{head="click",policy="thinned",shard="0"} 0.0',
+        'heft_effective_samples_ratio{head="click",label="positive",policy="uniform",shard="0"} 1.0',
+    ):
+        assert line in text
+
+
+def test_names_end_in_their_unit() -> None:
+    names = set(re.findall(r"^# TYPE (heft_\w+) \w+$", exported(), re.MULTILINE))
+    units = (
+        "_seconds",
+        "_bytes",
+        "_ratio",
+        "_total",
+        "_nats",
+        "_records",
+        "_events",
+        "_slates",
+        "_clicks",
+        "_idle",
+        "_created",
+    )
+    assert names
+    assert not {name for name in names if not name.endswith(units)}
+
+
+def test_every_metric_of_the_dashboard_is_exported() -> None:
+    dashboard = (Path(__file__).parent.parent / "monitoring" / "heft-dashboard.json").read_text()
+    names = set(re.findall(r"\bheft_\w+", dashboard))
+    known = set(re.findall(r"^(heft_\w+?)(?:\{| )", exported(), re.MULTILINE))
+    assert names
+    assert names <= known
