@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from time import monotonic
-from typing import Any, Literal, TypeAlias
+from time import monotonic, perf_counter, time
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import faust
 from aiokafka import AIOKafkaProducer
@@ -18,15 +18,23 @@ from stream.clients import client_settings
 from stream.config import Config, ConfigError
 from stream.driver import TP, Batch, BatchConsumer, consumer_of, drive, faust_settings
 from stream.join_stage import JoinStage
+from stream.metrics import Metrics
 from stream.score import Scorer
 from stream.score_stage import ScoreStage
 from stream.snapshot import SnapshotStore
 from stream.stage import Stage, Unsaved, Wires
 
+if TYPE_CHECKING:  # a worker that only joins loads no models
+    from stream.join import Joiner
+    from stream.learn import Learner
+    from stream.learn_stage import LearnStage
+
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")
 
 log = logging.getLogger("heft.worker")
+
+_LAG_SECONDS = 5.0
 
 
 class _Running:
@@ -53,6 +61,8 @@ class Shell:
         self._stage_of |= dict.fromkeys(config.inputs, "join")
         self._store = SnapshotStore(config.snapshots.url, config.snapshots.keep)
         self.client = client_settings(config.kafka)
+        self.metrics = Metrics(self._joiners, self._learners, self._lag)
+        self._ends: dict[TP, int] = {}
         self._wires: Wires | None = None
         # One thread: snapshots are written one after another, in the order they were taken.
         self._writing = ThreadPoolExecutor(1, "snapshots")
@@ -144,6 +154,9 @@ class Shell:
                 return
             await running.stage.take(batch)
             running.taken_at[batch.tp] = monotonic()
+            now, delay = time(), self.metrics.stage_delay.labels(self._stage_of[batch.tp.topic])
+            for record in batch.records:
+                delay.observe(max(0.0, now - record.timestamp_ms / 1000))
             self.consumer.done(batch)
             self._align(running.stage)
 
@@ -178,18 +191,45 @@ class Shell:
 
     async def save(self) -> None:
         """Take a snapshot of every stage that has changed."""
-        for running in list(self.running.values()):
+        for place, running in list(self.running.items()):
             unsaved: Unsaved | None = None
             async with running.lock:
                 if running in self.running.values() and running.stage.whole and running.stage.changed:
+                    started = perf_counter()
                     unsaved = await running.stage.unsaved()
+                    self.metrics.snapshot_stall.labels(place[0]).observe(perf_counter() - started)
             if unsaved is not None:
                 await self._write(unsaved)
 
     async def _write(self, unsaved: Unsaved) -> None:
         save = partial(self._store.save, unsaved.name, unsaved.state, unsaved.segments)
-        await asyncio.get_running_loop().run_in_executor(self._writing, save)
+        written = await asyncio.get_running_loop().run_in_executor(self._writing, save)
+        self.metrics.snapshot_written(unsaved.name.owner, time(), written)
         await self.consumer.commit_offsets(unsaved.offsets)
+
+    # ---------------------------------------------------------------- what is exported
+
+    async def look_ahead(self) -> None:
+        """Ask the broker how far the topics go, for the lag."""
+        assigned = [tp for running in list(self.running.values()) for tp in running.taken_at]
+        if assigned:
+            self._ends = await self.consumer.end_offsets(assigned)
+
+    def _joiners(self) -> dict[int, Joiner]:
+        found = [(place, running.stage) for place, running in list(self.running.items()) if place[0] == "join"]
+        return {place[1]: cast("JoinStage", stage).joiner for place, stage in found}
+
+    def _learners(self) -> dict[int, Learner]:
+        found = [(place, running.stage) for place, running in list(self.running.items()) if place[0] == "learn"]
+        return {place[1]: cast("LearnStage", stage).learner for place, stage in found}
+
+    def _lag(self) -> dict[tuple[str, str, int], int]:
+        consumer = self.consumer
+        return {
+            (self._stage_of[tp.topic], tp.topic, tp.partition): max(0, end - consumer.next_offset(tp))
+            for tp, end in self._ends.items()
+            if tp in consumer.assigned
+        }
 
 
 def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> faust.App:
@@ -238,12 +278,20 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
             await asyncio.sleep(config.snapshots.interval_ms / 1000)
             await shell.save()
 
+    async def looking() -> None:
+        port = shell.metrics.serve(config.metrics.port)
+        log.warning("metrics at http://127.0.0.1:%d/metrics", port)
+        while True:
+            await asyncio.sleep(_LAG_SECONDS)
+            await shell.look_ahead()
+
     async def stopping(*_: Any, **__: Any) -> None:
         await shell.close()
 
     if "join" in stages:
         app.task(ticking)
     app.task(saving)
+    app.task(looking)
     app.on_before_shutdown.connect(stopping, weak=False)
     return app
 

@@ -7,16 +7,17 @@ numbers without a unit, ``_total`` for what only grows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from models.head import Head
-from stream.join import Joiner
-from stream.learn import Learner
+if TYPE_CHECKING:  # a worker that only joins loads no models
+    from models.head import Head
+    from stream.join import Joiner
+    from stream.learn import Learner
 
 _DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -74,9 +75,15 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.registry.register(self)
 
-    def serve(self, port: int) -> int:
-        """Serve ``/metrics`` on all addresses; return the port, a free one when 0 was asked for."""
-        server, _ = start_http_server(port, registry=self.registry)
+    def serve(self, port: int, address: str = "127.0.0.1") -> int:
+        """Serve ``/metrics`` at `address`; return the port.
+
+        A port that is taken, by another worker on this host say, is replaced by a free one, as 0 is.
+        """
+        try:
+            server, _ = start_http_server(port, address, registry=self.registry)
+        except OSError:
+            server, _ = start_http_server(0, address, registry=self.registry)
         return int(server.server_port)
 
     def snapshot_written(self, owner: str, at_seconds: float, size: int) -> None:
