@@ -20,6 +20,7 @@ from stream.watermark import Input
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 
 _STALL_POLLS = 60  # of half a second each
+_END_POLLS = 4
 
 
 class TopicError(RuntimeError):
@@ -73,17 +74,13 @@ def read_partition(
             msg = f"{topic}-{partition}: no such partition; `heft topics --create` makes what is missing"
             raise TopicError(msg)
         consumer.assign([tp])
-        first, last = consumer.beginning_offsets([tp])[tp], consumer.end_offsets([tp])[tp]
+        first, last = consumer.beginning_offsets([tp])[tp], _end(consumer, tp)
         at = first if start is None else max(first, last + start if start < 0 else start)
         consumer.seek(tp, at)
         stop = last if end is None else min(end, last)
         stalled = 0
         while at < stop:
             polled = consumer.poll(timeout_ms=500, max_records=2000).get(tp, [])
-            if end is None and polled:
-                # Tansu tells the beginning of its last batch as the end; the first fetch knows better.
-                end = consumer.highwater(tp) or last
-                stop = max(stop, end)
             for record in polled:
                 at = record.offset + 1
                 if record.offset >= stop:
@@ -196,6 +193,19 @@ def unreachable(settings: dict[str, Any], error: Exception) -> TopicError:
         f"no broker answers at {brokers} ({type(error).__name__}: {error}); "
         "is it running (`heft broker run`), and are kafka.bootstrap and kafka.security right?"
     )
+
+
+def _end(consumer: KafkaConsumer, tp: TopicPartition) -> int:
+    """Return the offset after the last record. Tansu tells that of its last batch's second; a fetch knows better."""
+    told: int = consumer.end_offsets([tp])[tp]
+    if told <= consumer.beginning_offsets([tp])[tp]:
+        return told
+    consumer.seek(tp, told - 1)
+    for _ in range(_END_POLLS):
+        if consumer.poll(timeout_ms=500, max_records=1):
+            return max(told, consumer.highwater(tp) or 0)
+    # A transaction's marker may be the last: nothing to fetch, and the broker is right.
+    return told
 
 
 def _within(
