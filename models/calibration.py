@@ -30,7 +30,7 @@ class Platt:
     Platt 1999, Probabilistic outputs for support vector machines, eq. 4.
     """
 
-    def __init__(self, policies: int, half_life: float = 300_000.0, prior: tuple[float, float] = (100.0, 10.0)) -> None:
+    def __init__(self, policies: int, half_life: float = 100_000.0, prior: tuple[float, float] = (100.0, 10.0)) -> None:
         self.a = np.ones(policies)
         self.b = np.zeros(policies)
         self._prior = np.diag(prior)
@@ -51,7 +51,7 @@ class Platt:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.a, self.b, self._information = state["a"], state["b"], state["information"]
+        self.a, self.b, self._information = (state[name].copy() for name in ("a", "b", "information"))
 
 
 @njit(cache=True)
