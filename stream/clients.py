@@ -5,11 +5,14 @@ Both libraries take the same arguments; TLS travels as one `ssl.SSLContext`.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import Any
 
 from stream.config import ConfigError, KafkaConfig, UnknownKeyError
+
+_CONNECT_SECONDS = 5.0
 
 _NAMES = {
     "security_protocol": "protocol",
@@ -34,6 +37,10 @@ _NAMES = {
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 
+class TopicError(RuntimeError):
+    """A topic or cluster that cannot be read or made. The message says what to do."""
+
+
 def client_settings(kafka: KafkaConfig) -> dict[str, Any]:
     """Return the arguments that connect a client of kafka-python or aiokafka.
 
@@ -43,6 +50,35 @@ def client_settings(kafka: KafkaConfig) -> dict[str, Any]:
         If a security setting is unknown, or a certificate cannot be read.
     """
     return {"bootstrap_servers": kafka.bootstrap.split(","), **_security(kafka.security)}
+
+
+def require_reachable(settings: dict[str, Any]) -> None:
+    """Knock at the brokers, before a client of kafka-python waits long and leaves its sockets open.
+
+    Raises
+    ------
+    TopicError
+        If none of them takes a connection.
+    """
+    error: Exception = ValueError("kafka.bootstrap is empty")
+    for server in settings["bootstrap_servers"]:
+        host, _, port = server.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        except (OSError, ValueError) as refused:
+            error = refused
+        else:
+            return
+    raise unreachable(settings, error)
+
+
+def unreachable(settings: dict[str, Any], error: Exception) -> TopicError:
+    """Return the error for a cluster that does not answer."""
+    brokers = ",".join(settings["bootstrap_servers"])
+    return TopicError(
+        f"no broker answers at {brokers} ({type(error).__name__}: {error}); "
+        "is it running (`heft broker run`), and are kafka.bootstrap and kafka.security right?"
+    )
 
 
 def _security(given: Mapping[str, str]) -> dict[str, Any]:

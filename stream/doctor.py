@@ -17,10 +17,10 @@ import fsspec.core
 from kafka.errors import KafkaError
 from kafka.partitioner import murmur2
 
-from stream.clients import client_settings
+from stream.clients import TopicError, client_settings
 from stream.config import Config
 from stream.events import EventError
-from stream.reader import TopicError, TopicRecord, read_partition
+from stream.reader import TopicRecord, read_partition
 from stream.topics import FOREVER, Found, Topics, Wanted, wanted_topics
 
 SAMPLE = 500

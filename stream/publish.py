@@ -15,11 +15,11 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from stream import events, messages
-from stream.clients import client_settings
+from stream.clients import TopicError, client_settings, require_reachable, unreachable
 from stream.config import Config
 from stream.events import Event, EventError
 from stream.log import open_log, read_lines
-from stream.reader import Merged, TopicError, connect, read_inputs, read_partition, unreachable
+from stream.reader import Merged, connect, read_inputs, read_partition
 
 Progress = Callable[[int], None]
 """Told the number of records since the last call."""
@@ -51,6 +51,7 @@ class Publisher:
             events.Action: topics.actions,
         }
         self._failed: list[BaseException] = []
+        require_reachable(settings)
         try:
             # The default partitioner is the Java client's (murmur2 of the key).
             self._producer = KafkaProducer(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from stream.clients import client_settings
+from stream.clients import TopicError, client_settings, require_reachable, unreachable
 from stream.config import Config
 from stream.events import Event, EventError
 from stream.watermark import Input
@@ -21,10 +21,6 @@ Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 
 _STALL_POLLS = 60  # of half a second each
 _END_POLLS = 4
-
-
-class TopicError(RuntimeError):
-    """A topic or cluster that cannot be read or made. The message says what to do."""
 
 
 class TopicRecord(NamedTuple):
@@ -177,6 +173,7 @@ def connect(settings: dict[str, Any], **more: Any) -> KafkaConsumer:
     TopicError
         If no broker answers.
     """
+    require_reachable(settings)
     try:
         return KafkaConsumer(
             **settings, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
@@ -184,15 +181,6 @@ def connect(settings: dict[str, Any], **more: Any) -> KafkaConsumer:
         )  # fmt: skip
     except (KafkaError, OSError, ValueError) as error:
         raise unreachable(settings, error) from None
-
-
-def unreachable(settings: dict[str, Any], error: Exception) -> TopicError:
-    """Return the error for a cluster that does not answer."""
-    brokers = ",".join(settings["bootstrap_servers"])
-    return TopicError(
-        f"no broker answers at {brokers} ({type(error).__name__}: {error}); "
-        "is it running (`heft broker run`), and are kafka.bootstrap and kafka.security right?"
-    )
 
 
 def _end(consumer: KafkaConsumer, tp: TopicPartition) -> int:

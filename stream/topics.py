@@ -8,9 +8,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError
 
-from stream.clients import client_settings
+from stream.clients import TopicError, client_settings, require_reachable, unreachable
 from stream.config import Config
-from stream.reader import TopicError, unreachable
 
 FOREVER = "-1"
 _WEEK_MS = 7 * 86_400_000
@@ -61,6 +60,7 @@ class Topics:
     def __init__(self, config: Config) -> None:
         settings = client_settings(config.kafka)
         self.config = config
+        require_reachable(settings)
         try:
             self._admin = KafkaAdminClient(**settings, bootstrap_timeout_ms=10_000, request_timeout_ms=15_000)
         except (KafkaError, OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from kafka import KafkaProducer
 
 from models.sample import FIRST_KEY
 from stream.broker import running_broker
-from stream.clients import client_settings
+from stream.clients import TopicError, client_settings
 from stream.config import Config, KafkaConfig
 from stream.config import Topics as TopicNames
 from stream.events import Event, EventError, decode, encode
@@ -24,7 +24,7 @@ from stream.mapping import MappingTable
 from stream.messages import Message
 from stream.messages import encode as encode_message
 from stream.publish import newest_json, publish, record
-from stream.reader import Merged, TopicError, TopicRecord, input_partitions, merge, read_inputs, read_partition
+from stream.reader import Merged, TopicRecord, input_partitions, merge, read_inputs, read_partition
 from stream.topics import Topics
 from stream.watermark import Input
 from tests.builders import HOUR, MINUTE, SECOND, T0, action, click, impression, order
