@@ -1,26 +1,32 @@
 """The same stages over a log, at full speed, in one process: a backtest is the live path without Kafka.
 
 Each log is a source partition of its own, as each partition of the topics is live. Several are read side by side: the
-one whose frontier is furthest behind is read next, so the learner sees them nearly in order of event time.
+one whose frontier is furthest behind is read next, and the learner gets what all of them have passed, in the order of
+the keys.
 """
 
 from __future__ import annotations
 
 import gc
+import heapq
 import json
 import math
-from collections import Counter
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from models.sample import Key, Record
 from stream.config import Config
 from stream.join import Joiner
 from stream.learn import Learner
 from stream.log import read_lines
 from stream.score import Scorer
 
+_NEVER = sys.maxsize
 _CHUNK = 256  # lines read from one log before the next is considered
 
 Progress = Callable[[int], None]
@@ -46,30 +52,45 @@ class Replay:
         self.joiners = [Joiner(config.join, inputs, decode) for _ in range(sources)]
         self._scorers = [Scorer() for _ in range(sources)]
         self.learners = [Learner(config.learner) for _ in range(max(1, len(config.join.shards)))]
-        self.events: Counter[str] = Counter()
+        self._due: list[deque[tuple[int, Record]]] = [deque() for _ in range(sources)]
+        self._ended = [False] * sources
 
     def push(self, source: int, input: int, offset: int, raw: bytes) -> None:
         """Take one record of one input of one source partition."""
         self.joiners[source].push(input, offset, raw)
 
     def flow(self, source: int) -> None:
-        """Let everything that is due pass through the stages."""
-        self._learn(source, self.joiners[source].drain())
+        """Let everything that is due in all sources pass through the stages."""
+        self._due[source].extend(self.joiners[source].drain())
+        self._learn()
 
-    def finish(self) -> None:
-        """End all logs; slates whose window has not ended stay open."""
-        for source, joiner in enumerate(self.joiners):
-            self._learn(source, joiner.finish())
-        for learner in self.learners:
-            learner.flush()
+    def end(self, source: int) -> None:
+        """End one source: its slates whose window has not ended stay open."""
+        self._due[source].extend(self.joiners[source].finish())
+        self._ended[source] = True
+        self._learn()
 
-    def _learn(self, source: int, records: list[Any]) -> None:
-        score, learners = self._scorers[source].score, self.learners
-        for shard, record in records:
-            learners[shard].apply(source, score(record))
+    def _learn(self) -> None:
+        frontiers = [joiner.frontier for joiner, ended in zip(self.joiners, self._ended, strict=True) if not ended]
+        frontier = min(frontiers, default=_NEVER)
+        ready = [self._before(source, frontier) for source in range(len(self.joiners))]
+        for _, source, shard, record in ready[0] if len(ready) == 1 else heapq.merge(*ready, key=itemgetter(0, 1)):
+            self.learners[shard].apply(source, self._scorers[source].score(record))
+
+    def _before(self, source: int, frontier: int) -> Iterator[tuple[Key, int, int, Record]]:
+        due = self._due[source]
+        while due and due[0][1].due_ms < frontier:
+            shard, record = due.popleft()
+            yield record.key, source, shard, record
 
     def report(self, seconds: float) -> dict[str, Any]:
-        """Return what `report.json` holds; see README for the meaning of each number."""
+        """Return what `report.json` holds; see README for the meaning of each number.
+
+        The digest is that of a live learner at the end of the same log; the metrics take in the labels that still wait.
+        """
+        digest = "".join(learner.digest() for learner in self.learners)
+        for learner in self.learners:
+            learner.flush()
         fates: Counter[str] = Counter()
         events: Counter[str] = Counter()
         for joiner in self.joiners:
@@ -86,7 +107,7 @@ class Replay:
             "samples": samples,
             "seconds": seconds,
             "samples_per_second": samples / seconds if seconds else math.nan,
-            "digest": "".join(learner.digest() for learner in self.learners),
+            "digest": digest,
             "config": self.config.plain(),
             "heads": heads[0],
         }
@@ -120,13 +141,13 @@ def replay_logs(paths: Sequence[Path], config: Config, progress: Progress | None
                 replay.push(source, 0, offsets[source], raw)
                 offsets[source] += 1
                 if offsets[source] - before == _CHUNK:
+                    replay.flow(source)
                     break
             else:
                 lines[source] = None
-            replay.flow(source)
+                replay.end(source)
             if progress is not None:
                 progress(offsets[source] - before)
-        replay.finish()
     finally:
         if collecting:
             gc.enable()

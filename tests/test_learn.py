@@ -1,0 +1,179 @@
+"""The learner: labels act when they could have been known, and every way to the same log gives the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.features import FeatureConfig
+from models.ranker import Arm, RankerConfig
+from models.sample import Clicked, Closed, Matured, Record, Shown
+from stream import snapshot
+from stream.events import Event
+from stream.learn import LearnConfig, Learner, LearnerConfig
+from tests.builders import DAY, MINUTE, SECOND, T0, click, crowd, impression, joined, order
+
+ARMS = (Arm("uniform", alpha=0.1), Arm("thinned", alpha=0.1, keep=0.5))
+SMALL = LearnerConfig(
+    learn=LearnConfig(serve_delay_ms=70_000),
+    features=FeatureConfig(history_bits=8),
+    ranker=RankerConfig(click_bits=12, conversion_bits=10, click_arms=ARMS, conversion_arms=ARMS[:1]),
+)
+
+
+def traffic(requests: int, seed: int = 7) -> list[Event]:
+    """A log in which item `a` is clicked more often than the others, and bought."""
+    rng = np.random.default_rng(seed)
+    events: list[Event] = []
+    for n in range(requests):
+        at, user = n * 20 * SECOND, f"u{rng.integers(20)}"
+        events.append(impression(f"r{seed}-{n:04d}", user, at, rng.permutation(list("abcdef"))[:4].tolist()))
+        for item in "abcdef":
+            if rng.random() < (0.4 if item == "a" else 0.05):
+                events.append(click(f"r{seed}-{n:04d}", item, user, at + 5 * SECOND))
+                if rng.random() < 0.3:
+                    events.append(order(f"o{seed}-{n}{item}", item, user, at + MINUTE))
+    return sorted(events, key=lambda event: event.at_ms)
+
+
+RECORDS, _ = joined([*traffic(150), *crowd(2 * DAY)])
+
+
+def learned(records: Sequence[Record], config: LearnerConfig = SMALL) -> Learner:
+    learner = Learner(config)
+    for record in records:
+        learner.apply(0, record)
+    return learner
+
+
+def restored(learner: Learner) -> Learner:
+    state, segments = learner.state()
+    files = {name: snapshot.decode(snapshot.encode(content())) for name, content in segments}
+    return Learner.restore(SMALL, snapshot.decode(snapshot.encode(state)), files)
+
+
+def test_a_label_acts_once_the_serve_delay_has_passed_and_not_before() -> None:
+    learner = Learner(SMALL)
+    records, _ = joined([impression(), click(), *crowd(DAY)])
+    closed = next(record for record in records if isinstance(record, Closed))
+    for record in records:
+        learner.apply(0, record)
+    assert learner.samples == 0
+    learner.apply(0, Clicked(closed.due_ms + 69_999, "other", "x"))
+    assert learner.samples == 0
+    learner.apply(0, Clicked(closed.due_ms + 70_000, "other", "x"))
+    assert learner.samples == 3
+
+
+def test_a_prediction_is_that_of_the_model_when_the_slate_was_shown() -> None:
+    learner = learned(RECORDS)
+    before = learner.click.predict(learner.featurizer.shown(impression("new", at=3 * DAY), []))
+    records, _ = joined([impression("new", at=3 * DAY), click("new", at=3 * DAY + SECOND), *crowd(4 * DAY)])
+    for record in records:
+        learner.apply(0, record)
+    shown = learner._open["new"]
+    assert shown.click.p.tolist() == before.p.tolist()
+
+
+def test_it_learns_which_item_is_clicked() -> None:
+    learner = learned(RECORDS)
+    learner.flush()
+    shown = learner.click.predict(learner.featurizer.shown(impression("new", at=3 * DAY, items="ab"), []))
+    assert shown.p[0, -1] > 2 * shown.p[1, -1]
+
+
+def test_a_slate_far_behind_the_newest_is_learned_and_not_measured() -> None:
+    learner = learned([record for record in RECORDS if isinstance(record, Shown)])
+    late, _ = joined([impression("late"), *crowd(DAY)])
+    for record in late:
+        learner.apply(1, record)
+    assert learner.counts["shown_out_of_order"] == 1
+    learner.flush()
+    assert learner.samples == 3
+    assert learner.click.metrics.samples == 0
+
+
+def test_orders_are_learned_from_clicked_items_when_they_mature() -> None:
+    learner = learned(RECORDS)
+    learner.flush()
+    matured = [record for record in RECORDS if isinstance(record, Matured)]
+    assert matured
+    assert learner.order.positives == sum(record.converted for record in matured)
+    assert learner.open_clicks == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, len(RECORDS)), st.integers(0, len(RECORDS)))
+def test_a_learner_restored_anywhere_goes_on_to_the_same_digest(first: int, second: int) -> None:
+    cuts = sorted((first, second))
+    learner = learned(RECORDS[: cuts[0]])
+    learner = restored(learner)
+    for record in RECORDS[cuts[0] : cuts[1]]:
+        learner.apply(0, record)
+    learner = restored(learner)
+    for record in RECORDS[cuts[1] :]:
+        learner.apply(0, record)
+    assert learner.digest() == learned(RECORDS).digest()
+
+
+def test_a_slate_is_written_in_one_segment_only() -> None:
+    learner = Learner(SMALL)
+    shown = [record for record in RECORDS if isinstance(record, Shown)]
+    for record in shown[:10]:
+        learner.apply(0, record)
+    first = [name for name, _ in learner.state()[1]]
+    for record in shown[10:15]:
+        learner.apply(0, record)
+    second = dict(learner.state()[1])
+    assert set(first) < set(second)
+    assert [len(content()) for content in second.values()] == [10, 5]
+
+
+def test_whether_metrics_are_looked_at_changes_nothing() -> None:
+    looked, not_looked = Learner(SMALL), Learner(SMALL)
+    for n, record in enumerate(RECORDS):
+        looked.apply(0, record)
+        not_looked.apply(0, record)
+        if n % 50 == 0:
+            looked.report()
+            looked.click.metrics.window()
+    assert looked.digest() == not_looked.digest()
+
+
+def test_open_slates_beyond_the_bound_go_oldest_first_and_are_counted() -> None:
+    config = LearnerConfig(learn=LearnConfig(max_open_slates=5), features=SMALL.features, ranker=SMALL.ranker)
+    learner = learned([record for record in RECORDS if isinstance(record, Shown)][:8], config)
+    assert learner.open_slates == 5
+    assert learner.counts["dropped_slates"] == 3
+
+
+def test_items_never_on_screen_are_counted_and_not_learned() -> None:
+    slate = impression()
+    items = [*slate.items[:2], type(slate.items[2])("c", seen=False)]
+    records, _ = joined([type(slate)(request_id="r1", user_id="u1", at_ms=T0, items=items), *crowd(DAY)])
+    learner = learned(records)
+    learner.flush()
+    assert (learner.samples, learner.counts["unseen"]) == (2, 1)
+
+
+def test_another_configuration_is_another_lineage() -> None:
+    other = LearnerConfig(features=SMALL.features, ranker=RankerConfig(click_bits=13))
+    assert other.lineage != SMALL.lineage
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_uniform_does_not_depend_on_what_learns_beside_it(seed: int) -> None:
+    records, _ = joined([*traffic(60, seed), *crowd(2 * DAY)])
+    alone = LearnerConfig(
+        features=SMALL.features,
+        ranker=RankerConfig(click_bits=12, conversion_bits=10, click_arms=ARMS[:1], conversion_arms=ARMS[:1]),
+    )
+    one, two = learned(records, alone), learned(records)
+    one.flush()
+    two.flush()
+    metrics = [learner.report()["click"]["policies"]["uniform"] for learner in (one, two)]
+    assert metrics[0] == metrics[1]
