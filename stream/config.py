@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
@@ -26,10 +26,8 @@ from models.features import FeatureConfig
 from models.ranker import RankerConfig
 from stream.events import Event
 from stream.join import JoinConfig
+from stream.learn import LearnConfig, LearnerConfig
 from stream.mapping import Mapper, MappingTable
-
-if TYPE_CHECKING:
-    from stream.learn import LearnerConfig
 
 DEFAULT_FILE = Path("heft.toml")
 
@@ -113,6 +111,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kafka: KafkaConfig = KafkaConfig()
     join: JoinConfig = msgspec.field(default_factory=JoinConfig)
+    learn: LearnConfig = LearnConfig()
     features: FeatureConfig = FeatureConfig()
     ranker: RankerConfig = RankerConfig()
     snapshots: SnapshotConfig = SnapshotConfig()
@@ -122,9 +121,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def learner(self) -> LearnerConfig:
         """What determines what a learner makes of a log."""
-        from stream.learn import LearnerConfig
-
-        return LearnerConfig(features=self.features, ranker=self.ranker)
+        return LearnerConfig(learn=self.learn, features=self.features, ranker=self.ranker)
 
     @property
     def inputs(self) -> tuple[str, ...]:
