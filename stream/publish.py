@@ -19,7 +19,7 @@ from stream.clients import TopicError, client_settings, require_reachable, unrea
 from stream.config import Config
 from stream.events import Event, EventError
 from stream.log import open_log, read_lines
-from stream.reader import Merged, connect, read_inputs, read_partition
+from stream.reader import Ended, Merged, connect, read_inputs, read_partition
 
 Progress = Callable[[int], None]
 """Told the number of records since the last call."""
@@ -166,6 +166,8 @@ def record(
         pending = 0
         with open_log(temporary, "wb") as log:
             for merged in read_inputs(config, partition, since_ms, until_ms):
+                if isinstance(merged, Ended):
+                    continue
                 lines = _lines(merged, mapped)
                 log.write(b"".join(lines))
                 count[merged.record.topic] += len(lines)

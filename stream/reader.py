@@ -42,6 +42,12 @@ class Merged(NamedTuple):
     events: Sequence[Event] | None
 
 
+class Ended(NamedTuple):
+    """An input has given its last record; from now on it must hold nobody back."""
+
+    input: int
+
+
 def read_partition(
     settings: dict[str, Any], topic: str, partition: int, start: int | None = None, end: int | None = None
 ) -> Iterator[TopicRecord]:
@@ -97,7 +103,7 @@ def read_partition(
 
 def read_inputs(
     config: Config, partition: int, since_ms: int | None = None, until_ms: int | None = None
-) -> Iterator[Merged]:
+) -> Iterator[Merged | Ended]:
     """Yield partition ``partition`` of all inputs as one sequence, merged by the event time that each has reached.
 
     Parameters
@@ -138,8 +144,10 @@ def input_partitions(config: Config) -> int:
     return next(iter(counts.values()))
 
 
-def merge(sources: Sequence[Iterator[Merged]], lateness_ms: int, max_ahead_ms: int) -> Iterator[Merged]:
+def merge(sources: Sequence[Iterator[Merged]], lateness_ms: int, max_ahead_ms: int) -> Iterator[Merged | Ended]:
     """Merge sequences, each kept in its order, by the newest event time that each has reached with its next record.
+
+    After the last record of a sequence comes its `Ended`.
 
     A clock gone wrong moves nothing: a time more than ``max_ahead_ms`` above the watermark of the merged sequence
     does not count as reached.
@@ -147,6 +155,9 @@ def merge(sources: Sequence[Iterator[Merged]], lateness_ms: int, max_ahead_ms: i
     watermark = Input()
     heads = [next(source, None) for source in sources]
     reached = [0] * len(sources)
+    for n, head in enumerate(heads):
+        if head is None:
+            yield Ended(n)
 
     def place(n: int) -> tuple[int, int, int]:
         head = heads[n]
@@ -163,6 +174,8 @@ def merge(sources: Sequence[Iterator[Merged]], lateness_ms: int, max_ahead_ms: i
         for event in head.events or ():
             watermark.see(event.user_id, event.at_ms, lateness_ms)
         heads[n] = next(sources[n], None)
+        if heads[n] is None:
+            yield Ended(n)
 
 
 def connect(settings: dict[str, Any], **more: Any) -> KafkaConsumer:

@@ -24,7 +24,7 @@ from stream.mapping import MappingTable
 from stream.messages import Message
 from stream.messages import encode as encode_message
 from stream.publish import newest_json, publish, record
-from stream.reader import Merged, TopicRecord, input_partitions, merge, read_inputs, read_partition
+from stream.reader import Ended, Merged, TopicRecord, input_partitions, merge, read_inputs, read_partition
 from stream.topics import Topics
 from stream.watermark import Input
 from tests.builders import HOUR, MINUTE, SECOND, T0, action, click, impression, order
@@ -85,6 +85,7 @@ def merged(sources: Sequence[Sequence[Event]]) -> list[Event]:
     return [
         event
         for one in merge([as_source(n, source) for n, source in enumerate(sources)], LATENESS, HOUR)
+        if isinstance(one, Merged)
         for event in one.events or ()
     ]
 
@@ -107,6 +108,15 @@ def test_what_is_on_time_in_its_topic_is_on_time_in_the_merged_sequence(topics: 
     assert late(out) == []
     for n, source in enumerate(sources):
         assert [event for event in out if event.user_id.startswith(f"{n}-")] == source
+
+
+def test_the_end_of_each_topic_is_told_after_its_last_record() -> None:
+    sources: list[list[Event]] = [[action(at=n * SECOND) for n in range(length)] for length in (3, 0, 5)]
+    out = list(merge([as_source(n, source) for n, source in enumerate(sources)], LATENESS, HOUR))
+    last = {n: max((at for at, one in enumerate(out) if one == Ended(n)), default=-1) for n in range(3)}
+    assert sorted(one.input for one in out if isinstance(one, Ended)) == [0, 1, 2]
+    for at, one in enumerate(out):
+        assert at <= last[one.input]
 
 
 def test_a_sparse_topic_runs_neither_ahead_nor_behind() -> None:
@@ -226,7 +236,7 @@ def test_reading_starts_where_it_is_told_and_ends_at_the_end_of_its_beginning(bo
     whole = list(read_partition(settings, "part-actions", 1))
     assert [one.offset for one in whole] == list(range(len(whole)))
     assert list(read_partition(settings, "part-actions", 1, start=7, end=12)) == whole[7:12]
-    inputs = list(read_inputs(config, 1))
+    inputs = [one for one in read_inputs(config, 1) if isinstance(one, Merged)]
     assert [one.record for one in inputs if one.record.topic == "part-actions"] == whole
     with pytest.raises(TopicError, match="no such partition"):
         next(read_partition(settings, "part-actions", 9))
