@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from models.calibration import Platt
@@ -66,14 +67,8 @@ class Head:
     def predict(self, vectors: Vectors) -> Prediction:
         """Return what could be served now; changes nothing."""
         q, rank = self.bank.predict(vectors)
-        p = self.platt.probability(q)
-        mixed = self.hedge.mix(p)
-        order = self.hedge.mix(self.platt.probability(rank))
-        k = q.shape[1]
-        shown = np.empty((3, len(q), k + 1), np.float32)
-        shown[0, :, :k], shown[0, :, k] = q, _logit(mixed)
-        shown[1, :, :k], shown[1, :, k] = rank, _logit(order)
-        shown[2, :, :k], shown[2, :, k] = p, mixed
+        shown = np.empty((3, len(q), q.shape[1] + 1), np.float32)
+        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, shown)
         if self.positives < self._abstain_below:
             shown[2] = np.nan
         return Prediction(shown[0], shown[1], shown[2])
@@ -116,6 +111,24 @@ class Head:
         self.positives = state["positives"]
 
 
-def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    p = np.clip(p, 1e-12, 1 - 1e-12)
-    return np.log(p) - np.log1p(-p)
+@njit(cache=True)
+def _serve(
+    q: NDArray[Any], rank: NDArray[Any], a: NDArray[Any], b: NDArray[Any], weights: NDArray[Any], shown: NDArray[Any]
+) -> None:
+    """Fill raw logits, position-free logits and calibrated probabilities, with the mixture as the last column."""
+    n, k = q.shape
+    for row in range(n):
+        mixed, in_order = 0.0, 0.0
+        for arm in range(k):
+            p = 1.0 / (1.0 + np.exp(-(a[arm] * q[row, arm] + b[arm])))
+            shown[0, row, arm], shown[1, row, arm], shown[2, row, arm] = q[row, arm], rank[row, arm], p
+            if weights[arm] > 0.0:
+                mixed += weights[arm] * p
+                in_order += weights[arm] / (1.0 + np.exp(-(a[arm] * rank[row, arm] + b[arm])))
+        shown[0, row, k], shown[1, row, k], shown[2, row, k] = _logit(mixed), _logit(in_order), mixed
+
+
+@njit(cache=True)
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-12), 1.0 - 1e-12)
+    return float(np.log(p) - np.log1p(-p))

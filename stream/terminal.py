@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,7 +17,16 @@ from stream.log import read_lines
 
 console = Console(stderr=True)
 
-_COLUMNS = ("auc", "ne", "calibration", "ece", "gauc", "ndcg_at_10", "mrr", "auc_rank", "ess")
+_COLUMNS = {
+    "auc": "auc",
+    "ne": "ne",
+    "calibration": "calibr.",
+    "gauc": "gauc",
+    "ndcg_at_10": "ndcg",
+    "mrr": "mrr",
+    "auc_rank": "auc rank",
+    "ess": "ess",
+}  # what fits into 80 columns; report.json has all
 
 
 @contextmanager
@@ -44,10 +54,10 @@ def show_report(report: dict[str, Any]) -> None:
 def _table(name: str, head: dict[str, Any]) -> Table:
     half = head["second_half"]
     title = f"{name}, second half: {half['samples']:,} samples, {half['positives']:,} positive"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("policy")
-    for column in _COLUMNS:
-        table.add_column(column.replace("_", " "), justify="right")
+    for column in _COLUMNS.values():
+        table.add_column(column, justify="right", no_wrap=True)
     for policy, metrics in head["policies"].items():
         values = {**metrics, **metrics["second_half"]}
         table.add_row(policy, *(_number(values.get(column, math.nan)) for column in _COLUMNS))
