@@ -14,7 +14,7 @@ SIZE = 25
 
 
 def sigmoid(z: NDArray[Any]) -> NDArray[np.float64]:
-    return 1.0 / (1.0 + np.exp(-z))
+    return np.asarray(1.0 / (1.0 + np.exp(-z)))
 
 
 def stream(
