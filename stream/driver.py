@@ -20,7 +20,7 @@ import faust
 import faust.types
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import ConsumerStoppedError, KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP, ConsumerMessage
@@ -324,7 +324,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                     beyond = {tp: at[tp] for tp, end in ends.items() if tp in at and at[tp] > end}
                     if beyond:
                         await self._go_on_from(beyond)
-        except self.consumer_stopped_errors:
+        except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
 

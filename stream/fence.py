@@ -155,7 +155,7 @@ class Writer:
         async with Cursor(self._client, self.tp, start) as log:
             async for record in log.up_to(end):
                 message = messages.decode(record.value or b"")
-                if message.marker and message.writer != self.owner.writer and message.epoch >= self.owner.epoch:
+                if message.marker and message.epoch > self.owner.epoch:
                     msg = (
                         f"{self.tp.topic}-{self.tp.partition}: this worker wrote with epoch {self.owner.epoch}, "
                         f"another took over with epoch {message.epoch} at offset {record.offset}; it goes on there"

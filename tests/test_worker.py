@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -60,6 +61,7 @@ class Shop:
     def __init__(self, bootstrap: str, folder: Path, name: str, **join: Any) -> None:
         self.bootstrap, self.folder, self.name, self.join = bootstrap, folder, name, join
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.may_end: list[subprocess.Popen[bytes]] = []
         self.published: dict[str, list[bytes]] = {topic: [] for topic in INPUTS}
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         admin.create_topics([NewTopic(self.topic(t), 1, 1) for t in (*INPUTS, "samples", "scored", "rejected")])
@@ -139,7 +141,7 @@ class Shop:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"not within {seconds} s; {self.errors()}"
-            dead = [w.returncode for w in self.workers if w.poll() not in (None, 0, -signal.SIGKILL)]
+            dead = [w for w in self.workers if w.poll() not in (None, 0, -signal.SIGKILL) and w not in self.may_end]
             assert not dead, self.errors()
             time.sleep(0.1)  # a poll for another process, not a guess at how long it takes
 
@@ -156,7 +158,7 @@ def bootstrap() -> Iterator[str]:
 
 @pytest.fixture
 def shop(bootstrap: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
-    shop = Shop(bootstrap, tmp_path, request.node.name.replace("_", "-")[:50], **getattr(request, "param", {}))
+    shop = Shop(bootstrap, tmp_path, f"shop-{uuid4().hex[:8]}", **getattr(request, "param", {}))
     yield shop
     for worker in shop.workers:
         if worker.poll() is None:
