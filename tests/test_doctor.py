@@ -122,6 +122,18 @@ def test_an_old_log_that_was_published_is_no_illness(config: Config) -> None:
 
 
 @pytest.mark.kafka
+def test_a_fresh_log_published_at_once_is_no_illness(config: Config) -> None:
+    publisher = Publisher(config)
+    for n in range(600):
+        at = NOW - (600 - n) * 1000
+        publisher.send(action(user=f"u{n % 50}", at=at))
+        if n < 300:
+            publisher.send(order(order_id=f"o{n}", user=f"u{n % 50}", at=at))
+    publisher.close()
+    assert examine(config) == []
+
+
+@pytest.mark.kafka
 def test_clocks_that_disagree_are_named_with_seconds(config: Config) -> None:
     fill(config, clicks_at=NOW - HOUR)
     far, apart = examine(config)
