@@ -39,7 +39,7 @@ class Platt:
 
     def probability(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return calibrated probabilities of raw logits [n, K]."""
-        return np.asarray(1.0 / (1.0 + np.exp(-(q * self.a + self.b))))
+        return np.asarray(_probability(q, self.a, self.b))
 
     def learn(self, q: NDArray[np.float32], labels: NDArray[np.uint8], learned: NDArray[np.bool_]) -> None:
         """Learn from the logits [n, K] as shown and the labels [n] of the rows that are ``learned`` [n]."""
@@ -52,6 +52,15 @@ class Platt:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.a, self.b, self._information = (state[name].copy() for name in ("a", "b", "information"))
+
+
+@njit(cache=True)
+def _probability(q: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    out = np.empty(q.shape)
+    for row in range(q.shape[0]):
+        for k in range(q.shape[1]):
+            out[row, k] = 1.0 / (1.0 + np.exp(-(a[k] * np.float64(q[row, k]) + b[k])))
+    return out
 
 
 @njit(cache=True)

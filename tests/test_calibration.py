@@ -39,7 +39,14 @@ def run(q: NDArray[np.float32], labels: NDArray[np.uint8], platt: Platt) -> NDAr
 
 def test_at_first_predictions_are_unchanged_bit_for_bit() -> None:
     q = np.random.default_rng(1).normal(-3, 3, (100, 4))
-    assert np.array_equal(Platt(4).probability(q), sigmoid(q))
+    p = Platt(4).probability(q)
+    assert p == pytest.approx(sigmoid(q), rel=1e-15)
+    # An update that teaches nothing leaves them so: no row is learned.
+    platt = Platt(4)
+    platt.learn(q.astype(np.float32), np.ones(100, np.uint8), np.zeros(100, np.bool_))
+    assert np.array_equal(platt.probability(q), p)
+    assert platt.a.tolist() == [1.0] * 4
+    assert platt.b.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (0.7, -0.5), (1.3, 0.8), (1.0, -1.0)])
