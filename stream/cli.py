@@ -245,6 +245,17 @@ def import_open_bandit(
     import_log(source, open_bandit.events(source, open_bandit.items(items)), out)
 
 
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="How long the shop is open.", min=10)] = 150.0,
+    seed: Annotated[int, typer.Option(help="Which shop.")] = 1,
+) -> None:
+    """Watch a simulated shop's traffic go through a broker into a model that gets better; Ctrl-C ends it."""
+    from stream.demo import run_demo
+
+    raise typer.Exit(run_demo(seconds, seed))
+
+
 def main() -> None:
     """Run the command line. Errors of our own say what to do: no traceback helps beyond that."""
     try:
