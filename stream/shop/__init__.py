@@ -1,0 +1,1 @@
+"""A simulated shop: the only place where the truth behind the clicks is known."""
