@@ -64,6 +64,8 @@ class Shell:
         self.metrics = Metrics(self._joiners, self._learners, self._lag)
         self._ends: dict[TP, int] = {}
         self._wires: Wires | None = None
+        self._changing = asyncio.Lock()  # partitions come, go and are let go of one after another
+        self._closed = False
         # One thread: snapshots are written one after another, in the order they were taken.
         self._writing = ThreadPoolExecutor(1, "snapshots")
 
@@ -80,31 +82,37 @@ class Shell:
 
     async def offsets_for(self, assigned: set[TP]) -> dict[TP, int | None]:
         """Open the stages of these partitions; return where each input goes on."""
-        if self._wires is None:
-            # No idempotent producer: readers drop repeats themselves, and not every broker has it.
-            producer = AIOKafkaProducer(**self.client, acks="all", linger_ms=0, request_timeout_ms=30_000)
-            await producer.start()
-            self._wires = Wires(self.client, producer, self._store)
-        places = {self._place(tp) for tp in assigned}
-        self._check_complete(assigned, places)
-        opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
-        offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
-        now = monotonic()
-        for running, its in zip(opened.values(), offsets, strict=True):
-            running.taken_at = dict.fromkeys(its, now)
-        self.running = opened
-        return {tp: offset for its in offsets for tp, offset in its.items()}
+        async with self._changing:
+            if self._closed:
+                return {}
+            if self._wires is None:
+                # No idempotent producer: readers drop repeats themselves, and not every broker has it.
+                producer = AIOKafkaProducer(**self.client, acks="all", linger_ms=0, request_timeout_ms=30_000)
+                await producer.start()
+                self._wires = Wires(self.client, producer, self._store)
+            places = {self._place(tp) for tp in assigned}
+            self._check_complete(assigned, places)
+            opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
+            offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
+            now = monotonic()
+            for running, its in zip(opened.values(), offsets, strict=True):
+                running.taken_at = dict.fromkeys(its, now)
+            self.running = opened
+            return {tp: offset for its in offsets for tp, offset in its.items()}
 
     async def on_revoked(self, revoked: set[TP]) -> None:
         """Let each stage finish what it has in hand, save it, and forget it."""
-        await self._close({self._place(tp) for tp in revoked})
+        async with self._changing:
+            await self._close({self._place(tp) for tp in revoked})
 
     async def close(self) -> None:
-        """Save everything and let go: the worker stops."""
-        await self._close(set(self.running))
-        self._writing.shutdown()
-        if self._wires is not None:
-            await self._wires.producer.stop()
+        """Save everything and let go: the worker stops. Partitions that are just being opened are waited for."""
+        async with self._changing:
+            self._closed = True
+            await self._close(set(self.running))
+            self._writing.shutdown()
+            if self._wires is not None:
+                await self._wires.producer.stop()
 
     async def _close(self, places: set[_Place]) -> None:
         for place in sorted(places):
