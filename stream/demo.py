@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 from rich import box
 from rich.console import Console
 from rich.live import Live
@@ -31,6 +28,7 @@ from models import exact
 from stream.broker import free_port, running_broker
 from stream.config import Config, load
 from stream.events import Click
+from stream.metrics import Seen
 from stream.publish import Publisher
 from stream.shop.traffic import Arrival, Shop
 from stream.shop.truth import SlateTruth
@@ -76,34 +74,6 @@ class Oracle:
         if not labels.any():
             return float("nan"), float("nan")
         return exact.auc(labels, p), exact.logloss(labels, p) / exact.entropy(float(labels.mean()))
-
-
-class Seen:
-    """One look at a worker's metrics."""
-
-    def __init__(self, port: int) -> None:
-        self._values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-                for family in text_string_to_metric_families(answer.read().decode()):
-                    for sample in family.samples:
-                        self._values[sample.name, frozenset(sample.labels.items())] = sample.value
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            pass  # not up yet, or busy: the next look comes in a second
-
-    def total(self, name: str, **labels: str) -> float:
-        """Return the sum over all samples of a metric that have these labels."""
-        wanted = set(labels.items())
-        return sum(value for (metric, has), value in self._values.items() if metric == name and wanted <= has)
-
-    def delay_quantile(self, stage: str, q: float) -> float:
-        """Return a bound on a quantile of the delay of a stage, in seconds."""
-        buckets = sorted(
-            (float(dict(has)["le"]), value)
-            for (metric, has), value in self._values.items()
-            if metric == "heft_stage_delay_seconds_bucket" and ("stage", stage) in has
-        )
-        return next((bound for bound, n in buckets if n and n >= q * buckets[-1][1]), float("nan"))
 
 
 @contextmanager

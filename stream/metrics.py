@@ -6,11 +6,14 @@ numbers without a unit, ``_total`` for what only grows.
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -178,3 +181,31 @@ def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: G
         sizes = whole.metrics(column)
         for label in ("positive", "negative"):
             ess.add_metric([*labels, arm.name, label], sizes[f"ess_{label}"])
+
+
+class Seen:
+    """One look at a worker's metrics."""
+
+    def __init__(self, port: int) -> None:
+        self._values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                for family in text_string_to_metric_families(answer.read().decode()):
+                    for sample in family.samples:
+                        self._values[sample.name, frozenset(sample.labels.items())] = sample.value
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            pass  # not up yet, or busy: the next look comes in a second
+
+    def total(self, name: str, **labels: str) -> float:
+        """Return the sum over all samples of a metric that have these labels."""
+        wanted = set(labels.items())
+        return sum(value for (metric, has), value in self._values.items() if metric == name and wanted <= has)
+
+    def delay_quantile(self, stage: str, q: float) -> float:
+        """Return a bound on a quantile of the delay of a stage, in seconds."""
+        buckets = sorted(
+            (float(dict(has)["le"]), value)
+            for (metric, has), value in self._values.items()
+            if metric == "heft_stage_delay_seconds_bucket" and ("stage", stage) in has
+        )
+        return next((bound for bound, n in buckets if n and n >= q * buckets[-1][1]), float("nan"))
