@@ -2,24 +2,27 @@
 
 Features are declared, not coded. A *field* is a named source of values:
 
-=====================  ================================================================================================
-``surface`` ``query`` ``user_id`` ``item_id``   as they come; the query in lower case
-``query.words`` ``text.words``   the words of the query and of the item's text
-``match`` ``match.letters``   how many words, and what share of its letter triples, the query has in common with the text
-``context.NAME`` ``item.NAME``   a value of the slate's context or the item's features, treated as its type asks: text
-                       and booleans by value, numbers by logarithmic bucket (four to the octave), lists as several values
-``item.NAME.rank``     a number's rank within the slate, in tenths
-``position``           the place the item was shown at
-``session.size`` ``session.last``   how much the visitor did before, and the kind of the last act
-``session.kinds`` ``session.since``   what the visitor did with this item, by kind and count; how long ago
-``session.place`` ``session.gap``   whether this is the item touched last; how many places below it the row is
-``PAST.rate`` ``PAST.count`` ``PAST.since``   history (`models.history`) of PAST, one of ``item_past``, ``user``,
-                       ``query_item``, ``user_item``: clicks against what the positions promised, counts, time since a click
-=====================  ================================================================================================
+* ``surface``, ``query`` (in lower case), ``user_id``, ``item_id``: as they come. ``slate.size``: how many items.
+* ``query.words``, ``text.words``: the words of the query and of the item's text. ``match``, ``match.letters``: how many
+  words, and what share of its letter triples, the query has in common with the text.
+* ``context.NAME``, ``item.NAME``: a value of the slate's context or of the item's features, treated as its type asks:
+  text and booleans by value, numbers by logarithmic bucket (four to the octave), lists as several values.
+* ``item.NAME.rank``, ``item.NAME.ratio``, ``item.NAME.step``: a number among those of the slate in tenths, and on a
+  logarithmic scale against their median and against that of the item touched last.
+* ``position``, ``position.log``: the place the item was shown at, exactly and by half octaves.
+* ``session.size``, ``session.last``, ``session.ago``, ``session.met``: how much the visitor did before, the kind of the
+  last act, how long ago it was, and how many of the slate's items were touched. ``session.kinds``, ``session.since``:
+  what was done with this item, by kind and count, and how long ago. ``session.place``: whether this is the item
+  touched last, and by what act; or one of those never touched. ``session.gap``, ``session.gap.log``: how many places
+  below the item touched last the row is.
+* ``PAST.rate``, ``PAST.count``, ``PAST.since`` of what was closed before (`models.history`), PAST being ``item_past``,
+  ``user``, ``query_item`` or ``user_item``: clicks against what the positions promised; clicks and impressions; the
+  time since a click.
 
-A *feature* is a field, or a cross of two or three joined by ``*``; ``context.*``, ``item.*`` and ``item.*.rank`` stand
-for every name that appears. All values are binary: a feature of a row is one slot for each value or combination.
-``position`` and ``session.gap``, and whatever is crossed with them, derive from position.
+A *feature* is a field, or a cross of two or three joined by `` * ``; ``context.*``, ``item.*`` and ``item.*.rank`` (or
+``.ratio``, ``.step``) stand for every name that appears. All are binary: a feature of a row is one slot for each value
+or combination of values. ``position`` and ``session.gap``, their logarithms, and what is crossed with them derive from
+position.
 """
 
 from __future__ import annotations
@@ -33,21 +36,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models import slots
+from models import fields, slots
 from models.hashing import TextHashes, hash_text, words
 from models.history import History
 from models.sample import Act, Item, Slate, Value
 
 DEFAULT_FEATURES = (
-    "surface", "query", "query.words", "context.*",
-    "item_id", "item.*", "item.*.rank", "text.words", "match", "match.letters",
-    "position", "session.size", "session.last", "session.kinds", "session.since", "session.place", "session.gap",
-    "item_past.rate", "item_past.count", "query_item.rate", "user_item.rate", "user.rate",
+    "surface", "query", "context.*", "slate.size", "item_id", "item.*", "item.*.ratio", "text.words",
+    "match", "match.letters", "position", "position * session.size",
+    "session.kinds", "session.since", "session.place * session.ago", "session.place * session.last",
+    "session.place * session.met * item.*.rank", "session.place * item.*.step", "session.ago * item.*.ratio",
+    "position.log * item.*.rank", "position.log * session.place", "position.log * session.met * session.ago",
+    "position.log * session.gap.log", "session.gap.log * session.ago", "session.gap.log * session.last * session.met",
+    "item_past.rate", "item_past.count", "query_item.rate", "user_item.rate", "user_item.count", "user.rate",
 )  # fmt: skip
 
-_WILD = ("context.*", "item.*", "item.*.rank")
-_OF_POSITION = frozenset({"position", "session.gap"})
-_ROW_FIELDS = frozenset(slots.FIXED[slots.ITEM_ID :])
+_WILD = ("context.*", "item.*", *("item.*" + suffix for suffix in fields.OF_NUMBERS))
+_OF_POSITION = frozenset({"position", "position.log", "session.gap", "session.gap.log"})
+_OF_ROW = frozenset(fields.FIXED[fields.ITEM_ID :])
 _MAX_WORDS = 24
 _MAX_CACHED_TEXTS = 1 << 16
 
@@ -69,13 +75,13 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Clicks and impressions of the past count half after this time."""
 
     def __post_init__(self) -> None:
-        known = [*slots.FIXED, *_WILD]
+        known = [*fields.FIXED, *_WILD]
         for feature in self.features:
-            fields = feature.split(" * ")
-            if len(fields) > 3:
-                msg = f"features: {feature!r} crosses {len(fields)} fields; at most 3 are supported"
+            terms = feature.split(" * ")
+            if len(terms) > 3:
+                msg = f"features: {feature!r} crosses {len(terms)} fields; at most 3 are supported"
                 raise ValueError(msg)
-            for field in fields:
+            for field in terms:
                 if field not in known and not field.startswith(("context.", "item.")):
                     near = get_close_matches(field, known, 1)
                     hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
@@ -87,6 +93,11 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.history_half_life_ms <= 0:
             msg = f"features: history_half_life is {self.history_half_life_ms} ms; expected more than 0"
             raise ValueError(msg)
+
+
+def item_hash(item_id: str) -> int:
+    """Return the hash by which `Vectors.items` knows an item: unsigned, 64 bits."""
+    return hash_text(item_id) % 2**64
 
 
 class Vectors(msgspec.Struct, frozen=True, eq=False):
@@ -119,7 +130,7 @@ class Vectors(msgspec.Struct, frozen=True, eq=False):
 
     def row(self, item_id: str) -> int:
         """Return the row of an item, or -1."""
-        found = np.flatnonzero(self.items == np.uint64(hash_text(item_id) % 2**64))
+        found = np.flatnonzero(self.items == np.uint64(item_hash(item_id)))
         return int(found[0]) if found.size else -1
 
     @property
@@ -168,7 +179,7 @@ class Featurizer:
         self.ignored_fields = 0
         """Names of context or item fields beyond what is kept."""
         self._hashes = TextHashes()
-        self._names: list[str] = list(slots.FIXED)
+        self._names: list[str] = list(fields.FIXED)
         self._known: list[str] = []  # the names of context and item fields in the order they came
         self._context: dict[str, int] = {}
         self._item: dict[str, int] = {}
@@ -180,22 +191,22 @@ class Featurizer:
         """Return what the model sees of a slate, given what the visitor did strictly before, oldest first."""
         hashes, items = self._hashes, slate.items
         n = len(items)
+        ids = [hashes[item.item_id] for item in items]
+        positions = [row if item.position is None else item.position for row, item in enumerate(items)]
         pairs: list[int] = []
         number_keys: list[int] = []
         numbers: list[float] = []
         letters: list[int] = []
-        letter_ends: list[int] = []
-        needed = self._reads
         query = slate.query.strip().lower()
         if slate.surface:
-            pairs += (slots.SURFACE, hashes[slate.surface])
+            pairs += (fields.SURFACE, hashes[slate.surface])
         if query:
-            pairs += (slots.QUERY, hashes[query])
+            pairs += (fields.QUERY, hashes[query])
             if self._reads_words:
-                found, triples = self._text(query, slots.QUERY_WORDS)
+                found, triples = self._text(query, fields.QUERY_WORDS)
                 pairs += found
                 letters += triples
-        letter_ends.append(len(letters))
+        letter_ends = [len(letters)]
         for name, value in slate.context.items():
             field = self._context.get(name)
             if field is None:
@@ -203,19 +214,23 @@ class Featurizer:
             if field >= 0:
                 self._put(-1, field, value, pairs, number_keys, numbers)
         ends = [len(pairs)]
-        known = self._item
+        known, rank_of, reads_words = self._item, self._rank, self._reads_words
         for row, item in enumerate(items):
             for name, value in item.features.items():
                 field = known.get(name)
                 if field is None:
                     field = self._register(known, "item.", name)
-                if field >= 0:
-                    if type(value) is str:
-                        pairs += (field, hashes[value])
-                    else:
-                        self._put(row, field, value, pairs, number_keys, numbers)
-            if self._reads_words and item.text:
-                found, triples = self._text(item.text, slots.TEXT_WORDS)
+                if field < 0:
+                    continue
+                if type(value) is str:
+                    pairs += (field, hashes[value])
+                elif type(value) is float:
+                    number_keys += (row, field, rank_of[field])
+                    numbers.append(value)
+                else:
+                    self._put(row, field, value, pairs, number_keys, numbers)
+            if reads_words and item.text:
+                found, triples = self._text(item.text, fields.TEXT_WORDS)
                 pairs += found
                 letters += triples
             letter_ends.append(len(letters))
@@ -223,29 +238,28 @@ class Featurizer:
         acts: list[int] = []
         for act in session:
             acts += (hashes[act.item_id], hashes[act.kind], act.at_ms)
-        ids = _longs([hashes[item.item_id] for item in items]).view(np.uint64)
-        positions = _longs([row if item.position is None else item.position for row, item in enumerate(items)])
+        packed = array("q", [*ids, *positions, *ends, *letter_ends, *pairs, *number_keys, *acts, *letters])
         user = hash_text(slate.user_id) % 2**64
         asked = hashes[query] % 2**64
-        new = np.empty(n, np.bool_)
-        indptr = np.empty(3 * n + 1, np.int32)
+        out = np.empty(n, np.uint64), np.empty(n, np.uint16), np.empty(n, np.bool_), np.empty(3 * n + 1, np.int32)
         history = self.history
         filled = slots.fill(
-            n, slate.at_ms, np.uint64(user), np.uint64(asked), ids, positions, _longs(ends), _longs(pairs),
-            _longs(number_keys), np.frombuffer(array("d", numbers)), _longs(acts), _longs(letters), _longs(letter_ends),
-            self._terms, self._salts, self._kinds, needed, history.keys, history.times, history.counts,
-            history.clicked_ms, history.half_life_ms, new, indptr,
+            n, slate.at_ms, np.uint64(user), np.uint64(asked), np.frombuffer(packed, np.int64),
+            (len(pairs), len(number_keys), len(acts), len(letters)), np.array(numbers, np.float64),
+            self._terms, self._salts, self._bounds, self._needed, history.keys, history.times, history.counts,
+            history.clicked_ms, history.half_life_ms, *out,
         )  # fmt: skip
-        return Vectors(
-            slate.at_ms, hash_text(slate.request_id) % 2**64, user, asked, ids,
-            np.minimum(positions, 65_535).astype(np.uint16), np.array([item.seen for item in items]), new, indptr, filled,
-        )  # fmt: skip
+        seen = np.ones(n, np.bool_)
+        for row, item in enumerate(items):
+            if not item.seen:
+                seen[row] = False
+        hashed, places, new, indptr = out
+        request = hash_text(slate.request_id) % 2**64
+        return Vectors(slate.at_ms, request, user, asked, hashed, places, seen, new, indptr, filled)
 
     def clicked(self, vectors: Vectors, row: int) -> None:
         """Note a click on a row of a slate: how recent the last click is moves."""
-        self.history.clicked(
-            vectors.at_ms, np.uint64(vectors.user), np.uint64(vectors.query), vectors.items[row]
-        )
+        self.history.clicked(vectors.at_ms, np.uint64(vectors.user), np.uint64(vectors.query), vectors.items[row])
 
     def closed(self, vectors: Vectors, labels: NDArray[np.uint8]) -> None:
         """Count a slate whose labels [n] are known: clicks and impressions move together."""
@@ -260,7 +274,7 @@ class Featurizer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same config."""
-        self._names, self._known = list(slots.FIXED), []
+        self._names, self._known = list(fields.FIXED), []
         self._context, self._item = {}, {}
         self._compile()
         for full in state["known"]:
@@ -280,7 +294,7 @@ class Featurizer:
             number_keys += (row, field, self._rank[field] if row >= 0 else -1)
             numbers.append(value)
         elif isinstance(value, list):
-            for each in value[: slots.MAX_VALUES]:
+            for each in value[: fields.MAX_VALUES]:
                 pairs += (field, self._hashes[each])
 
     def _text(self, text: str, field: int) -> tuple[list[int], list[int]]:
@@ -291,62 +305,65 @@ class Featurizer:
                 self._texts.clear()
             found = words(text, _MAX_WORDS)
             pairs = [number for word in found for number in (field, self._hashes[word])]
-            triples = {f" {word} "[i : i + 3] for word in found for i in range(len(word))} if self._reads_letters else ()
+            triples = (
+                {f" {word} "[i : i + 3] for word in found for i in range(len(word))} if self._reads_letters else ()
+            )
             known = self._texts[text] = pairs, sorted(self._hashes[triple] for triple in triples)
         return known
 
-    def _register(self, fields: dict[str, int], prefix: str, name: str) -> int:
+    def _register(self, known: dict[str, int], prefix: str, name: str) -> int:
+        """Give a name that appears for the first time its fields; -1 if no feature reads it, or there is no room."""
         full = prefix + name
-        wanted = any(_matches(field, full) or _matches(field, full + ".rank") for field in self._declared)
-        if len(fields) >= slots.MAX_FIELDS:
+        suffixes = fields.OF_NUMBERS if prefix == "item." else ()
+        wanted = any(_matches(term, full + suffix) for term in self._declared for suffix in ("", *suffixes))
+        if len(known) >= fields.MAX_FIELDS:
             self.ignored_fields += wanted
             return -1
         self._known.append(full)
-        if not wanted or len(self._names) + 2 > slots.MAX_FIELDS:
+        if not wanted or len(self._names) + 1 + len(suffixes) > fields.MAX_FIELDS:
             self.ignored_fields += wanted
-            fields[name] = -1
+            known[name] = -1
             return -1
-        field = fields[name] = len(self._names)
-        self._names.append(full)
-        if prefix == "item.":
-            self._names.append(full + ".rank")
+        field = known[name] = len(self._names)
+        self._names += [full, *(full + suffix for suffix in suffixes)]
         self._compile()
         return field
 
     def _compile(self) -> None:
         """Expand the wildcards over the names known by now."""
-        names = self._names
-        index = {name: field for field, name in enumerate(names)}
+        index = {name: field for field, name in enumerate(self._names)}
         expanded: set[tuple[str, ...]] = set()
         for feature in self.config.features:
-            choices = [[name for name in names if _matches(field, name)] for field in feature.split(" * ")]
+            choices = [[name for name in self._names if _matches(term, name)] for term in feature.split(" * ")]
             expanded |= {tuple(sorted(each)) for each in product(*choices) if len(set(each)) == len(each)}
-        features = sorted(expanded)
-        self._declared = {field for feature in self.config.features for field in feature.split(" * ")}
+        features = sorted((_depends(each), each) for each in expanded)
+        kinds = [kind for kind, _ in features]
         self._terms = np.full((len(features), 3), -1, np.int64)
-        self._kinds = np.empty(len(features), np.int64)
-        for row, feature in enumerate(features):
+        for row, (_, feature) in enumerate(features):
             self._terms[row, : len(feature)] = [index[name] for name in feature]
-            self._kinds[row] = (
-                slots.OF_POSITION if _OF_POSITION.intersection(feature)
-                else slots.OF_ROW if any(name in _ROW_FIELDS or name.startswith("item.") for name in feature)
-                else slots.OF_SLATE
-            )  # fmt: skip
-        self._salts = _longs([hash_text(" * ".join(feature)) for feature in features]).view(np.uint64)
-        self._rank = [index.get(name + ".rank", -1) for name in names]
-        self._reads = np.zeros(slots.MAX_FIELDS, np.bool_)
-        self._reads[self._terms[self._terms >= 0]] = True
-        self._reads_letters = bool(self._reads[slots.MATCH_LETTERS])
-        self._reads_words = bool(self._reads[[slots.QUERY_WORDS, slots.TEXT_WORDS, slots.MATCH]].any()) or self._reads_letters
+        self._bounds = np.searchsorted(np.array(kinds, np.int64), [1, 2]).astype(np.int64)
+        self._salts = np.array([hash_text(" * ".join(feature)) % 2**64 for _, feature in features], np.uint64)
+        self._declared = {term for feature in self.config.features for term in feature.split(" * ")}
+        self._rank[:] = [index.get(name + fields.OF_NUMBERS[0], -1) for name in self._names]
+        self._needed = np.zeros(fields.MAX_FIELDS, np.bool_)
+        self._needed[self._terms[self._terms >= 0]] = True
+        self._reads_letters = bool(self._needed[fields.MATCH_LETTERS])
+        of_words = [fields.QUERY_WORDS, fields.TEXT_WORDS, fields.MATCH, fields.MATCH_LETTERS]
+        self._reads_words = bool(self._needed[of_words].any())
 
 
-def _matches(pattern: str, name: str) -> bool:
-    if pattern in ("context.*", "item.*"):
-        return name.startswith(pattern[:-1]) and not name.endswith(".rank")
-    if pattern == "item.*.rank":
-        return name.startswith("item.") and name.endswith(".rank")
-    return pattern == name
+def _depends(feature: tuple[str, ...]) -> int:
+    """Return 0 if a feature depends on the slate alone, 1 if on the row, 2 if on its position."""
+    if _OF_POSITION.intersection(feature):
+        return 2
+    return int(any(name in _OF_ROW or name.startswith("item.") for name in feature))
 
 
-def _longs(values: list[int]) -> NDArray[np.int64]:
-    return np.frombuffer(array("q", values), np.int64)
+def _matches(term: str, name: str) -> bool:
+    """Tell whether a term of a declared feature means a field."""
+    if "*" not in term:
+        return term == name
+    prefix, _, suffix = term.partition("*")
+    return name.startswith(prefix) and (
+        name.endswith(suffix) if suffix else not name.endswith(fields.OF_NUMBERS)
+    )
