@@ -20,8 +20,8 @@ MOBILE = 0  # in `stream.shop.shoppers.DEVICES`
 CHANGES = ("brands", "bargains", "layout")
 """What can change at once: which brands are liked, how much prices matter, how far down people look."""
 
-_SEARCH, _BROWSE = -3.4, -4.0
-_SAME_KIND, _SAME_CATEGORY, _ELSEWHERE = 0.9, -0.9, -1.9
+_SEARCH, _BROWSE = -4.0, -4.4
+_SAME_KIND, _SAME_CATEGORY, _ELSEWHERE = 1.3, -0.8, -2.0
 _AS_ASKED, _NOT_AS_ASKED = 0.75, -0.3
 _TOUCHED = 0.9
 
@@ -40,7 +40,7 @@ class Demand:
 
     def __init__(self, rng: Generator) -> None:
         self._rng = rng
-        self.brands = rng.normal(0.0, 0.4, len(BRANDS))
+        self.brands = rng.normal(0.0, 0.5, len(BRANDS))
         self.colours = rng.normal(0.0, 0.2, len(COLOURS))
         self.kinds = rng.normal(0.0, 0.25, len(KINDS))
         self.price_matters = 0.45
@@ -62,7 +62,7 @@ class Demand:
         """
         if what == "brands":
             fallen = self._rng.random(len(BRANDS)) < 0.4
-            self.brands = np.where(fallen, self._rng.normal(0.0, 0.4, len(BRANDS)), self.brands)
+            self.brands = np.where(fallen, self._rng.normal(0.0, 0.5, len(BRANDS)), self.brands)
         elif what == "bargains":
             self.price_matters += 0.5
         elif what == "layout":
@@ -94,8 +94,8 @@ class Demand:
         kind, category = items.kind[rows], items.category[rows]
         logit = self.brands[items.brand[rows]] + self.colours[items.colour[rows]] + self.kinds[kind]
         logit += people.taste[person][category] + people.eager[person]
-        logit += 0.45 * (items.rating[rows] - 4.0) + 0.2 * items.quality[rows]
-        logit += np.where(items.on_sale[rows], 0.4, 0.0) + np.where(items.bestseller[rows], 0.2, 0.0)
+        logit += 0.65 * (items.rating[rows] - 4.0) + 0.2 * items.quality[rows]
+        logit += np.where(items.on_sale[rows], 0.5, 0.0) + np.where(items.bestseller[rows], 0.4, 0.0)
         price = items.relative_price[rows]
         logit -= 0.8 * (price - people.budget[person]) ** 2 + self.price_matters * price
         logit += np.where(np.isin(items.brand[rows], people.brands[person]), 0.8, 0.0)

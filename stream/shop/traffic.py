@@ -21,7 +21,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 from models.sample import Value
 from stream.events import Action, Click, Event, Impression, Item, Order
 from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
-from stream.shop.demand import MOBILE, Demand, Ints
+from stream.shop.demand import MOBILE, Demand, Ints, relevance
 from stream.shop.shoppers import AGES, DEVICES, MEMBERSHIPS, Intent, Shoppers, ask
 from stream.shop.truth import Drift, SlateTruth, World, rounded
 
@@ -111,6 +111,7 @@ class _Visit:
 _VISIT_LENGTH = 2.2  # requests, on average
 _BOT_LENGTH = 12
 _BOT_CLICKS = 0.12
+_BOTS = 20
 _CLICKS_TOO_LATE = 0.02
 _ORDER_DELAYS = ((0.70, MINUTE, 15 * MINUTE), (0.92, 10 * MINUTE, 4 * HOUR), (1.0, 20 * HOUR, 30 * HOUR))
 """Up to which share of orders, the least delay after the click, and the mean of what exponentially comes on top."""
@@ -130,8 +131,8 @@ class Shop:
     --------
     >>> shop = Shop(ShopConfig(products=200, shoppers=50), seed=1)
     >>> arrivals = list(shop.arrivals(100))
-    >>> sum(arrival.truth is not None for arrival in arrivals)
-    100
+    >>> {type(arrival.event).__name__ for arrival in arrivals} >= {"Slate", "Click"}
+    True
     """
 
     def __init__(self, config: ShopConfig | None = None, seed: int = 1) -> None:
@@ -220,10 +221,9 @@ class Shop:
         config, rng = self.config, self._traffic
         by_bots = config.bots / _BOT_LENGTH
         if rng.random() < by_bots / (by_bots + (1.0 - config.bots) / _VISIT_LENGTH):
-            # Bots come under ids like those of people, and change them.
-            number = int(1_000 * rng.random())
-            flagged = number < 1_000 * config.flagged
-            return _Visit(ABSENT, f"u{10_000 + number}", _BOT_LENGTH, flagged=flagged)
+            # Bots come under ids like those of people.
+            number = int(_BOTS * rng.random())
+            return _Visit(ABSENT, f"u{90_000 + 7 * number}", _BOT_LENGTH, flagged=number < _BOTS * config.flagged)
         person = self.shoppers.comes(rng.random())
         length = 1 + int(_exponential(rng) / -math.log1p(-1.0 / _VISIT_LENGTH))
         return _Visit(person, self.shoppers.ids[person], length)
@@ -287,6 +287,7 @@ class Shop:
             human=rounded(meant.tolist()),
             order=rounded((on_purpose * buys * self._order_heard).tolist()),
             order_ever=rounded((on_purpose * buys).tolist()),
+            relevance=np.round(relevance(items, rows, intent), 3).tolist() if intent else [0.0] * len(rows),
             new=(now - listed < DAY).tolist(),
             bot=visit.flagged,
         )

@@ -43,8 +43,8 @@ class SlateTruth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``click``: probability that a click on the item is logged, within the click window, as things were when the slate
     was shown: place, bots, slips of the finger and losses on the way included. ``human``: that someone saw the item and
     clicked because they meant to, whatever became of the click. ``order``: probability, given a click within its
-    window, of an order logged within the conversion window; ``order_ever``: of an order at any time. ``new``: listed
-    less than a day before. ``bot``: the events themselves say that a bot saw the slate; nothing is learned from it.
+    window, of an order logged within the conversion window; ``order_ever``: of an order at any time. ``relevance``:
+    how well the item is what was asked for, in logits; all 0 without a query. ``new``: listed less than a day before. ``bot``: the events themselves say that a bot saw the slate; nothing is learned from it.
     """
 
     request_id: str
@@ -54,6 +54,7 @@ class SlateTruth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     human: list[float]
     order: list[float]
     order_ever: list[float]
+    relevance: list[float]
     new: list[bool]
     bot: bool = False
 
