@@ -100,7 +100,7 @@ def item_hash(item_id: str) -> int:
     return hash_text(item_id) % 2**64
 
 
-class Vectors(msgspec.Struct, frozen=True, eq=False):
+class Vectors(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A slate as the model saw it when it was shown: all that an open slate keeps. Never changed.
 
     ``slots[indptr[3r]:indptr[3r+1]]`` are row r's slots that owe nothing to position, those from there to

@@ -20,7 +20,7 @@ from models.mixture import Hedge
 from models.ranker import Arm, Bank
 
 
-class Prediction(msgspec.Struct, frozen=True, eq=False):
+class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What K policies said of n items when they were shown, and their mixture as the last column."""
 
     raw: NDArray[np.float32]

@@ -51,7 +51,7 @@ class LearnerConfig(msgspec.Struct, frozen=True):
         return snapshot.digest(msgspec.to_builtins(self))[:12]
 
 
-class _Slate(msgspec.Struct, frozen=True, eq=False):
+class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A slate as it was shown; never changed."""
 
     serial: int
@@ -63,7 +63,7 @@ class _Slate(msgspec.Struct, frozen=True, eq=False):
     order: Prediction
 
 
-class _Click(msgspec.Struct, frozen=True, eq=False):
+class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A clicked item that waits for its order: its row of the slate, as it was shown."""
 
     surface: str
