@@ -149,18 +149,30 @@ def broker_run(
 @app.command()
 def replay(
     logs: Annotated[
-        list[Path], typer.Argument(help="Event logs, one for each partition.", exists=True, dir_okay=False)
-    ],
+        list[Path] | None, typer.Argument(help="Event logs, one for each partition.", exists=True, dir_okay=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.json.")] = Path("runs/replay"),
+    from_topics: Annotated[bool, typer.Option("--from-topics", help="Read the input topics instead of logs.")] = False,
+    since: Annotated[str | None, typer.Option(help="Event time to begin at: 2026-11-01T12:00 or milliseconds.")] = None,
+    until: Annotated[str | None, typer.Option(help="Event time to stop before.")] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Run event logs through join, score and learn at full speed, and report how good each policy was."""
-    from stream.config import load
-    from stream.replay import replay_logs, write_report
+    """Run event logs or topics through join, score and learn at full speed; report how good each policy was."""
+    from stream.config import load, parse_time
+    from stream.progress import counting
+    from stream.replay import replay_logs, replay_topics, write_report
     from stream.terminal import progress_over, show_report
 
-    with progress_over(logs, "Replaying") as advance:
-        stages, seconds = replay_logs(logs, load(config), advance)
+    if bool(logs) == from_topics:
+        msg = "give event logs to replay, or --from-topics"
+        raise typer.BadParameter(msg)
+    settings = load(config)
+    if logs:
+        with progress_over(logs, "Replaying") as advance:
+            stages, seconds = replay_logs(logs, settings, advance)
+    else:
+        with counting("records replayed") as advance:
+            stages, seconds = replay_topics(settings, parse_time(since), parse_time(until), advance)
     report = stages.report(seconds)
     path = write_report(report, out)
     show_report(report)

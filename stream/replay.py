@@ -24,6 +24,7 @@ from stream.config import Config
 from stream.join import Joiner
 from stream.learn import Learner
 from stream.log import read_lines
+from stream.reader import Ended, input_partitions, read_inputs
 from stream.score import Scorer
 
 _NEVER = sys.maxsize
@@ -59,6 +60,15 @@ class Replay:
         """Take one record of one input of one source partition."""
         self.joiners[source].push(input, offset, raw)
 
+    def tick(self, source: int, input: int) -> None:
+        """Say that an input of a source has ended."""
+        self.joiners[source].tick(input)
+
+    @property
+    def alive(self) -> list[int]:
+        """The sources that have not ended."""
+        return [source for source, ended in enumerate(self._ended) if not ended]
+
     def flow(self, source: int) -> None:
         """Let everything that is due in all sources pass through the stages."""
         self._due[source].extend(self.joiners[source].drain())
@@ -71,8 +81,7 @@ class Replay:
         self._learn()
 
     def _learn(self) -> None:
-        frontiers = [joiner.frontier for joiner, ended in zip(self.joiners, self._ended, strict=True) if not ended]
-        frontier = min(frontiers, default=_NEVER)
+        frontier = min((self.joiners[source].frontier for source in self.alive), default=_NEVER)
         ready = [self._before(source, frontier) for source in range(len(self.joiners))]
         for _, source, shard, record in ready[0] if len(ready) == 1 else heapq.merge(*ready, key=itemgetter(0, 1)):
             self.learners[shard].apply(source, self._scorers[source].score(record))
@@ -121,33 +130,67 @@ def replay_logs(paths: Sequence[Path], config: Config, progress: Progress | None
 
     The learner depends on the logs and the configuration alone: the same logs give the same digest.
     """
-    replay = Replay(config, len(paths))
-    lines: list[Iterator[bytes] | None] = [read_lines(path) for path in paths]
-    offsets = [0] * len(paths)
+    return _run(Replay(config, len(paths)), [_lines(path) for path in paths], progress)
+
+
+def replay_topics(
+    config: Config, since_ms: int | None = None, until_ms: int | None = None, progress: Progress | None = None
+) -> tuple[Replay, float]:
+    """Run the input topics, up to where they end now, through all stages, outside any consumer group.
+
+    Parameters
+    ----------
+    config
+        The cluster and its topics.
+    since_ms, until_ms
+        Event times in milliseconds: from the first on, up to but not with the second.
+    progress
+        Told the number of records read since the last call.
+    """
+    partitions = input_partitions(config)
+    feeds = [_records(config, partition, since_ms, until_ms) for partition in range(partitions)]
+    return _run(Replay(config, partitions, config.inputs), feeds, progress)
+
+
+_Fed = tuple[int, int, bytes | None]
+"""Input, offset and record; None for the record says that the input has ended."""
+
+
+def _lines(path: Path) -> Iterator[_Fed]:
+    for offset, raw in enumerate(read_lines(path)):
+        yield 0, offset, raw
+
+
+def _records(config: Config, partition: int, since_ms: int | None, until_ms: int | None) -> Iterator[_Fed]:
+    for each in read_inputs(config, partition, since_ms, until_ms):
+        if isinstance(each, Ended):
+            yield each.input, -1, None
+        else:
+            yield each.input, each.record.offset, each.record.value
+
+
+def _run(replay: Replay, feeds: Sequence[Iterator[_Fed]], progress: Progress | None) -> tuple[Replay, float]:
     # Nothing in the core forms cycles; the collector would only walk the open slates again and again.
     collecting = gc.isenabled()
     gc.disable()
     started = perf_counter()
     try:
-        while True:
-            alive = [source for source, rest in enumerate(lines) if rest is not None]
-            if not alive:
-                break
+        while alive := replay.alive:
             source = min(alive, key=lambda source: replay.joiners[source].frontier)
-            rest = lines[source]
-            assert rest is not None
-            before = offsets[source]
-            for raw in rest:
-                replay.push(source, 0, offsets[source], raw)
-                offsets[source] += 1
-                if offsets[source] - before == _CHUNK:
+            taken = 0
+            for input, offset, raw in feeds[source]:
+                if raw is None:
+                    replay.tick(source, input)
+                    continue
+                replay.push(source, input, offset, raw)
+                taken += 1
+                if taken == _CHUNK:
                     replay.flow(source)
                     break
             else:
-                lines[source] = None
                 replay.end(source)
             if progress is not None:
-                progress(offsets[source] - before)
+                progress(taken)
     finally:
         if collecting:
             gc.enable()

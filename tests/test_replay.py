@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from stream.broker import running_broker
 from stream.config import load
 from stream.events import Event, encode
 from stream.log import open_log
-from stream.replay import replay_logs, write_report
+from stream.publish import publish
+from stream.replay import replay_logs, replay_topics, write_report
+from stream.topics import Topics
 from tests.builders import DAY, crowd
 from tests.test_learn import traffic
 
@@ -50,3 +53,18 @@ def test_several_logs_are_partitions_of_one_stream(tmp_path: Path) -> None:
     stages, _ = replay_logs(logs, load(environ=CONFIG))
     assert stages.report(1.0)["samples"] == 30 * 4 * 2
     assert stages.learners[0].counts["shown_out_of_order"] == 0
+
+
+@pytest.mark.kafka
+def test_topics_replay_to_the_digest_of_the_log_they_were_filled_from(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.jsonl", [*traffic(60), *crowd(2 * DAY)])
+    with running_broker() as bootstrap:
+        config = load(environ={**CONFIG, "HEFT_KAFKA__BOOTSTRAP": bootstrap, "HEFT_KAFKA__PARTITIONS": "1"})
+        with Topics(config) as topics:
+            topics.create()
+        publish(log, config)
+        from_topics, _ = replay_topics(config)
+    from_log, _ = replay_logs([log], config)
+    reports = [stages.report(1.0) for stages in (from_topics, from_log)]
+    assert reports[0]["fates"] == reports[1]["fates"]
+    assert reports[0]["digest"] == reports[1]["digest"]
