@@ -216,6 +216,17 @@ def snapshots_show(name: SnapshotFile, config: ConfigFile = None) -> None:
     typer.echo(show(config, name))
 
 
+@snapshots_app.command("verify")
+def snapshots_verify(older: SnapshotFile, newer: SnapshotFile, config: ConfigFile = None) -> None:
+    """Learn `scored` again from one snapshot to a later one, and compare."""
+    from stream.progress import counting
+    from stream.snapshots import verify
+
+    with counting("messages learned again") as advance:
+        digest = verify(config, older, newer, advance)
+    typer.echo(f"the same: {digest}")
+
+
 @snapshots_app.command("rollback")
 def snapshots_rollback(name: SnapshotFile, config: ConfigFile = None) -> None:
     """Make an older snapshot the one that workers start from. Stop the workers first."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stream import messages
+from stream.clients import client_settings
 from stream.config import load
+from stream.learn import Learner, LearnerConfig
+from stream.messages import ScoredReader
+from stream.reader import read_partition
 from stream.snapshot import Name, SnapshotError, SnapshotStore
 
 
@@ -65,3 +70,39 @@ def _lines(path: str, value: Any) -> Iterator[str]:
             yield f"{path}: {len(value):,} {'bytes' if isinstance(value, bytes) else 'entries'}"
         case _:
             yield f"{path}: {value}"
+
+
+def verify(config: Path | None, first: str, second: str, progress: Callable[[int], None]) -> str:
+    """Learn `scored` again from one snapshot of a shard to a later one; return the digest both have.
+
+    Raises
+    ------
+    SnapshotError
+        If the two are not of one shard and lineage in this order, or what is learned again differs.
+    """
+    settings, store = load(config), _store(config)
+    start, end = _name(store, first), _name(store, second)
+    of_learner = start.owner == end.owner and start.owner.startswith("learn-")
+    if not of_learner or start.lineage != end.lineage or start.offset > end.offset:
+        msg = f"expected an older and a newer snapshot of one shard and lineage, got {start.file} and {end.file}"
+        raise SnapshotError(msg)
+    learner, reader = _learner(store, start, settings.learner)
+    wanted, _ = _learner(store, end, settings.learner)
+    shard, clients = int(start.owner.removeprefix("learn-")), client_settings(settings.kafka)
+    for record in read_partition(clients, settings.kafka.topics.scored, shard, start.offset, end.offset):
+        message = messages.decode(record.value)
+        for each in reader.read(message):
+            learner.apply(message.source, each)
+        progress(1)
+    if learner.digest() != wanted.digest():
+        msg = f"learning again from {start.file} gave {learner.digest()}, {end.file} holds {wanted.digest()}"
+        raise SnapshotError(msg)
+    return learner.digest()
+
+
+def _learner(store: SnapshotStore, name: Name, config: LearnerConfig) -> tuple[Learner, ScoredReader]:
+    if name.lineage != config.lineage:
+        msg = f"{name.file}: learned under another configuration (lineage {name.lineage}, this is {config.lineage})"
+        raise SnapshotError(msg)
+    state, segments = store.load(name)
+    return Learner.restore(config, state["learner"], segments), ScoredReader.restore(state["reader"])

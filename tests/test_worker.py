@@ -18,12 +18,13 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from models.sample import Record
-from stream import events, messages
+from stream import events, messages, snapshots
 from stream.broker import running_broker
 from stream.events import Action, Click, Event, Impression, Order
 from stream.fence import Owner, Rightful
 from stream.join import JoinConfig, Joiner
 from stream.messages import Message, ScoredReader
+from stream.snapshot import SnapshotError, SnapshotStore
 from tests.builders import HOUR, MINUTE, SECOND, action, click, impression, order
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -219,3 +220,24 @@ def test_a_stopped_worker_is_followed_by_one_that_goes_on(shop: Shop) -> None:
     shop.until(lambda: len(shop.scored()) >= len(expected))
     assert shop.scored() == expected
     shop.stop(second)
+
+
+def test_learning_again_from_one_snapshot_gives_a_later_one(shop: Shop) -> None:
+    log, store = traffic(400, seed=5), SnapshotStore(f"{shop.folder}/snapshots", keep=1000)
+    worker = shop.worker()
+    shop.publish(log[:400])
+    shop.until(lambda: store.names("learn-0"))
+    first = store.names("learn-0")[0]
+    kept = (shop.folder / "snapshots" / first.file).read_bytes()
+    shop.publish(log[400:])
+    shop.until(lambda: store.names("learn-0")[-1].offset > first.offset)
+    shop.stop(worker)
+    # Meanwhile it may have made way for newer ones; its segments, if any, are those of the second.
+    (shop.folder / "snapshots" / first.file).write_bytes(kept)
+    last = store.names("learn-0")[-1]
+    again = snapshots.verify(shop.folder / "heft.toml", first.file, last.file, lambda _: None)
+    learner, _ = store.load(last)
+    assert learner["learner"]["samples"] > 0
+    assert len(again) == 32
+    with pytest.raises(SnapshotError, match="an older and a newer"):
+        snapshots.verify(shop.folder / "heft.toml", last.file, first.file, lambda _: None)
