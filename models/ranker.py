@@ -82,6 +82,7 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     click_bits: int = 20
     """The click head has 2^bits slots of 16 bytes a policy."""
     conversion_bits: int = 18
+    """The conversion head has 2^conversion_bits slots."""
     seed: int = 1
     """Which negatives a thinned policy learns."""
     click_arms: tuple[Arm, ...] = CLICK_ARMS

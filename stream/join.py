@@ -57,12 +57,17 @@ class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_acts: int = 200
     """At most this many actions of a visitor are kept; the oldest go first."""
     max_open_slates: int = 400_000
+    """Slates whose click window runs, at most; the oldest goes first, and is never closed."""
     max_open_clicks: int = 1_000_000
+    """Clicks whose conversion window runs, at most; the oldest goes first, and never matures."""
     max_sessions: int = 400_000
+    """Visitors whose actions are kept, at most; the longest quiet goes first."""
     max_waiting_clicks: int = 100_000
+    """Clicks that wait for an impression still to come, at most; the oldest is evicted."""
     max_remembered_ids: int = 400_000
     """Closed slates, orders and event ids are remembered for a conversion window, but no more of each than this."""
     max_ahead_events: int = 1_000
+    """Events too far ahead that may wait in one input; beyond that the oldest is invalid."""
     shard_by: str = ""
     """Which field of an impression chooses the model: ``surface`` or ``context.NAME``; empty: one model."""
     shards: list[str] = msgspec.field(default_factory=list)

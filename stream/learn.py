@@ -35,7 +35,9 @@ class LearnConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_skew_ms: int = 60_000
     """A slate further behind the newest of its shard is learned and not measured."""
     max_open_slates: int = 400_000
+    """Slates that wait for their labels, at most; the oldest goes first, and is not learned."""
     max_clicked_items: int = 1_000_000
+    """Clicked items that wait to mature, at most; the oldest goes first, and its order is not learned."""
 
 
 class LearnerConfig(msgspec.Struct, frozen=True):
