@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -107,3 +109,8 @@ def test_a_payload_hash_leaves_reference_scores_aside() -> None:
 def test_people_can_read_a_message_as_json() -> None:
     line = msgspec.json.decode(messages.to_json(messages.encode(message(RECORDS))))
     assert [record["record"] for record in line["records"]] == ["shown", "clicked", "converted", "closed", "matured"]
+
+
+def test_messages_of_today_are_read_tomorrow() -> None:
+    golden = Path(__file__).parent / "golden" / "message_v1.bin"
+    assert messages.decode(golden.read_bytes()) == message(RECORDS, marks=[Mark(1, True, (3, 4))])
