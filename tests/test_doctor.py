@@ -22,8 +22,11 @@ from tests.builders import DAY, HOUR, T0, action, click, impression, order
 
 WANTED = wanted_topics(Config())
 HEALTHY = {topic.name: Found(topic.name, topic.partitions, {"retention.ms": topic.retention_ms}) for topic in WANTED}
-# Brokers stamp records with the wall time.
-NOW = round(datetime.now(UTC).timestamp() * 1000) - T0  # noqa: TID251 - in the time of the builders
+
+
+def now() -> int:
+    """The wall time, which brokers stamp records with, in the time of the builders; not that of the import."""
+    return round(datetime.now(UTC).timestamp() * 1000) - T0  # noqa: TID251
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,8 @@ def config(bootstrap: str, tmp_path: Path, request: pytest.FixtureRequest) -> Co
     return config
 
 
-def fill(config: Config, at: int = NOW, clicks_at: int | None = None) -> None:
+def fill(config: Config, at: int | None = None, clicks_at: int | None = None) -> None:
+    at = now() if at is None else at
     publisher = Publisher(config)
     for n in range(40):
         user = f"u{n}"
@@ -117,7 +121,7 @@ def test_a_healthy_cluster_is_healthy(config: Config) -> None:
 
 @pytest.mark.kafka
 def test_an_old_log_that_was_published_is_no_illness(config: Config) -> None:
-    fill(config, at=NOW - 400 * DAY)
+    fill(config, at=now() - 400 * DAY)
     assert examine(config) == []
 
 
@@ -125,7 +129,7 @@ def test_an_old_log_that_was_published_is_no_illness(config: Config) -> None:
 def test_a_fresh_log_published_at_once_is_no_illness(config: Config) -> None:
     publisher = Publisher(config)
     for n in range(600):
-        at = NOW - (600 - n) * 1000
+        at = now() - (600 - n) * 1000
         publisher.send(action(user=f"u{n % 50}", at=at))
         if n < 300:
             publisher.send(order(order_id=f"o{n}", user=f"u{n % 50}", at=at))
@@ -135,7 +139,7 @@ def test_a_fresh_log_published_at_once_is_no_illness(config: Config) -> None:
 
 @pytest.mark.kafka
 def test_clocks_that_disagree_are_named_with_seconds(config: Config) -> None:
-    fill(config, clicks_at=NOW - HOUR)
+    fill(config, clicks_at=now() - HOUR)
     far, apart = examine(config)
     assert "clicks: at_ms is 360" in far.what
     assert "behind" in far.what
@@ -147,7 +151,7 @@ def test_records_that_do_not_decode_are_named_with_place_and_path(config: Config
     fill(config)
     topic = config.kafka.topics.clicks
     producer = KafkaProducer(bootstrap_servers=bootstrap)
-    raw = encode(click(user="u1", at=NOW)).replace(b'"user_id":"u1"', b'"user_id":1')
+    raw = encode(click(user="u1", at=now())).replace(b'"user_id":"u1"', b'"user_id":1')
     where = producer.send(topic, raw, partition=1).get(timeout=10)
     producer.close()
     finding = only(examine(config))
@@ -162,7 +166,7 @@ def test_a_topic_with_another_partitioner_is_named(config: Config, bootstrap: st
     topic = config.kafka.topics.actions
     producer = KafkaProducer(bootstrap_servers=bootstrap)
     for n in range(40):
-        producer.send(topic, encode(action(user=f"u{n}", at=NOW)), partition=n % 3)
+        producer.send(topic, encode(action(user=f"u{n}", at=now())), partition=n % 3)
     producer.close()
     finding = only(examine(config))
     assert "of 40 users are in two partitions" in finding.what
