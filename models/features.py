@@ -46,6 +46,7 @@ DEFAULT_FEATURES = (
     "match", "match.letters", "position", "position * session.size",
     "session.kinds", "session.since", "session.place * session.ago", "session.place * session.last",
     "session.place * session.met * item.*.rank", "session.place * item.*.step", "session.ago * item.*.ratio",
+    "context.* * item.*", "user_id * item.*", "query.words * text.words",
     "position.log * item.*.rank", "position.log * session.place", "position.log * session.met * session.ago",
     "position.log * session.gap.log", "session.gap.log * session.ago", "session.gap.log * session.last * session.met",
     "item_past.rate", "item_past.count", "query_item.rate", "user_item.rate", "user_item.count", "user.rate",
@@ -364,6 +365,4 @@ def _matches(term: str, name: str) -> bool:
     if "*" not in term:
         return term == name
     prefix, _, suffix = term.partition("*")
-    return name.startswith(prefix) and (
-        name.endswith(suffix) if suffix else not name.endswith(fields.OF_NUMBERS)
-    )
+    return name.startswith(prefix) and (name.endswith(suffix) if suffix else not name.endswith(fields.OF_NUMBERS))

@@ -29,9 +29,9 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    alpha: float = 0.05
-    """Learning rate, above 0."""
-    beta: float = 1.0
+    alpha: float = 0.45
+    """Learning rate for rows of unit length, above 0."""
+    beta: float = 0.18
     """Damps the first steps of a slot, at least 0."""
     l1: float = 0.0
     """Slots whose |z| stays below this weigh nothing."""
@@ -56,17 +56,17 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 CLICK_ARMS = (
-    Arm("uniform", alpha=0.05),
-    Arm("slower", alpha=0.025),
-    Arm("faster", alpha=0.1),
-    Arm("fastest", alpha=0.2),
-    Arm("thinned", alpha=0.05, keep=0.25),
-    Arm("fading", alpha=0.05, half_life=100_000),
+    Arm("uniform"),
+    Arm("slowest", alpha=0.15),
+    Arm("slower", alpha=0.3),
+    Arm("faster", alpha=0.7),
+    Arm("thinned", keep=0.25),
+    Arm("fading", half_life=50_000),
 )
 CONVERSION_ARMS = (
-    Arm("uniform", alpha=0.05),
-    Arm("slower", alpha=0.025),
-    Arm("faster", alpha=0.1),
+    Arm("uniform", alpha=0.3),
+    Arm("slower", alpha=0.15),
+    Arm("faster", alpha=0.6),
 )
 
 
@@ -142,7 +142,6 @@ class Bank:
                 [arm.l1 for arm in arms],
                 [arm.l2 for arm in arms],
                 [1.0 if arm.half_life is None else 0.5 ** (1.0 / arm.half_life) for arm in arms],
-                [0.0 for _ in arms],
             ]
         )
         self._keep = np.array([arm.keep for arm in arms])

@@ -194,9 +194,7 @@ def fill(
         for i in range(ends[row], ends[row + 1], 2):
             fields.put(values, many, pairs[i], np.uint64(pairs[i + 1]))
         while number < numbers.size and number_keys[3 * number] == row:
-            fields.put(
-                values, many, number_keys[3 * number + 1], np.uint64(fields.log_bucket(numbers[number]))
-            )
+            fields.put(values, many, number_keys[3 * number + 1], np.uint64(fields.log_bucket(numbers[number])))
             for i in range(3):
                 if beside[number, i] >= 0:
                     fields.put(values, many, number_keys[3 * number + 2] + i, np.uint64(beside[number, i]))

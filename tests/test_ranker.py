@@ -17,7 +17,7 @@ from models.hashing import hash_text
 from models.ranker import CLICK_ARMS, Arm, Bank, RankerConfig
 
 BITS = 12
-UNIFORM = Arm("uniform", alpha=0.3, beta=0.7)
+UNIFORM = Arm("uniform", alpha=0.6, beta=0.4)
 
 
 def slate(rows: list[list[int]], shown: list[list[int]] | None = None, request: int = 1) -> Vectors:
@@ -57,7 +57,7 @@ def sigmoid(x: float) -> float:
 
 
 class Textbook:
-    """Algorithm 1 of McMahan et al. (2013) over sets of names."""
+    """Algorithm 1 of McMahan et al. (2013) over sets of names, as vectors of unit length."""
 
     def __init__(self, arm: Arm) -> None:
         self.arm = arm
@@ -72,11 +72,12 @@ class Textbook:
         return -(z - (l1 if z > 0 else -l1)) / ((arm.beta + sqrt(n)) / arm.alpha + l2)
 
     def logit(self, names: list[Any]) -> float:
-        return sum(self.weight(name) for name in ["bias", *names])
+        return self.weight("bias") + sum(self.weight(name) for name in names) / sqrt(len(names))
 
     def learn(self, names: list[Any], label: int) -> None:
-        g = sigmoid(self.logit(names)) - label
+        whole = sigmoid(self.logit(names)) - label
         for name in ["bias", *names]:
+            g = whole if name == "bias" else whole / sqrt(len(names))
             n = self.n.get(name, 0.0)
             sigma = (sqrt(n + g * g) - sqrt(n)) / self.arm.alpha
             self.z[name] = self.z.get(name, 0.0) + g - sigma * self.weight(name)
@@ -108,7 +109,8 @@ def test_a_policy_is_rivers_ftrl_without_its_lag() -> None:
     )
     for vectors, y in stream(seed=2, slates=150, rows=1):
         start, end = vectors.indptr[:2]
-        x = {str(slot): 1.0 for slot in (vectors.slots[start:end] >> (32 - BITS)).tolist()} | {"bias": 1.0}
+        names = [str(slot) for slot in (vectors.slots[start:end] >> (32 - BITS)).tolist()]
+        x = {name: 0.5 for name in names} | {"bias": 1.0}
         river.learn_one(x, bool(y[0]), w=0.0)
         p = river.predict_proba_one(x)[True]
         assert sigmoid(bank.predict(vectors)[0][0, 0]) == pytest.approx(p, abs=1e-12)
@@ -122,10 +124,10 @@ def test_without_regularisation_it_is_gradient_descent_with_a_rate_for_each_coor
     n: dict[int, float] = {}
     for vectors, y in stream(seed=3, rows=1):
         slots = [*(vectors.slots[: vectors.indptr[1]] >> (32 - BITS)).tolist(), -1]
-        logit = sum(w.get(slot, 0.0) for slot in slots)
+        logit = sum(w.get(slot, 0.0) * (1.0 if slot < 0 else 0.5) for slot in slots)
         assert bank.predict(vectors)[0][0, 0] == pytest.approx(logit, abs=1e-10)
-        g = sigmoid(logit) - int(y[0])
         for slot in slots:
+            g = (sigmoid(logit) - int(y[0])) * (1.0 if slot < 0 else 0.5)
             n[slot] = n.get(slot, 0.0) + g * g
             w[slot] = w.get(slot, 0.0) - UNIFORM.alpha / (UNIFORM.beta + sqrt(n[slot])) * g
         bank.learn(vectors, y)
@@ -227,15 +229,16 @@ def test_a_weight_that_is_none_is_refused_by_row_and_policy_and_nothing_is_learn
     assert same(bank, untouched)
 
 
-def test_predicting_changes_nothing_and_unknown_slots_weigh_nothing() -> None:
+def test_predicting_changes_nothing_and_unknown_slots_draw_towards_the_base_rate() -> None:
     bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
     for vectors, y in stream(seed=8):
         bank.learn(vectors, y)
         untouched.learn(vectors, y)
         bank.predict(vectors)
     assert same(bank, untouched)
-    known, unknown = bank.predict(slate([[3, 4], [3, 4, 999, 1000]]))[0]
-    assert np.array_equal(known, unknown)
+    known, partly, base = bank.predict(slate([[3, 4], [3, 4, 999, 1000], []]))[0]
+    assert np.allclose(partly - base, (known - base) / sqrt(2))
+    assert np.array_equal(bank.predict(slate([[999, 1000]]))[0][0], base)
 
 
 def test_positions_count_as_shown_and_not_in_the_position_free_score() -> None:
