@@ -24,6 +24,8 @@ KIND_CATEGORY = np.array([CATEGORY_NAMES.index(kind.category) for kind in KINDS]
 KIND_MATERIALS = tuple(tuple(_MATERIAL[name] for name in CATEGORIES[kind.category].materials) for kind in KINDS)
 KIND_USES = tuple(tuple(_USE[name] for name in CATEGORIES[kind.category].uses) for kind in KINDS)
 
+_PRICE_CLASSES = ("cheap", "low", "middle", "high", "premium")
+_PRICE_BOUNDS = (-0.5, -0.2, 0.1, 0.45)  # of the relative price
 _TAGS = ("sale", "new", "bestseller", "eco")
 
 
@@ -153,12 +155,14 @@ class Catalogue:
         self.relative_price = self.base_price - np.where(self.on_sale, 0.22, 0.0)
         middle = np.array([kind.price for kind in KINDS])[self.kind]
         self.prices = np.round(np.maximum(middle * np.exp(self.relative_price), 1.0), 1).tolist()
+        classes = np.digitize(self.relative_price, _PRICE_BOUNDS).tolist()
         for place in range(len(self)):
             flags = (self.on_sale[place], self._fresh[place], self.bestseller[place], self._eco[place])
             self.features[place] = {
                 "brand": BRANDS[int(self.brand[place])],
                 "category": CATEGORY_NAMES[int(self.category[place])],
                 "price": self.prices[place],
+                "price_class": _PRICE_CLASSES[classes[place]],
                 "rating": float(self.rating[place]),
                 "colour": COLOURS[int(self.colour[place])].name,
                 "tags": [tag for tag, flag in zip(_TAGS, flags, strict=True) if flag],

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from stream.shop.catalogue import ABSENT, KIND_CATEGORY, Catalogue
+from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
 from stream.shop.shoppers import Intent, Shoppers
 from stream.shop.words import BRANDS, COLOURS, KINDS
 
@@ -20,9 +20,9 @@ MOBILE = 0  # in `stream.shop.shoppers.DEVICES`
 CHANGES = ("brands", "bargains", "layout")
 """What can change at once: which brands are liked, how much prices matter, how far down people look."""
 
-_SEARCH, _BROWSE = -4.0, -4.4
-_SAME_KIND, _SAME_CATEGORY, _ELSEWHERE = 1.3, -0.8, -2.0
-_AS_ASKED, _NOT_AS_ASKED = 0.75, -0.3
+_SEARCH, _BROWSE = -5.1, -5.0
+_SAME_KIND, _SAME_CATEGORY, _ELSEWHERE = 1.9, -0.5, -2.2
+_AS_ASKED, _NOT_AS_ASKED = 1.1, -0.4
 _TOUCHED = 0.9
 
 Floats = NDArray[np.float64]
@@ -40,9 +40,9 @@ class Demand:
 
     def __init__(self, rng: Generator) -> None:
         self._rng = rng
-        self.brands = rng.normal(0.0, 0.5, len(BRANDS))
+        self.brands = rng.normal(0.0, 0.8, len(BRANDS))
         self.colours = rng.normal(0.0, 0.2, len(COLOURS))
-        self.kinds = rng.normal(0.0, 0.25, len(KINDS))
+        self.kinds = rng.normal(0.0, 0.6, len(CATEGORY_NAMES))[KIND_CATEGORY] + rng.normal(0.0, 0.25, len(KINDS))
         self.price_matters = 0.45
         self.looks_down = np.array([0.6, 0.4, 0.5])  # by device: the exponent of the place
 
@@ -50,7 +50,7 @@ class Demand:
         """Let fashion walk."""
         self.brands = 0.98 * self.brands + self._rng.normal(0.0, 0.05, len(BRANDS))
         self.colours = 0.95 * self.colours + self._rng.normal(0.0, 0.05, len(COLOURS))
-        self.kinds = 0.95 * self.kinds + self._rng.normal(0.0, 0.07, len(KINDS))
+        self.kinds = 0.98 * self.kinds + self._rng.normal(0.0, 0.07, len(KINDS))
 
     def change(self, what: str) -> None:
         """Change one thing at once.
@@ -61,8 +61,8 @@ class Demand:
             If ``what`` is none of `CHANGES`.
         """
         if what == "brands":
-            fallen = self._rng.random(len(BRANDS)) < 0.4
-            self.brands = np.where(fallen, self._rng.normal(0.0, 0.5, len(BRANDS)), self.brands)
+            fallen = self._rng.random(len(BRANDS)) < 0.3
+            self.brands = np.where(fallen, self._rng.normal(0.0, 0.8, len(BRANDS)), self.brands)
         elif what == "bargains":
             self.price_matters += 0.5
         elif what == "layout":
@@ -94,11 +94,11 @@ class Demand:
         kind, category = items.kind[rows], items.category[rows]
         logit = self.brands[items.brand[rows]] + self.colours[items.colour[rows]] + self.kinds[kind]
         logit += people.taste[person][category] + people.eager[person]
-        logit += 0.65 * (items.rating[rows] - 4.0) + 0.2 * items.quality[rows]
-        logit += np.where(items.on_sale[rows], 0.5, 0.0) + np.where(items.bestseller[rows], 0.4, 0.0)
+        logit += 1.1 * (items.rating[rows] - 4.0) + 0.15 * items.quality[rows]
+        logit += np.where(items.on_sale[rows], 0.8, 0.0) + np.where(items.bestseller[rows], 0.6, 0.0)
         price = items.relative_price[rows]
         logit -= 0.8 * (price - people.budget[person]) ** 2 + self.price_matters * price
-        logit += np.where(np.isin(items.brand[rows], people.brands[person]), 0.8, 0.0)
+        logit += np.where(np.isin(items.brand[rows], people.brands[person]), 0.5, 0.0)
         if intent is None:
             logit += _BROWSE
         else:
@@ -110,7 +110,7 @@ class Demand:
     def purchase(self, items: Catalogue, rows: Ints, people: Shoppers, person: int, intent: Intent | None) -> Floats:
         """Return logits [n] of buying items clicked on purpose."""
         price = items.relative_price[rows]
-        logit = -1.9 + 0.5 * (items.rating[rows] - 4.0) - (0.5 + self.price_matters) * (price - people.budget[person])
+        logit = -3.3 + 0.5 * (items.rating[rows] - 4.0) - (0.5 + self.price_matters) * (price - people.budget[person])
         logit += 0.35 * people.membership[person] + np.where(items.on_sale[rows], 0.3, 0.0)
         if intent is not None:
             logit += 0.6 * relevance(items, rows, intent)

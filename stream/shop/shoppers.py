@@ -17,7 +17,7 @@ from stream.shop.words import BRANDS, COLOURS, KINDS, MATERIALS, USES
 AGES = ("18-24", "25-34", "35-49", "50-64", "65+")
 MEMBERSHIPS = ("none", "silver", "gold")
 DEVICES = ("mobile", "desktop", "tablet")
-MISSPELLED = 0.16
+MISSPELLED = 0.18
 """Share of queries with a slip of the finger."""
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -61,10 +61,10 @@ class Shoppers:
         self.age = rng.choice(len(AGES), size=count, p=[0.18, 0.28, 0.28, 0.17, 0.09])
         self.membership = rng.choice(len(MEMBERSHIPS), size=count, p=[0.6, 0.28, 0.12])
         self.device = rng.choice(len(DEVICES), size=count, p=[0.6, 0.32, 0.08])
-        self.budget = np.array([-0.25, 0.05, 0.4])[self.membership] + rng.normal(0.0, 0.2, count)
-        self.eager = rng.normal(0.0, 0.3, count)
-        of_age = rng.normal(0.0, 0.75, (len(AGES), len(CATEGORY_NAMES)))
-        self.taste = of_age[self.age] + rng.normal(0.0, 0.25, (count, len(CATEGORY_NAMES)))
+        self.budget = np.array([-0.25, 0.05, 0.4])[self.membership] + rng.normal(0.0, 0.15, count)
+        self.eager = rng.normal(0.0, 0.25, count)
+        of_age = rng.normal(0.0, 0.5, (len(AGES), len(CATEGORY_NAMES)))
+        self.taste = of_age[self.age] + rng.normal(0.0, 0.2, (count, len(CATEGORY_NAMES)))
         self.brands = rng.integers(0, len(BRANDS), (count, 3))
         self._coming = np.cumsum(rng.dirichlet(np.full(count, 0.7)))
         self._kinds_of: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []

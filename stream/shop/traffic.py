@@ -51,7 +51,7 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of slates that are drawn from the pool blindly."""
     search: float = 0.65
     """Share of requests with a query; the others are recommendations."""
-    drifts: tuple[tuple[float, str], ...] = ((1.5, "brands"), (3.0, "bargains"), (4.25, "layout"))
+    drifts: tuple[tuple[float, str], ...] = ((2.5, "brands"), (3.75, "bargains"), (4.75, "layout"))
     """When, in days from the start, and what changes at once."""
     bots: float = 0.025
     """Share of requests made by bots."""
