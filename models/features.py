@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from models import fields, slots
 from models.hashing import TextHashes, hash_text, words
 from models.history import History
-from models.sample import Act, Item, Slate, Value
+from models.sample import Act, Slate, Value
 
 DEFAULT_FEATURES = (
     "surface", "query", "context.*", "slate.size", "item_id", "item.*", "item.*.ratio", "text.words",
@@ -334,8 +334,8 @@ class Featurizer:
         """Expand the wildcards over the names known by now."""
         index = {name: field for field, name in enumerate(self._names)}
         expanded: set[tuple[str, ...]] = set()
-        for feature in self.config.features:
-            choices = [[name for name in self._names if _matches(term, name)] for term in feature.split(" * ")]
+        for declared in self.config.features:
+            choices = [[name for name in self._names if _matches(term, name)] for term in declared.split(" * ")]
             expanded |= {tuple(sorted(each)) for each in product(*choices) if len(set(each)) == len(each)}
         features = sorted((_depends(each), each) for each in expanded)
         kinds = [kind for kind, _ in features]

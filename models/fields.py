@@ -67,14 +67,14 @@ def log_bucket(x: float) -> int:
     """Number a value on a logarithmic scale, four buckets to the octave; signs apart, zero alone."""
     if x == 0.0:
         return 0
-    bucket = max(5_000 + int(floor(4.0 * log2(abs(x)))), 1)
+    bucket = max(5_000 + floor(4.0 * log2(abs(x))), 1)
     return bucket if x > 0 else 10_000 + bucket
 
 
 @njit(cache=True)
 def octave(x: float) -> int:
     """Number a count or a time, at least 0, by its octave: 0, 1-2, 3-6, 7-14, ..."""
-    return int(floor(log2(1.0 + x)))
+    return floor(log2(1.0 + x))
 
 
 @njit(cache=True)
@@ -100,7 +100,7 @@ def put_past(
     expected = float(counts[place, EXPECTED] * left)
     if shows > 0.0:
         # Clicks over what the positions promised, shrunk by one of each; three buckets to the octave.
-        lift = int(floor(3.0 * log2((clicks + 1.0) / (expected + 1.0))))
+        lift = floor(3.0 * log2((clicks + 1.0) / (expected + 1.0)))
         put(values, many, field, np.uint64(_LIFT_ZERO + lift))
         put(values, many, field + 1, np.uint64(octave(2.0 * clicks) * 64 + octave(shows)))
     if clicked_ms[place] > 0:

@@ -1,7 +1,8 @@
 """Slates and the five records of the ordered log.
 
-The join writes these records, the score stage adds reference scores, the learner reads them, live and in replay. A slate
-is one shown list, clicked or not. Every record has a key ``(due_ms, kind, id, id)``; the keys of a partition only rise.
+The join writes these records, the score stage adds reference scores, the learner reads them, live and in replay. A
+slate is one shown list, clicked or not. Every record has a key ``(due_ms, kind, id, id)``; the keys of a partition only
+rise.
 
 Rules of evolution: a new field has a default and goes last, no field changes its type, unknown fields are ignored.
 """
@@ -93,6 +94,7 @@ class Shown(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
     @property
     def key(self) -> Key:
+        """Return where the record stands in the order of its partition."""
         return (self.due_ms, 0, self.slate.request_id, "")
 
 
@@ -105,6 +107,7 @@ class Clicked(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
 
     @property
     def key(self) -> Key:
+        """Return where the record stands in the order of its partition."""
         return (self.due_ms, 1, self.request_id, self.item_id)
 
 
@@ -119,6 +122,7 @@ class Converted(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 
     @property
     def key(self) -> Key:
+        """Return where the record stands in the order of its partition."""
         return (self.due_ms, 2, self.order_id, self.item_id)
 
 
@@ -131,6 +135,7 @@ class Closed(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
     @property
     def key(self) -> Key:
+        """Return where the record stands in the order of its partition."""
         return (self.due_ms, 3, self.request_id, "")
 
 
@@ -145,6 +150,7 @@ class Matured(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
 
     @property
     def key(self) -> Key:
+        """Return where the record stands in the order of its partition."""
         return (self.due_ms, 4, self.request_id, self.item_id)
 
 

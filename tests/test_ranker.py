@@ -110,7 +110,7 @@ def test_a_policy_is_rivers_ftrl_without_its_lag() -> None:
     for vectors, y in stream(seed=2, slates=150, rows=1):
         start, end = vectors.indptr[:2]
         names = [str(slot) for slot in (vectors.slots[start:end] >> (32 - BITS)).tolist()]
-        x = {name: 0.5 for name in names} | {"bias": 1.0}
+        x = dict.fromkeys(names, 0.5) | {"bias": 1.0}
         river.learn_one(x, bool(y[0]), w=0.0)
         p = river.predict_proba_one(x)[True]
         assert sigmoid(bank.predict(vectors)[0][0, 0]) == pytest.approx(p, abs=1e-12)
