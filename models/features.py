@@ -30,7 +30,7 @@ from __future__ import annotations
 from array import array
 from difflib import get_close_matches
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from models import fields, slots
 from models.hashing import TextHashes, hash_text, words
 from models.history import History
-from models.sample import Act, Slate, Value
+from models.sample import Act, Item, Slate, Value
 
 DEFAULT_FEATURES = (
     "surface", "query", "context.*", "slate.size", "item_id", "item.*", "item.*.ratio", "text.words",
@@ -57,6 +57,7 @@ _OF_POSITION = frozenset({"position", "position.log", "session.gap", "session.ga
 _OF_ROW = frozenset(fields.FIXED[fields.ITEM_ID :])
 _MAX_WORDS = 24
 _MAX_CACHED_TEXTS = 1 << 16
+_MAX_CACHED_ITEMS = 1 << 15
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,6 +156,17 @@ class Vectors(msgspec.Struct, frozen=True, eq=False, gc=False):
         return tuple(getattr(self, name) for name in self.__struct_fields__)
 
 
+class _Read(NamedTuple):
+    """An item's features and text, and what `models.slots.fill` wants to know of them."""
+
+    features: dict[str, Value]
+    text: str
+    pairs: list[int]
+    number_fields: list[int]
+    numbers: list[float]
+    letters: list[int]
+
+
 class Featurizer:
     """Turns slates into `Vectors`, and keeps the history they read.
 
@@ -184,8 +196,8 @@ class Featurizer:
         self._known: list[str] = []  # the names of context and item fields in the order they came
         self._context: dict[str, int] = {}
         self._item: dict[str, int] = {}
-        self._rank: list[int] = []
         self._texts: dict[str, tuple[list[int], list[int]]] = {}
+        self._items: dict[str, _Read] = {}
         self._compile()
 
     def shown(self, slate: Slate, session: list[Act]) -> Vectors:
@@ -195,7 +207,7 @@ class Featurizer:
         ids = [hashes[item.item_id] for item in items]
         positions = [row if item.position is None else item.position for row, item in enumerate(items)]
         pairs: list[int] = []
-        number_keys: list[int] = []
+        number_fields: list[int] = []
         numbers: list[float] = []
         letters: list[int] = []
         query = slate.query.strip().lower()
@@ -213,40 +225,33 @@ class Featurizer:
             if field is None:
                 field = self._register(self._context, "context.", name)
             if field >= 0:
-                self._put(-1, field, value, pairs, number_keys, numbers)
-        ends = [len(pairs)]
-        known, rank_of, reads_words = self._item, self._rank, self._reads_words
-        for row, item in enumerate(items):
-            for name, value in item.features.items():
-                field = known.get(name)
-                if field is None:
-                    field = self._register(known, "item.", name)
-                if field < 0:
-                    continue
-                if type(value) is str:
-                    pairs += (field, hashes[value])
-                elif type(value) is float:
-                    number_keys += (row, field, rank_of[field])
-                    numbers.append(value)
-                else:
-                    self._put(row, field, value, pairs, number_keys, numbers)
-            if reads_words and item.text:
-                found, triples = self._text(item.text, fields.TEXT_WORDS)
-                pairs += found
-                letters += triples
-            letter_ends.append(len(letters))
+                self._put(field, value, pairs, number_fields, numbers)
+        ends, number_ends = [len(pairs)], [len(numbers)]
+        known = self._items
+        for item in items:
+            read = known.get(item.item_id)
+            if read is None or read.features != item.features or read.text != item.text:
+                read = self._read(item)
+            pairs += read.pairs
+            number_fields += read.number_fields
+            numbers += read.numbers
+            letters += read.letters
             ends.append(len(pairs))
+            number_ends.append(len(numbers))
+            letter_ends.append(len(letters))
         acts: list[int] = []
         for act in session:
             acts += (hashes[act.item_id], hashes[act.kind], act.at_ms)
-        packed = array("q", [*ids, *positions, *ends, *letter_ends, *pairs, *number_keys, *acts, *letters])
+        packed = array(
+            "q", [*ids, *positions, *ends, *number_ends, *letter_ends, *pairs, *number_fields, *acts, *letters]
+        )
         user = hash_text(slate.user_id) % 2**64
         asked = hashes[query] % 2**64
         out = np.empty(n, np.uint64), np.empty(n, np.uint16), np.empty(n, np.bool_), np.empty(3 * n + 1, np.int32)
         history = self.history
         filled = slots.fill(
             n, slate.at_ms, np.uint64(user), np.uint64(asked), np.frombuffer(packed, np.int64),
-            (len(pairs), len(number_keys), len(acts), len(letters)), np.array(numbers, np.float64),
+            (len(pairs), len(numbers), len(acts), len(letters)), np.array(numbers, np.float64),
             self._terms, self._salts, self._bounds, self._needed, history.keys, history.times, history.counts,
             history.clicked_ms, history.half_life_ms, *out,
         )  # fmt: skip
@@ -277,6 +282,7 @@ class Featurizer:
         """Go on from what `state` returned, under the same config."""
         self._names, self._known = list(fields.FIXED), []
         self._context, self._item = {}, {}
+        self._items.clear()
         self._compile()
         for full in state["known"]:
             prefix, _, name = full.partition(".")
@@ -284,15 +290,35 @@ class Featurizer:
         self.ignored_fields = state["ignored_fields"]
         self.history.restore(state["history"])
 
+    def _read(self, item: Item) -> _Read:
+        """Return what an item brings along, and remember it: most slates show what other slates showed."""
+        read = _Read(item.features, item.text, [], [], [], [])
+        known, ignored = self._item, self.ignored_fields
+        for name, value in item.features.items():
+            field = known.get(name)
+            if field is None:
+                field = self._register(known, "item.", name)
+            if field >= 0:
+                self._put(field, value, read.pairs, read.number_fields, read.numbers)
+        if self._reads_words and item.text:
+            found, triples = self._text(item.text, fields.TEXT_WORDS)
+            read.pairs.extend(found)
+            read.letters.extend(triples)
+        if self.ignored_fields == ignored:  # what is ignored is counted each time, so it is read each time
+            if len(self._items) >= _MAX_CACHED_ITEMS:
+                self._items.clear()
+            self._items[item.item_id] = read
+        return read
+
     def _put(
-        self, row: int, field: int, value: Value, pairs: list[int], number_keys: list[int], numbers: list[float]
+        self, field: int, value: Value, pairs: list[int], number_fields: list[int], numbers: list[float]
     ) -> None:
         if isinstance(value, str):
             pairs += (field, self._hashes[value])
         elif isinstance(value, bool):
             pairs += (field, self._hashes["true" if value else "false"])
         elif isinstance(value, (int, float)):
-            number_keys += (row, field, self._rank[field] if row >= 0 else -1)
+            number_fields.append(field)
             numbers.append(value)
         elif isinstance(value, list):
             for each in value[: fields.MAX_VALUES]:
@@ -345,7 +371,6 @@ class Featurizer:
         self._bounds = np.searchsorted(np.array(kinds, np.int64), [1, 2]).astype(np.int64)
         self._salts = np.array([hash_text(" * ".join(feature)) % 2**64 for _, feature in features], np.uint64)
         self._declared = {term for feature in self.config.features for term in feature.split(" * ")}
-        self._rank[:] = [index.get(name + fields.OF_NUMBERS[0], -1) for name in self._names]
         self._needed = np.zeros(fields.MAX_FIELDS, np.bool_)
         self._needed[self._terms[self._terms >= 0]] = True
         self._reads_letters = bool(self._needed[fields.MATCH_LETTERS])

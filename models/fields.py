@@ -42,7 +42,7 @@ FIXED = (
 ) = range(len(FIXED))  # fmt: skip
 
 OF_NUMBERS = (".rank", ".ratio", ".step")
-"""What a number of an item is beside the slate's others: three fields in this order, after the field itself."""
+"""What a number of an item is beside the slate's others: three fields in this order, right after the field itself."""
 
 MAX_FIELDS = 128
 MAX_VALUES = 32
@@ -192,24 +192,26 @@ def put_position(
 
 
 @njit(cache=True)
-def compare(number_keys: NDArray[np.int64], numbers: NDArray[np.float64], touched: int) -> NDArray[np.int64]:
+def compare(
+    number_fields: NDArray[np.int64], numbers: NDArray[np.float64], ends: NDArray[np.int64], touched: int
+) -> NDArray[np.int64]:
     """Set each number of an item beside the slate's others of its field [numbers, 3], -1 where there is nothing to say.
 
     Its rank (how many are smaller, in tenths), its ratio to the median, and its ratio to that of the row touched last.
+    ``ends`` [n + 1]: how many of the numbers belong to the slate itself, and then up to each row.
     """
     beside = np.full((numbers.size, 3), -1, np.int64)
     same = np.empty(numbers.size, np.int64)
-    for i in range(numbers.size):
-        if beside[i, 0] >= 0 or number_keys[3 * i] < 0 or number_keys[3 * i + 2] < 0:
+    for i in range(ends[0], numbers.size):
+        if beside[i, 0] >= 0:
             continue
-        field = number_keys[3 * i + 1]
         size = 0
         of_touched = 0.0
         for j in range(i, numbers.size):
-            if number_keys[3 * j] >= 0 and number_keys[3 * j + 1] == field:
+            if number_fields[j] == number_fields[i]:
                 same[size] = j
                 size += 1
-                if number_keys[3 * j] == touched:
+                if touched >= 0 and ends[touched] <= j < ends[touched + 1]:
                     of_touched = numbers[j]
         ordered = np.sort(numbers[same[:size]])
         median = ordered[size // 2]

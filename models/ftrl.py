@@ -1,8 +1,8 @@
 """FTRL-Proximal for K policies at once, compiled.
 
 The parameters of one slot lie beside each other: ``table[slot, 0, k]`` is z, ``table[slot, 1, k]`` is n of policy k,
-and the last slot is the bias. Weights are derived from z and n when they are read, so a prediction is never a step
-behind:
+and the last slot is the bias. ``w[slot, k]`` is the weight that follows from them, derived as soon as they move, so a
+prediction is never a step behind and reads one number a slot:
 
     w = -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)   if |z| > l1 else 0
     z += h g x - (sqrt(n + h (g x)^2) - sqrt(n)) / alpha * w,   n += h (g x)^2
@@ -36,9 +36,9 @@ def sigmoid(x: float) -> float:
 
 
 @njit(cache=True, inline="always")
-def _weight(z: float, n: float, inverse_alpha: float, beta: float, l1: float, l2: float) -> float:
+def _weight(z: float, root_n: float, inverse_alpha: float, beta: float, l1: float, l2: float) -> float:
     size = abs(z) - l1
-    w = size / ((beta + sqrt(n)) * inverse_alpha + l2)
+    w = size / ((beta + root_n) * inverse_alpha + l2)
     if size <= 0.0:
         w = 0.0
     return -w if z > 0.0 else w
@@ -69,19 +69,14 @@ def predict(
     indptr: NDArray[np.int32],
     slots: NDArray[np.uint32],
     shift: np.uint32,
-    table: NDArray[np.float64],
-    arms: NDArray[np.float64],
+    w: NDArray[np.float64],
     q: NDArray[np.float64],
     rank: NDArray[np.float64],
 ) -> None:
     """Fill the logits as shown ``q`` [n, K] and without position ``rank`` [n, K]."""
-    many = arms.shape[1]
-    inverse_alpha, beta, l1, l2 = arms[0], arms[1], arms[2], arms[3]
-    bias = table.shape[0] - 1
+    many = w.shape[1]
+    base = w[w.shape[0] - 1]
     places = np.empty(slots.size + 1, np.int64)
-    base = np.empty(many)
-    for k in range(many):
-        base[k] = _weight(table[bias, 0, k], table[bias, 1, k], inverse_alpha[k], beta[k], 0.0, 0.0)
     for row in range(q.shape[0]):
         first, second = indptr[3 * row], indptr[3 * row + 1]
         third, fourth = indptr[3 * row + 2], indptr[3 * row + 3]
@@ -89,23 +84,20 @@ def predict(
         for k in range(many):
             q[row, k] = 0.0
         for e in range(common):
-            z, n = table[places[e], 0], table[places[e], 1]
             for k in range(many):
-                q[row, k] += _weight(z[k], n[k], inverse_alpha[k], beta[k], l1[k], l2[k])
+                q[row, k] += w[places[e], k]
         for k in range(many):
             rank[row, k] = q[row, k]
         size = _gather(slots, second, third, shift, common, places)
         for e in range(common, size):
-            z, n = table[places[e], 0], table[places[e], 1]
             for k in range(many):
-                q[row, k] += _weight(z[k], n[k], inverse_alpha[k], beta[k], l1[k], l2[k])
+                q[row, k] += w[places[e], k]
         # Both scores take the length of the row as shown, so that they differ by position alone.
         x = 1.0 / sqrt(max(size, 1.0))
         size = _gather(slots, third, fourth, shift, common, places)
         for e in range(common, size):
-            z, n = table[places[e], 0], table[places[e], 1]
             for k in range(many):
-                rank[row, k] += _weight(z[k], n[k], inverse_alpha[k], beta[k], l1[k], l2[k])
+                rank[row, k] += w[places[e], k]
         for k in range(many):
             q[row, k] = q[row, k] * x + base[k]
             rank[row, k] = rank[row, k] * x + base[k]
@@ -117,6 +109,7 @@ def learn(
     slots: NDArray[np.uint32],
     shift: np.uint32,
     table: NDArray[np.float64],
+    w: NDArray[np.float64],
     arms: NDArray[np.float64],
     touched: NDArray[np.bool_],
     labels: NDArray[np.uint8],
@@ -137,7 +130,6 @@ def learn(
     inverse_alpha, beta, l1, l2, keep = arms[0], arms[1], arms[2], arms[3], arms[4]
     bias = table.shape[0] - 1
     places = np.empty(slots.size + 1, np.int64)
-    w = np.empty((slots.size + 1, many))
     margin, share, whole, of_slot = np.empty(many), np.empty(many), np.empty(many), np.empty(many)
     steps = np.empty(many, np.int64)
     for row in range(rows):
@@ -165,26 +157,39 @@ def learn(
                     share[k] = 0.0
                 fades |= share[k] > 0.0 and keep[k] < 1.0
             for e in range(size):
-                z, n = table[places[e], 0], table[places[e], 1]
                 for k in range(many):
-                    w[e, k] = _weight(z[k], n[k], inverse_alpha[k], beta[k], l1[k], l2[k])
-                    margin[k] += w[e, k]
+                    margin[k] += w[places[e], k]
             for k in range(many):
-                w[size, k] = _weight(table[bias, 0, k], table[bias, 1, k], inverse_alpha[k], beta[k], 0.0, 0.0)
-                q = margin[k] * x + w[size, k] + offsets[row, k]
+                q = margin[k] * x + w[bias, k] + offsets[row, k]
                 whole[k] = (sigmoid(q) - label) * structural[row, k] if share[k] > 0.0 else 0.0
                 of_slot[k] = whole[k] * x
             if fades:
                 _fade(table, places, size, w, share, arms)
             for e in range(size + 1):
                 z, n = table[places[e], 0], table[places[e], 1]
+                of_place = w[places[e]]
                 gradient = of_slot if e < size else whole
                 for k in range(many):
                     grown = n[k] + share[k] * gradient[k] * gradient[k]
-                    sigma = (sqrt(grown) - sqrt(n[k])) * inverse_alpha[k]
-                    z[k] += share[k] * gradient[k] - sigma * w[e, k]
+                    root = sqrt(grown)
+                    sigma = (root - sqrt(n[k])) * inverse_alpha[k]
+                    z[k] += share[k] * gradient[k] - sigma * of_place[k]
                     n[k] = grown
+                    if e < size:
+                        of_place[k] = _weight(z[k], root, inverse_alpha[k], beta[k], l1[k], l2[k])
+                    else:
+                        of_place[k] = _weight(z[k], root, inverse_alpha[k], beta[k], 0.0, 0.0)
     return -1
+
+
+@njit(cache=True)
+def derive(table: NDArray[np.float64], w: NDArray[np.float64], arms: NDArray[np.float64]) -> None:
+    """Fill the weights ``w`` [slots, K] that follow from a whole table."""
+    bias = w.shape[0] - 1
+    for place in range(w.shape[0]):
+        for k in range(w.shape[1]):
+            l1, l2 = (arms[2, k], arms[3, k]) if place < bias else (0.0, 0.0)
+            w[place, k] = _weight(table[place, 0, k], sqrt(table[place, 1, k]), arms[0, k], arms[1, k], l1, l2)
 
 
 @njit(cache=True)
@@ -205,7 +210,6 @@ def _fade(
             l1, l2 = (arms[2, k], arms[3, k]) if e < size else (0.0, 0.0)
             n = table[places[e], 1, k] * left
             table[places[e], 1, k] = n
-            if w[e, k] != 0.0:
-                table[places[e], 0, k] = -w[e, k] * ((arms[1, k] + sqrt(n)) * arms[0, k] + l2) - np.copysign(
-                    l1, w[e, k]
-                )
+            weight = w[places[e], k]
+            if weight != 0.0:
+                table[places[e], 0, k] = -weight * ((arms[1, k] + sqrt(n)) * arms[0, k] + l2) - np.copysign(l1, weight)

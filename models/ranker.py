@@ -80,7 +80,7 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     click_bits: int = 20
-    """The click head has 2^bits slots of 16 bytes a policy."""
+    """The click head has 2^bits slots of 24 bytes a policy."""
     conversion_bits: int = 18
     """The conversion head has 2^conversion_bits slots."""
     seed: int = 1
@@ -134,6 +134,7 @@ class Bank:
         self._seed = np.uint64(seed)
         self._shift = np.uint32(32 - bits)
         self._table = np.zeros(((1 << bits) + 1, 2, len(arms)))
+        self._weights = np.zeros(((1 << bits) + 1, len(arms)))
         self._touched = np.zeros((1 << bits) + 1, np.bool_)
         self._numbers = np.array(
             [
@@ -157,7 +158,7 @@ class Bank:
         """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing."""
         q = np.empty((len(vectors), len(self.arms)))
         rank = np.empty_like(q)
-        ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._table, self._numbers, q, rank)
+        ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._weights, q, rank)
         return q, rank
 
     def thin(self, vectors: Vectors, labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -214,7 +215,7 @@ class Bank:
         policy = np.ones(active.shape) if policy_weights is None else policy_weights
         structural = np.ones(active.shape) if structural_weights is None else structural_weights
         refused = ftrl.learn(
-            vectors.indptr, vectors.slots, self._shift, self._table, self._numbers, self._touched,
+            vectors.indptr, vectors.slots, self._shift, self._table, self._weights, self._numbers, self._touched,
             labels, policy, structural, offsets, active,
         )  # fmt: skip
         if refused >= 0:
@@ -248,6 +249,7 @@ class Bank:
         self._table.fill(0.0)
         self._touched[places] = True
         self._table[places] = table
+        ftrl.derive(self._table, self._weights, self._numbers)
 
 
 @njit(cache=True)

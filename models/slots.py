@@ -21,6 +21,8 @@ NEW_BELOW = 20.0
 """An item with fewer (decayed) impressions is new."""
 
 _32 = np.uint64(32)
+_26 = np.uint32(26)
+_FEW = 16
 
 
 @njit(cache=True)
@@ -73,6 +75,18 @@ def _room(many: NDArray[np.int64], terms: NDArray[np.int64]) -> int:
 @njit(cache=True)
 def _sort(out: NDArray[np.uint32], start: int, end: int) -> int:
     """Sort ``out[start:end]`` and drop repeats; return the new end."""
+    if end - start > _FEW:
+        # Slots are hashes, so their top bits spread them evenly: nearly sorted, they leave little to insertion.
+        heads = np.zeros(65, np.int64)
+        unsorted = out[start:end].copy()
+        for slot in unsorted:
+            heads[np.int64(slot >> _26) + 1] += 1
+        for head in range(64):
+            heads[head + 1] += heads[head]
+        for slot in unsorted:
+            head = np.int64(slot >> _26)
+            out[start + heads[head]] = slot
+            heads[head] += 1
     for i in range(start + 1, end):
         slot = out[i]
         j = i - 1
@@ -133,9 +147,9 @@ def fill(
     ----------
     packed : int64
         One after the other: item hashes [n]; positions [n]; ``ends`` [n + 1], how much of the pairs belongs to the
-        slate, and then up to each row; the ends [n + 1] of the letters in the same manner; then, of these ``sizes``,
-        pairs of field and value; three to a number (row or -1 for the slate, field, field of its rank or -1); three to
-        an act, oldest first (item, kind, time); sorted hashes of letter triples of the query and of each text.
+        slate, and then up to each row; the ends [n + 1] of the numbers and of the letters in the same manner; then, of
+        these ``sizes``, pairs of field and value; the field of each number; three to an act, oldest first (item, kind,
+        time); sorted hashes of letter triples of the query and of each text.
     numbers : float64
         The numbers.
     terms, salts, bounds
@@ -147,11 +161,12 @@ def fill(
     zero = np.uint64(0)
     at = 2 * n
     ends = packed[at : at + n + 1]
-    letter_ends = packed[at + n + 1 : at + 2 * n + 2]
-    at += 2 * n + 2
+    number_ends = packed[at + n + 1 : at + 2 * n + 2]
+    letter_ends = packed[at + 2 * n + 2 : at + 3 * n + 3]
+    at += 3 * n + 3
     pairs = packed[at : at + sizes[0]]
     at += sizes[0]
-    number_keys = packed[at : at + sizes[1]]
+    number_fields = packed[at : at + sizes[1]]
     at += sizes[1]
     acts = packed[at : at + sizes[2]]
     at += sizes[2]
@@ -164,11 +179,8 @@ def fill(
     many_of_slate = np.zeros(MAX_FIELDS, np.int64)
     for i in range(0, ends[0], 2):
         fields.put(values, many_of_slate, pairs[i], np.uint64(pairs[i + 1]))
-    number = 0
-    while number < numbers.size and number_keys[3 * number] < 0:
-        bucket = fields.log_bucket(numbers[number])
-        fields.put(values, many_of_slate, number_keys[3 * number + 1], np.uint64(bucket))
-        number += 1
+    for i in range(number_ends[0]):
+        fields.put(values, many_of_slate, number_fields[i], np.uint64(fields.log_bucket(numbers[i])))
     fields.put(values, many_of_slate, fields.USER_ID, user)
     fields.put(values, many_of_slate, fields.SLATE_SIZE, np.uint64(fields.log_bucket(float(n))))
     last = fields.last_acts(items, acts)
@@ -178,7 +190,7 @@ def fill(
             values, many_of_slate, fields.USER_PAST, relation_key(USER, user, zero), at_ms,
             keys[USER], times[USER], counts[USER], clicked_ms[USER], half_life_ms,
         )  # fmt: skip
-    beside = fields.compare(number_keys, numbers, touched)
+    beside = fields.compare(number_fields, numbers, number_ends, touched)
     asks_query_item = needed[fields.QUERY_ITEM_PAST : fields.QUERY_ITEM_PAST + 3].any()
     asks_user_item = needed[fields.USER_ITEM_PAST : fields.USER_ITEM_PAST + 3].any()
 
@@ -193,12 +205,11 @@ def fill(
         fields.put(values, many, fields.ITEM_ID, items[row])
         for i in range(ends[row], ends[row + 1], 2):
             fields.put(values, many, pairs[i], np.uint64(pairs[i + 1]))
-        while number < numbers.size and number_keys[3 * number] == row:
-            fields.put(values, many, number_keys[3 * number + 1], np.uint64(fields.log_bucket(numbers[number])))
-            for i in range(3):
-                if beside[number, i] >= 0:
-                    fields.put(values, many, number_keys[3 * number + 2] + i, np.uint64(beside[number, i]))
-            number += 1
+        for i in range(number_ends[row], number_ends[row + 1]):
+            fields.put(values, many, number_fields[i], np.uint64(fields.log_bucket(numbers[i])))
+            for place in range(len(fields.OF_NUMBERS)):
+                if beside[i, place] >= 0:
+                    fields.put(values, many, number_fields[i] + 1 + place, np.uint64(beside[i, place]))
         if many[fields.TEXT_WORDS] > 0:
             of_text = letters[letter_ends[row] : letter_ends[row + 1]]
             fields.put_matches(values, many, letters[: letter_ends[0]], of_text)
