@@ -6,23 +6,25 @@ Features are declared, not coded. A *field* is a named source of values:
 * ``query.words``, ``text.words``: the words of the query and of the item's text. ``match``, ``match.letters``: how many
   words, and what share of its letter triples, the query has in common with the text.
 * ``context.NAME``, ``item.NAME``: a value of the slate's context or of the item's features, treated as its type asks:
-  text and booleans by value, numbers by logarithmic bucket (four to the octave), lists as several values.
+  text and booleans by value, lists as several values, numbers as ``context.NAME.log``, ``item.NAME.log``: by
+  logarithmic bucket, four to the octave.
 * ``item.NAME.rank``, ``item.NAME.ratio``, ``item.NAME.step``: a number among those of the slate in tenths, and on a
   logarithmic scale against their median and against that of the item touched last.
 * ``position``, ``position.log``: the place the item was shown at, exactly and by half octaves.
 * ``session.size``, ``session.last``, ``session.ago``, ``session.met``: how much the visitor did before, the kind of the
-  last act, how long ago it was, and how many of the slate's items were touched. ``session.kinds``, ``session.since``:
-  what was done with this item, by kind and count, and how long ago. ``session.place``: whether this is the item
-  touched last, and by what act; or one of those never touched. ``session.gap``, ``session.gap.log``: how many places
+  last act and whether it was on an item of the slate, how long ago it was, and how many of the slate's items were
+  touched. ``session.kinds``, ``session.since``: what was done with this item, by kind and count, and how long ago.
+  ``session.place``: whether this is the item touched last, or second to last, and by what act; or one of those never
+  touched. ``session.gap``, ``session.gap.log``: how many places
   below the item touched last the row is.
 * ``PAST.rate``, ``PAST.count``, ``PAST.since`` of what was closed before (`models.history`), PAST being ``item_past``,
   ``user``, ``query_item`` or ``user_item``: clicks against what the positions promised; clicks and impressions; the
   time since a click.
 
-A *feature* is a field, or a cross of two or three joined by `` * ``; ``context.*``, ``item.*`` and ``item.*.rank`` (or
-``.ratio``, ``.step``) stand for every name that appears. All are binary: a feature of a row is one slot for each value
-or combination of values. ``position`` and ``session.gap``, their logarithms, and what is crossed with them derive from
-position.
+A *feature* is a field, or a cross of two or three joined by `` * ``. ``context.*`` and ``item.*`` stand for every name
+that appears and its values other than numbers; ``context.*.log``, ``item.*.log`` (or ``.rank``, ``.ratio``, ``.step``)
+for the numbers. All are binary: a feature of a row is one slot for each value or combination of values. ``position`` and
+``session.gap``, their logarithms, and what is crossed with them derive from position.
 """
 
 from __future__ import annotations
@@ -42,17 +44,21 @@ from models.history import History
 from models.sample import Act, Item, Slate, Value
 
 DEFAULT_FEATURES = (
-    "surface", "query", "context.*", "slate.size", "item_id", "item.*", "item.*.ratio", "text.words",
-    "match", "match.letters", "position", "position * session.size",
-    "session.kinds", "session.since", "session.place * session.ago", "session.place * session.last",
-    "session.place * session.met * item.*.rank", "session.place * item.*.step", "session.ago * item.*.ratio",
-    "context.* * item.*", "user_id * item.*", "query.words * text.words",
-    "position.log * item.*.rank", "position.log * session.place", "position.log * session.met * session.ago",
-    "position.log * session.gap.log", "session.gap.log * session.ago", "session.gap.log * session.last * session.met",
-    "item_past.rate", "item_past.count", "query_item.rate", "user_item.rate", "user_item.count", "user.rate",
+    "surface", "context.*", "slate.size", "item_id", "item.*", "item.*.ratio", "text.words", "match", "match.letters",
+    "query.words * text.words", "context.* * item.*", "user_id * item.*",
+    "position * session.size", "position.log * item.*.rank", "position.log * session.place",
+    "position.log * session.met * session.ago", "position.log * session.gap.log",
+    "position.log * session.gap.log * session.ago", "session.gap * session.ago", "session.gap.log * session.last",
+    "session.gap.log * session.last * session.met",
+    "session.kinds", "session.kinds * session.met", "session.kinds * context.*", "session.since * session.ago",
+    "session.last * session.ago", "session.last * item.*.step", "session.ago * item.*.ratio",
+    "session.place * session.last", "session.place * session.last * session.ago", "session.place * context.*",
+    "session.place * session.met * item.*.rank", "session.place * item.*.step",
+    "item_past.rate", "query_item.rate", "user_item.rate", "user_item.count", "user_item.since",
 )  # fmt: skip
 
-_WILD = ("context.*", "item.*", *("item.*" + suffix for suffix in fields.OF_NUMBERS))
+_WILD = ("context.*", "context.*.log", "item.*", *("item.*" + suffix for suffix in fields.OF_NUMBERS))
+_OF_NAMES = ("context.", "item.")
 _OF_POSITION = frozenset({"position", "position.log", "session.gap", "session.gap.log"})
 _OF_ROW = frozenset(fields.FIXED[fields.ITEM_ID :])
 _MAX_WORDS = 24
@@ -84,7 +90,7 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 msg = f"features: {feature!r} crosses {len(terms)} fields; at most 3 are supported"
                 raise ValueError(msg)
             for field in terms:
-                if field not in known and not field.startswith(("context.", "item.")):
+                if field not in known and not field.startswith(_OF_NAMES):
                     near = get_close_matches(field, known, 1)
                     hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
                     msg = f"features: {feature!r} names an unknown field {field!r}{hint}"
@@ -310,9 +316,7 @@ class Featurizer:
             self._items[item.item_id] = read
         return read
 
-    def _put(
-        self, field: int, value: Value, pairs: list[int], number_fields: list[int], numbers: list[float]
-    ) -> None:
+    def _put(self, field: int, value: Value, pairs: list[int], number_fields: list[int], numbers: list[float]) -> None:
         if isinstance(value, str):
             pairs += (field, self._hashes[value])
         elif isinstance(value, bool):
@@ -341,7 +345,7 @@ class Featurizer:
     def _register(self, known: dict[str, int], prefix: str, name: str) -> int:
         """Give a name that appears for the first time its fields; -1 if no feature reads it, or there is no room."""
         full = prefix + name
-        suffixes = fields.OF_NUMBERS if prefix == "item." else ()
+        suffixes = fields.OF_NUMBERS if prefix == "item." else fields.OF_NUMBERS[:1]
         wanted = any(_matches(term, full + suffix) for term in self._declared for suffix in ("", *suffixes))
         if len(known) >= fields.MAX_FIELDS:
             self.ignored_fields += wanted
@@ -386,8 +390,8 @@ def _depends(feature: tuple[str, ...]) -> int:
 
 
 def _matches(term: str, name: str) -> bool:
-    """Tell whether a term of a declared feature means a field."""
+    """Tell whether a term of a declared feature means a field; a name means its numbers too."""
     if "*" not in term:
-        return term == name
+        return name == term or (term.startswith(_OF_NAMES) and name == term + fields.OF_NUMBERS[0])
     prefix, _, suffix = term.partition("*")
     return name.startswith(prefix) and (name.endswith(suffix) if suffix else not name.endswith(fields.OF_NUMBERS))

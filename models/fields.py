@@ -41,8 +41,8 @@ FIXED = (
     USER_ITEM_PAST, _, _,
 ) = range(len(FIXED))  # fmt: skip
 
-OF_NUMBERS = (".rank", ".ratio", ".step")
-"""What a number of an item is beside the slate's others: three fields in this order, right after the field itself."""
+OF_NUMBERS = (".log", ".rank", ".ratio", ".step")
+"""What a number gives: fields in this order, right after that of its name; one of the slate only the first."""
 
 MAX_FIELDS = 128
 MAX_VALUES = 32
@@ -135,7 +135,8 @@ def put_session(
                 touched = row
     put(values, many, SESSION_SIZE, np.uint64(octave(float(acted))))
     if acted > 0:
-        put(values, many, SESSION_LAST, np.uint64(acts[3 * acted - 2]))
+        here = touched >= 0 and last[touched] == acted - 1
+        put(values, many, SESSION_LAST, mix(np.uint64(acts[3 * acted - 2]), np.uint64(here)))
         put(values, many, SESSION_MET, np.uint64(min(met, _MOST_MET)))
         put(values, many, SESSION_AGO, np.uint64(octave((at_ms - acts[3 * acted - 1]) / 1000.0)))
     return touched
@@ -149,10 +150,11 @@ def put_acts(
     item: np.uint64,
     at_ms: int,
     acts: NDArray[np.int64],
-    last: int,
+    lasts: NDArray[np.int64],
     touched: int,
 ) -> None:
-    """Put what the session did with one row's item; ``last`` is the act, ``touched`` the row touched last."""
+    """Put what the session did with one row's item; ``lasts`` are the last acts by row, ``touched`` the row of all."""
+    last = lasts[row]
     if last < 0:
         if acts.size > 0:
             put(values, many, SESSION_PLACE, np.uint64(1 if touched >= 0 else 2))
@@ -174,7 +176,10 @@ def put_acts(
                     distinct += 1
     for i in range(distinct):
         put(values, many, SESSION_KINDS, mix(np.uint64(kinds[i]), np.uint64(octave(float(counts[i])))))
-    put(values, many, SESSION_PLACE, mix(np.uint64(acts[3 * last + 1]), np.uint64(row == touched)))
+    later = 0
+    for other in range(lasts.size):
+        later += lasts[other] > last
+    put(values, many, SESSION_PLACE, mix(np.uint64(acts[3 * last + 1]), np.uint64(min(later, 2))))
     put(values, many, SESSION_SINCE, np.uint64(octave((at_ms - acts[3 * last + 2]) / 1000.0)))
 
 
@@ -195,15 +200,15 @@ def put_position(
 def compare(
     number_fields: NDArray[np.int64], numbers: NDArray[np.float64], ends: NDArray[np.int64], touched: int
 ) -> NDArray[np.int64]:
-    """Set each number of an item beside the slate's others of its field [numbers, 3], -1 where there is nothing to say.
+    """Set each number of an item beside the slate's others of its field [numbers, 4], -1 where there is nothing to say.
 
-    Its rank (how many are smaller, in tenths), its ratio to the median, and its ratio to that of the row touched last.
+    Its bucket, its rank (how many are smaller, in tenths), its ratio to the median and to that of the row touched last.
     ``ends`` [n + 1]: how many of the numbers belong to the slate itself, and then up to each row.
     """
-    beside = np.full((numbers.size, 3), -1, np.int64)
+    beside = np.full((numbers.size, 4), -1, np.int64)
     same = np.empty(numbers.size, np.int64)
     for i in range(ends[0], numbers.size):
-        if beside[i, 0] >= 0:
+        if beside[i, 1] >= 0:
             continue
         size = 0
         of_touched = 0.0
@@ -217,11 +222,12 @@ def compare(
         median = ordered[size // 2]
         for j in same[:size]:
             smaller = np.searchsorted(ordered, numbers[j])
-            beside[j, 0] = 0 if smaller == 0 else 1 + (_RANKS - 1) * smaller // size
+            beside[j, 0] = log_bucket(numbers[j])
+            beside[j, 1] = 0 if smaller == 0 else 1 + (_RANKS - 1) * smaller // size
             if numbers[j] > 0.0 and median > 0.0:
-                beside[j, 1] = log_bucket(numbers[j] / median)
+                beside[j, 2] = log_bucket(numbers[j] / median)
             if numbers[j] > 0.0 and of_touched > 0.0:
-                beside[j, 2] = log_bucket(numbers[j] / of_touched)
+                beside[j, 3] = log_bucket(numbers[j] / of_touched)
     return beside
 
 

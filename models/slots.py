@@ -80,13 +80,12 @@ def _sort(out: NDArray[np.uint32], start: int, end: int) -> int:
         heads = np.zeros(65, np.int64)
         unsorted = out[start:end].copy()
         for slot in unsorted:
-            heads[np.int64(slot >> _26) + 1] += 1
+            heads[(slot >> _26) + np.uint32(1)] += 1
         for head in range(64):
             heads[head + 1] += heads[head]
         for slot in unsorted:
-            head = np.int64(slot >> _26)
-            out[start + heads[head]] = slot
-            heads[head] += 1
+            out[start + heads[slot >> _26]] = slot
+            heads[slot >> _26] += 1
     for i in range(start + 1, end):
         slot = out[i]
         j = i - 1
@@ -180,7 +179,7 @@ def fill(
     for i in range(0, ends[0], 2):
         fields.put(values, many_of_slate, pairs[i], np.uint64(pairs[i + 1]))
     for i in range(number_ends[0]):
-        fields.put(values, many_of_slate, number_fields[i], np.uint64(fields.log_bucket(numbers[i])))
+        fields.put(values, many_of_slate, number_fields[i] + 1, np.uint64(fields.log_bucket(numbers[i])))
     fields.put(values, many_of_slate, fields.USER_ID, user)
     fields.put(values, many_of_slate, fields.SLATE_SIZE, np.uint64(fields.log_bucket(float(n))))
     last = fields.last_acts(items, acts)
@@ -206,14 +205,13 @@ def fill(
         for i in range(ends[row], ends[row + 1], 2):
             fields.put(values, many, pairs[i], np.uint64(pairs[i + 1]))
         for i in range(number_ends[row], number_ends[row + 1]):
-            fields.put(values, many, number_fields[i], np.uint64(fields.log_bucket(numbers[i])))
             for place in range(len(fields.OF_NUMBERS)):
                 if beside[i, place] >= 0:
                     fields.put(values, many, number_fields[i] + 1 + place, np.uint64(beside[i, place]))
         if many[fields.TEXT_WORDS] > 0:
             of_text = letters[letter_ends[row] : letter_ends[row + 1]]
             fields.put_matches(values, many, letters[: letter_ends[0]], of_text)
-        fields.put_acts(values, many, row, items[row], at_ms, acts, last[row], touched)
+        fields.put_acts(values, many, row, items[row], at_ms, acts, last, touched)
         shows = fields.put_past(
             values, many, fields.ITEM_PAST, relation_key(ITEM, items[row], zero), at_ms,
             keys[ITEM], times[ITEM], counts[ITEM], clicked_ms[ITEM], half_life_ms,
