@@ -10,14 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import logs, replay, snapshots
+from bench import freshness, kafka, logs, replay, snapshots
 
 _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "replay": ("heft replay against the usual parts, one core, alternating", replay.compare),
     "memory": ("Memory over a log ten times as long", replay.memory),
+    "kafka": (
+        "All stages in one worker against quixstreams with river, two cores with the broker, alternating",
+        kafka.compare,
+    ),
+    "freshness": (
+        f"From the append to the learner, at {freshness.SLATES_A_SECOND} slates a second",
+        freshness.measure,
+    ),
     "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),
 }  # fmt: skip
-_ON_ONE_LOG = ("snapshots",)
+_ON_ONE_LOG = ("freshness", "snapshots")
 
 
 def main(arguments: list[str]) -> None:

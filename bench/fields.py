@@ -196,7 +196,7 @@ class Fields:
         self._context, self._item = (Sources(prefix, self._open) for prefix in ("context.", "item."))
         self._positions: dict[int, tuple[list[str], list[str]]] = {}
         self._item_past, self._user_past, self._query_item, self._user_item = (
-            tuple(name if name in self._reads else "" for name in (f"{past}.rate", f"{past}.count"))
+            (f"{past}.rate" * (f"{past}.rate" in reads), f"{past}.count" * (f"{past}.count" in reads))
             for past in ("item_past", "user", "query_item", "user_item")
         )
         self._reads_words = not self._reads.isdisjoint({"query.words", "text.words", "match", "match.letters"})

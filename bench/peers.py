@@ -107,12 +107,12 @@ class River:
 
     def predict(self, rows: list[dict[str, float]]) -> list[float]:
         """Return a probability for each row."""
-        predict = self.model.predict_proba_one
+        predict: Callable[..., Any] = self.model.predict_proba_one
         return [predict(row)[True] for row in rows]
 
     def learn(self, rows: list[dict[str, float]], labels: list[int]) -> None:
         """Learn rows in their order."""
-        learn = self.model.learn_one
+        learn: Callable[..., Any] = self.model.learn_one
         for row, label in zip(rows, labels, strict=True):
             learn(row, bool(label))
 
@@ -168,7 +168,11 @@ class Pipeline:
     def run(self, lines: Iterable[bytes]) -> None:
         """Take the lines of a log in order of arrival."""
         for line in lines:
-            self.push(_decode(line))
+            self.take(line)
+
+    def take(self, line: bytes) -> None:
+        """Take one event as it is on the wire."""
+        self.push(_decode(line))
 
     def push(self, event: dict[str, Any]) -> None:
         """Take one event."""
