@@ -1,35 +1,47 @@
-"""`make bench`: everything that is compared, ratios first. ``ARGS="replay memory snapshots LOG..."`` chooses."""
+"""`make bench`: everything that is compared, ratios first. ``ARGS="replay kafka shop.jsonl"`` chooses parts and logs.
+
+Without logs it takes the simulated shop, made on the spot, and trivago_day1 where ``HEFT_TEST_DATA`` holds it.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from bench import replay, snapshots
+from bench import freshness, kafka, logs, replay, snapshots
 
-_PARTS = ("replay", "memory", "snapshots")
+_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "replay": ("heft replay against the usual parts, one core, alternating", replay.compare),
+    "memory": ("Memory over a log ten times as long", replay.memory),
+    "kafka": (
+        "All stages in one worker against quixstreams with river, two cores with the broker, alternating",
+        kafka.compare,
+    ),
+    "freshness": (
+        f"From the append to the learner, at {freshness.SLATES_A_SECOND} slates a second",
+        freshness.measure,
+    ),
+    "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),
+}  # fmt: skip
+_ON_ONE_LOG = ("freshness", "snapshots")
 
 
 def main(arguments: list[str]) -> None:
-    parts = [each for each in arguments if each in _PARTS] or list(_PARTS)
-    logs = [Path(each) for each in arguments if each not in _PARTS]
-    missing = [str(log) for log in logs if not log.exists()]
-    if missing or not logs:
-        sys.exit(
-            f"bench: no log at {', '.join(missing)}" if missing else
-            "bench: which logs? Make some with `heft import trivago FILE --out trivago.jsonl` and "
-            "`heft simulate --requests 20000 --out shop.jsonl`, then `make bench ARGS='trivago.jsonl shop.jsonl'`"
-        )  # fmt: skip
-    for log in logs:
-        if "replay" in parts:
-            print(f"Replay of {log.name}, one core, alternating")
-            replay.compare(log)
-        if "memory" in parts:
-            print(f"Memory over {log.name}")
-            replay.memory(log)
-    if "snapshots" in parts:
-        print("Snapshots at 100,000 open slates")
-        snapshots.measure(logs[0])
+    parts = [each for each in _PARTS if each in arguments] or list(_PARTS)
+    given = [Path(each) for each in arguments if each not in _PARTS]
+    missing = [str(log) for log in given if not log.exists()]
+    if missing:
+        sys.exit(f"bench: {', '.join(missing)}: neither a log nor one of the parts {', '.join(_PARTS)}")
+    with TemporaryDirectory(prefix="heft-bench-") as folder:
+        found = given or logs.found(Path(folder))
+        for part in parts:
+            title, run = _PARTS[part]
+            print(title, flush=True)
+            for log in found[:1] if part in _ON_ONE_LOG else found:
+                run(log)
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

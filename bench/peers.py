@@ -2,33 +2,34 @@
 
 Written as one would who knows these tools: one pass over the log, dictionaries for state, each row built once. A slate
 is predicted when it is shown and learned when its click window closes, with the features it was shown with. The
-features are those that heft uses by default, by the same definitions: each side pays for building its own.
+features are heft's own list by the same definitions (`bench.fields`), crossed as suits each tool: by Vowpal Wabbit
+itself between namespaces, by string for river.
 """
 
 from __future__ import annotations
 
-import math
-import re
+import string
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from math import log
 from typing import Any, Protocol
 
 import msgspec
 
+from bench.fields import Act, Fields, Terms, terms_of
+
 CLICK_WINDOW_MS = 600_000
 SESSION_MS = 1_800_000
-HALF_LIFE_MS = 7 * 86_400_000
-_WORD = re.compile(r"\w+")
+SESSION_ACTS = 200
+MAX_AHEAD_MS = 3_600_000
 _decode = msgspec.json.Decoder().decode
-
-Row = list[str]
 
 
 class Model(Protocol):
-    """What a peer does with rows of feature names; every value is 1."""
+    """What a peer does with the rows of a slate."""
 
-    def prepare(self, row: Row) -> Any:
-        """Return a row as the model wants it, built once, when it is shown."""
+    def prepare(self, whole: Terms, rows: list[Terms]) -> list[Any]:
+        """Return rows as the model wants them, built once, when they are shown."""
 
     def predict(self, rows: list[Any]) -> list[float]:
         """Return a probability for each row."""
@@ -38,18 +39,36 @@ class Model(Protocol):
 
 
 class VowpalWabbit:
-    """One `--ftrl` model through the Python API, two calls a row: predict when shown, learn when the window closes."""
+    """One `--ftrl` model through the Python API: a namespace for each term, crosses as interactions of namespaces.
 
-    def __init__(self) -> None:
+    Lines of text: keeping parsed examples until the window closes takes ten times as long (a million examples of VW
+    are allocated and freed). ``alpha`` lies between what gave the best NE on trivago_day1 (.1) and on the shop (.05).
+    """
+
+    alpha, beta = 0.07, 1.0
+
+    def __init__(self, features: Sequence[str]) -> None:
         import vowpalwabbit
 
+        terms = terms_of(features)
+        self.letters = dict(zip(terms, string.ascii_letters + string.digits, strict=False))
+        crosses = [feature.split(" * ") for feature in features if " * " in feature]
+        options = [f"--interactions {''.join(self.letters[term] for term in cross)}" for cross in crosses]
+        options += [f"--ignore_linear {self.letters[term]}" for term in terms if term not in features]
         self.vw = vowpalwabbit.Workspace(
-            "--ftrl --ftrl_alpha 0.05 --ftrl_beta 1 --loss_function logistic --link logistic -b 20 --quiet"
+            f"--ftrl --ftrl_alpha {self.alpha} --ftrl_beta {self.beta} --loss_function logistic --link logistic "
+            f"-b 20 --quiet {' '.join(options)}"
         )
 
-    def prepare(self, row: Row) -> str:
-        """Return the features in VW's text format."""
-        return "| " + " ".join(row)
+    def prepare(self, whole: Terms, rows: list[Terms]) -> list[str]:
+        """Return rows in VW's text format."""
+        letters = self.letters
+        start = "".join([f"|{letters[term]} {' '.join(values)} " for term, values in whole.items() if term in letters])
+        return [
+            start
+            + "".join([f"|{letters[term]} {' '.join(values)} " for term, values in row.items() if term in letters])
+            for row in rows
+        ]
 
     def predict(self, rows: list[str]) -> list[float]:
         """Return a probability for each row."""
@@ -64,242 +83,184 @@ class VowpalWabbit:
 
 
 class River:
-    """river's logistic regression with FTRL-Proximal, features as dictionaries."""
+    """river's logistic regression with FTRL-Proximal, features as dictionaries; learning rates as for VW."""
 
-    def __init__(self) -> None:
+    alpha, beta = 0.07, 1.0
+
+    def __init__(self, features: Sequence[str]) -> None:
         from river import linear_model, optim
 
+        self.crosses = [(f"{number}:", feature.split(" * ")) for number, feature in enumerate(features)]
         self.model = linear_model.LogisticRegression(
-            optim.FTRLProximal(alpha=0.05, beta=1.0, l1=0.0, l2=0.0), l2=0.0, intercept_lr=0.05
+            optim.FTRLProximal(alpha=self.alpha, beta=self.beta, l1=0.0, l2=0.0), l2=0.0, intercept_lr=0.05
         )
 
-    def prepare(self, row: Row) -> dict[str, float]:
-        """Return the features as a dictionary."""
-        return dict.fromkeys(row, 1.0)
+    def prepare(self, whole: Terms, rows: list[Terms]) -> list[dict[str, float]]:
+        """Return rows as dictionaries of features; those of the slate alone are made once."""
+        start = {name: 1.0 for cross in self.crosses for name in _crossed(cross, whole)}
+        rest = [cross for cross in self.crosses if not all(term in whole for term in cross[1])]
+        prepared = []
+        for row in rows:
+            known = {**whole, **row}
+            prepared.append(start | {name: 1.0 for cross in rest for name in _crossed(cross, known)})
+        return prepared
 
     def predict(self, rows: list[dict[str, float]]) -> list[float]:
         """Return a probability for each row."""
-        predict = self.model.predict_proba_one
+        predict: Callable[..., Any] = self.model.predict_proba_one
         return [predict(row)[True] for row in rows]
 
     def learn(self, rows: list[dict[str, float]], labels: list[int]) -> None:
         """Learn rows in their order."""
-        learn = self.model.learn_one
+        learn: Callable[..., Any] = self.model.learn_one
         for row, label in zip(rows, labels, strict=True):
             learn(row, bool(label))
 
 
-MODELS: dict[str, Callable[[], Model]] = {"vw": VowpalWabbit, "river": River}
+def _crossed(cross: tuple[str, list[str]], known: Terms) -> list[str]:
+    """Return the names of a feature's values, one for each combination of the values of its terms."""
+    name, terms = cross
+    crossed = [name]
+    for term in terms:
+        values = known.get(term)
+        if values is None:
+            return []
+        crossed = (
+            [before + values[0] for before in crossed] if len(values) == 1 else
+            [f"{before}{value}" for before in crossed for value in values]
+        )  # fmt: skip
+    return crossed
 
 
-def _bucket(value: float) -> str:
-    if value == 0:
-        return "0"
-    octave = math.floor(4 * math.log2(abs(value)))
-    return str(octave) if value > 0 else f"-{octave}"
+MODELS: dict[str, Callable[[Sequence[str]], Model]] = {"vw": VowpalWabbit, "river": River}
 
 
-def _octave(value: float) -> int:
-    return int(math.log2(1 + value)) if value > 0 else 0
+class _Slate:
+    """A slate whose window has not ended, with what was said of its rows."""
 
+    __slots__ = ("at", "items", "labels", "positions", "query", "rows", "said", "seen", "user")
 
-def _clean(text: str) -> str:
-    """VW's text format has its own meaning for spaces, colons and bars."""
-    return text.translate(_FORBIDDEN)
-
-
-_FORBIDDEN = str.maketrans({" ": "_", ":": "_", "|": "_", "\n": "_", "\t": "_"})
+    def __init__(self, event: dict[str, Any], rows: list[Any], said: list[float]) -> None:
+        items = event["items"]
+        self.at, self.user = event["at_ms"], event["user_id"]
+        self.query = event.get("query", "").strip().lower()
+        self.items = [item["item_id"] for item in items]
+        self.positions = [item.get("position", place) for place, item in enumerate(items)]
+        self.seen = [item.get("seen", True) for item in items]
+        self.rows, self.said = rows, said
+        self.labels = [0] * len(rows)
 
 
 class Pipeline:
     """Join, features, history and one model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, features: Sequence[str]) -> None:
         self.model = model
+        self.fields = Fields(features)
         self.rows = 0
-        self.positives = 0
-        self.loss = 0.0
-        # request -> [at, query, user, items, rows, predictions, labels]
-        self.open: OrderedDict[str, list[Any]] = OrderedDict()
-        self.acts: dict[str, deque[tuple[int, str, str]]] = defaultdict(deque)
-        self.last_seen: OrderedDict[str, int] = OrderedDict()
-        self.history: dict[Any, list[float]] = {}  # key -> time, shows, clicks
+        self.labels: list[int] = []
+        self.said: list[float] = []
+        self._now = 0
+        self._open: OrderedDict[str, _Slate] = OrderedDict()
+        self._acts: dict[str, deque[Act]] = defaultdict(lambda: deque(maxlen=SESSION_ACTS))
+        self._last_seen: OrderedDict[str, int] = OrderedDict()
 
     def run(self, lines: Iterable[bytes]) -> None:
         """Take the lines of a log in order of arrival."""
         for line in lines:
-            self.push(_decode(line))
+            self.take(line)
+
+    def take(self, line: bytes) -> None:
+        """Take one event as it is on the wire."""
+        self.push(_decode(line))
 
     def push(self, event: dict[str, Any]) -> None:
         """Take one event."""
         at = event["at_ms"]
-        while self.open:
-            slate = next(iter(self.open.values()))
-            if slate[0] + CLICK_WINDOW_MS > at:
+        if self._now and at > self._now + MAX_AHEAD_MS:
+            return
+        self._now = max(self._now, at)
+        while self._open:
+            slate = next(iter(self._open.values()))
+            if slate.at + CLICK_WINDOW_MS > self._now:
                 break
-            self.open.popitem(last=False)
+            self._open.popitem(last=False)
             self._close(slate)
+        if event.get("bot"):
+            return
         kind = event["type"]
         if kind == "impression":
-            self._show(event, at)
+            self._show(event)
         elif kind == "click":
-            slate_or_none = self.open.get(event["request_id"])
-            if slate_or_none is not None:
-                place = slate_or_none[3].get(event["item_id"])
-                if place is not None:
-                    slate_or_none[6][place] = 1
+            shown = self._open.get(event["request_id"])
+            if shown is not None and event["item_id"] in shown.items:
+                shown.labels[shown.items.index(event["item_id"])] = 1
             self._act(event["user_id"], event["item_id"], "click", at)
         elif kind == "action":
             self._act(event["user_id"], event["item_id"], event.get("kind", "action"), at)
 
     def _act(self, user: str, item: str, kind: str, at: int) -> None:
-        self.acts[user].append((at, item, kind))
-        self.last_seen[user] = at
-        self.last_seen.move_to_end(user)
-        while self.last_seen:
-            oldest, seen = next(iter(self.last_seen.items()))
+        self._acts[user].append((at, item, kind))
+        self._last_seen[user] = at
+        self._last_seen.move_to_end(user)
+        while self._last_seen:
+            oldest, seen = next(iter(self._last_seen.items()))
             if seen >= at - SESSION_MS:
                 break
-            del self.last_seen[oldest], self.acts[oldest]
+            del self._last_seen[oldest], self._acts[oldest]
 
-    def _show(self, event: dict[str, Any], at: int) -> None:
+    def _show(self, event: dict[str, Any]) -> None:
         request = event["request_id"]
-        if request in self.open:
+        if request in self._open:
             return
-        rows = [self.model.prepare(row) for row in self._features(event, at)]
-        items = {item["item_id"]: place for place, item in enumerate(event["items"])}
-        self.open[request] = [
-            at, event.get("query", "").lower(), event["user_id"], items, rows, self.model.predict(rows), [0] * len(rows)
-        ]  # fmt: skip
+        rows = self.model.prepare(*self.fields.shown(event, self.session(event)))
+        self._open[request] = _Slate(event, rows, self.model.predict(rows))
 
-    def _close(self, slate: list[Any]) -> None:
-        at, query, user, items, rows, said, labels = slate
-        self.model.learn(rows, labels)
-        for item, place in items.items():
-            label = labels[place]
-            for key in (item, (query, item), (user, item), ("user", user)):
-                past = self._past(key, at)
-                past[1] += 1
-                past[2] += label
-            p = min(max(said[place], 1e-7), 1 - 1e-7)
-            self.loss -= math.log(p if label else 1 - p)
-        self.rows += len(rows)
-        self.positives += sum(labels)
-
-    def _past(self, key: Any, at: int) -> list[float]:
-        past = self.history.get(key)
-        if past is None:
-            past = self.history[key] = [at, 0.0, 0.0]
-            if len(self.history) > 400_000:
-                del self.history[next(iter(self.history))]
-        elif at > past[0]:
-            keep = 0.5 ** ((at - past[0]) / HALF_LIFE_MS)
-            past[0], past[1], past[2] = at, past[1] * keep, past[2] * keep
-        return past
-
-    def _rate(self, name: str, key: Any) -> str:
-        past = self.history.get(key)
-        return f"{name}=" if past is None else f"{name}={_bucket((past[2] + 0.4) / (past[1] + 10.0))}"
-
-    def _features(self, event: dict[str, Any], at: int) -> list[Row]:
-        user, query, items = event["user_id"], event.get("query", "").lower(), event["items"]
+    def session(self, event: dict[str, Any]) -> list[Act]:
+        """Return what the visitor did before a slate."""
         given = event.get("session")
         if given is not None:
-            acts = [(act["at_ms"], act["item_id"], act["kind"]) for act in given]
-        else:
-            acts = [act for act in self.acts.get(user, ()) if at - SESSION_MS <= act[0] < at]
-        common = [
-            f"surface={event.get('surface', '')}",
-            f"session.size={_octave(len(acts))}",
-            self._rate("user", ("user", user)),
-        ]
-        query_words = list(dict.fromkeys(_WORD.findall(query)))[:24]
-        if query:
-            common.append("query=" + _clean(query))
-            common += ["q:" + word for word in query_words]
-        for name, value in event.get("context", {}).items():
-            common += _values("c." + name, value)
-        if acts:
-            common.append("session.last=" + _clean(acts[-1][2]))
-        last_of: dict[str, tuple[int, str]] = {}
-        kinds_of: dict[str, dict[str, int]] = {}
-        order_of: dict[str, int] = {}
-        for number, (when, item_id, kind) in enumerate(acts):
-            last_of[item_id] = (when, kind)
-            order_of[item_id] = number
-            of_item = kinds_of.setdefault(item_id, {})
-            of_item[kind] = of_item.get(kind, 0) + 1
-        places = [item.get("position", place) for place, item in enumerate(items)]
-        touched = max((place for place, item in enumerate(items) if item["item_id"] in order_of),
-                      key=lambda place: order_of[items[place]["item_id"]], default=-1)  # fmt: skip
-        ranks = _ranks(items)
-        letters = _letters(query_words)
-        rows = []
-        for place, item in enumerate(items):
-            item_id = item["item_id"]
-            row = [*common, "item=" + _clean(item_id)]
-            for name, value in item.get("features", {}).items():
-                row += _values("i." + name, value)
-            row += ranks[place]
-            text = item.get("text", "")
-            if text:
-                text_words = list(dict.fromkeys(_WORD.findall(text.lower())))[:24]
-                row += ["t_" + word for word in text_words]
-                if query_words:
-                    met = sum(word in text_words for word in query_words)
-                    row.append(f"match={min(len(query_words), 8)}_{min(met, 8)}")
-                    row.append(f"letters={10 * len(letters & _letters(text_words)) // len(letters)}")
-            for kind, count in kinds_of.get(item_id, {}).items():
-                row.append(f"kinds={_clean(kind)}_{_octave(count)}")
-            if item_id in last_of:
-                when, kind = last_of[item_id]
-                row.append(f"since={_octave((at - when) / 1000)}")
-                row.append(f"place={_clean(kind)}_{place == touched}")
-            elif touched >= 0:
-                row.append("place=other")
-            elif acts:
-                row.append("place=none")
-            past = self.history.get(item_id)
-            row.append(self._rate("item_past", item_id))
-            row.append(f"shows={_octave(past[1]) if past else ''}")
-            row.append(self._rate("query_item", (query, item_id)))
-            row.append(self._rate("user_item", (user, item_id)))
-            row.append(f"position={places[place]}")
-            if touched >= 0:
-                row.append(f"gap={places[place] - places[touched]}")
-            rows.append(row)
-        return rows
+            return [(act["at_ms"], act["item_id"], act["kind"]) for act in given]
+        at = event["at_ms"]
+        return [act for act in self._acts.get(event["user_id"], ()) if at - SESSION_MS <= act[0] < at]
+
+    def _close(self, slate: _Slate) -> None:
+        rows = [row for row, seen in enumerate(slate.seen) if seen or slate.labels[row]]
+        labels = [slate.labels[row] for row in rows]
+        self.model.learn([slate.rows[row] for row in rows], labels)
+        shown = [(slate.items[row], slate.positions[row], slate.labels[row]) for row in rows]
+        self.fields.history.closed(slate.at, slate.user, slate.query, shown)
+        self.rows += len(rows)
+        self.labels += labels
+        self.said += [slate.said[row] for row in rows]
+
+    def quality(self) -> dict[str, float]:
+        """Return AUC and normalised entropy over the second half of the rows, as they were predicted when shown."""
+        half = len(self.labels) // 2
+        labels, said = self.labels[half:], self.said[half:]
+        rate = sum(labels) / len(labels)
+        loss = -sum(log(max(p if label else 1.0 - p, 1e-7)) for label, p in zip(labels, said, strict=True)) / len(
+            labels
+        )
+        entropy = -(rate * log(rate) + (1.0 - rate) * log(1.0 - rate))
+        return {"auc": auc(labels, said), "ne": loss / entropy}
 
 
-def _values(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"{name}={value}"]
-    if isinstance(value, int | float):
-        return [f"{name}={_bucket(value)}"]
-    if isinstance(value, str):
-        return [f"{name}={_clean(value)}"]
-    if isinstance(value, list):
-        return [f"{name}={_clean(each)}" for each in value]
-    return []
+def auc(labels: Sequence[int], said: Sequence[float]) -> float:
+    """Return the probability that a clicked row was ranked above one that was not; ties count half.
 
-
-def _ranks(items: list[dict[str, Any]]) -> list[list[str]]:
-    """Of each number, the tenth of the slate's numbers of its name that are smaller."""
-    numbers: dict[str, list[tuple[float, int]]] = {}
-    for place, item in enumerate(items):
-        for name, value in item.get("features", {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                numbers.setdefault(name, []).append((value, place))
-    ranks: list[list[str]] = [[] for _ in items]
-    for name, pairs in numbers.items():
-        pairs.sort()
-        smaller = 0
-        for i, (value, place) in enumerate(pairs):
-            if i and value > pairs[i - 1][0]:
-                smaller = i
-            ranks[place].append(f"r.{name}={0 if not smaller else 1 + 9 * smaller // len(pairs)}")
-    return ranks
-
-
-def _letters(words: list[str]) -> set[str]:
-    return {f" {word} "[i : i + 3] for word in words for i in range(len(word))}
+    Examples
+    --------
+    >>> auc([1, 0, 0, 1], [0.9, 0.1, 0.9, 0.8])
+    0.625
+    """
+    order = sorted(range(len(said)), key=said.__getitem__)
+    ranks, place = 0.0, 0
+    while place < len(order):
+        end = place
+        while end < len(order) and said[order[end]] == said[order[place]]:
+            end += 1
+        ranks += sum(labels[order[i]] for i in range(place, end)) * (place + 1 + end) / 2
+        place = end
+    positives = sum(labels)
+    return (ranks - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))

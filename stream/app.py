@@ -164,7 +164,7 @@ class Shell:
             running.taken_at[batch.tp] = monotonic()
             now, delay = time(), self.metrics.stage_delay.labels(self._stage_of[batch.tp.topic])
             for record in batch.records:
-                delay.observe(max(0.0, now - record.timestamp_ms / 1000))
+                delay.observe(max(0.0, now - record.due_since_ms / 1000))
             self.consumer.done(batch)
             self._align(running.stage)
 
@@ -192,7 +192,7 @@ class Shell:
             async with running.lock:
                 still = generation == self.app.consumer_generation_id and running in self.running.values()
                 if still and self.consumer.idle_hand(tp) and self.consumer.next_offset(tp) >= ends[tp]:
-                    await stage.tick(tp)
+                    await stage.tick(tp, round(time() * 1000))
                     self._align(stage)
 
     # ---------------------------------------------------------------- snapshots

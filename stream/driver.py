@@ -26,6 +26,8 @@ from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
 
+from stream.due import since_ms
+
 __all__ = ["TP", "Batch", "BatchConsumer", "OffsetGoneError", "Received", "consumer_of", "drive", "faust_settings"]
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ class Received(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    due_since_ms: int  # as in `stream.due`
 
 
 class Batch(NamedTuple):
@@ -336,11 +339,14 @@ class BatchConsumer(faust_aiokafka.Consumer):
         beginnings = await self._in_thread(self._thread.beginnings(gone))
         ends = await self.end_offsets(gone)
         for tp, offset in gone.items():
+            # Apache Kafka reads the end it tells before the records it sends: an end below them is only old.
+            if beginnings[tp] <= offset <= ends[tp]:
+                continue
             self._positions[tp] = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))
         await self.perform_seek()
 
     async def _hand_out(self, tp: TP, records: list[Any]) -> None:
-        received = [Received(r.offset, r.timestamp, r.key, r.value) for r in records]
+        received = [Received(r.offset, r.timestamp, r.key, r.value, since_ms(r)) for r in records]
         generation = self.app.consumer_generation_id
         batch = Batch(tp, received, received[-1].offset + 1, generation)
         first, last = records[0], records[-1]

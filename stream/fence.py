@@ -17,7 +17,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
 from models.sample import FIRST_KEY
-from stream import messages
+from stream import due, messages
 from stream.driver import TP, OffsetGoneError, Received
 from stream.messages import Message
 
@@ -99,7 +99,7 @@ class Cursor:
                 raise MissingRecordsError(msg) from None
             for each in taken:
                 if each.offset < end:
-                    yield Received(each.offset, each.timestamp, each.key, each.value)
+                    yield Received(each.offset, each.timestamp, each.key, each.value, due.since_ms(each))
 
 
 class Writer:
@@ -133,22 +133,24 @@ class Writer:
                 return at
             highest = max(highest, epoch)
 
-    async def append(self, message: Message) -> int:
-        """Append and wait for all replicas; return the offset.
+    async def append(self, message: Message, due_since_ms: int | None = None) -> int:
+        """Append and wait for all replicas; return the offset. ``due_since_ms``: since when its records are due.
 
         Raises
         ------
         FencedError
             If another worker has taken the partition over.
         """
-        at = await self._send(messages.encode(message))
+        at = await self._send(messages.encode(message), due_since_ms)
         if at != self.next_offset:
             await self._look_between(self.next_offset, at)
         self.next_offset = at + 1
         return at
 
-    async def _send(self, value: bytes) -> int:
-        sent = await self._producer.send_and_wait(self.tp.topic, value, partition=self.tp.partition)
+    async def _send(self, value: bytes, due_since_ms: int | None = None) -> int:
+        sent = await self._producer.send_and_wait(
+            self.tp.topic, value, partition=self.tp.partition, headers=due.headers(due_since_ms)
+        )
         return int(sent.offset)
 
     async def _look_between(self, start: int, end: int) -> None:

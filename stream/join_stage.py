@@ -83,17 +83,19 @@ class JoinStage:
     async def take(self, batch: Batch) -> None:
         """Push a batch and write what is due."""
         with whole_or_broken(self):
-            number = self.tps.index(batch.tp)
+            number, before, moved_ms = self.tps.index(batch.tp), self.joiner.frontier, None
             for record in batch.records:
                 self.joiner.push(number, record.offset, record.value or b"")
+                if moved_ms is None and self.joiner.frontier > before:
+                    moved_ms = record.timestamp_ms  # the first of the batch that made anything due: at worst too early
             self._seen[number].note(batch.records[-1])
-            await self._write()
+            await self._write(moved_ms)
 
-    async def tick(self, tp: TP) -> None:
+    async def tick(self, tp: TP, now_ms: int) -> None:
         """Say that an input has run dry, and write what that makes due."""
         with whole_or_broken(self):
             self.joiner.tick(self.tps.index(tp))
-            await self._write()
+            await self._write(now_ms)
 
     def idle(self, tp: TP) -> bool:
         """Whether this input is known to have run dry."""
@@ -121,24 +123,25 @@ class JoinStage:
 
     # ---------------------------------------------------------------- output
 
-    async def _write(self) -> None:
+    async def _write(self, due_since_ms: int | None) -> None:
         drained = self.joiner.drain()
         await self._write_rejected()
-        await self._write_records(drained)
+        await self._write_records(drained, due_since_ms)
 
-    async def _write_records(self, drained: Sequence[tuple[int, Record]]) -> None:
+    async def _write_records(self, drained: Sequence[tuple[int, Record]], due_since_ms: int | None = None) -> None:
         shards: dict[int, list[Record]] = {}
         for shard, record in drained:
             shards.setdefault(shard, []).append(record)
         for shard, records in shards.items():
             for part in messages.batches(records):
-                await self._append(shard, part)
+                await self._append(shard, part, due_since_ms)
 
-    async def _append(self, shard: int, records: list[Record]) -> None:
+    async def _append(self, shard: int, records: list[Record], due_since_ms: int | None = None) -> None:
         epoch, writer = self._writer.owner
         marks, self.joiner.marks = self.joiner.marks, []
         after, offsets = self._keys.get(shard, FIRST_KEY), tuple(self.joiner.offsets)
-        await self._writer.append(Message(self.partition, shard, epoch, writer, after, offsets, marks, records))
+        message = Message(self.partition, shard, epoch, writer, after, offsets, marks, records)
+        await self._writer.append(message, due_since_ms)
         if records:
             self._keys[shard] = records[-1].key
 

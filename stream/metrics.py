@@ -62,7 +62,7 @@ class Metrics:
         self._snapshots: dict[str, tuple[float, int]] = {}
         self.stage_delay = Histogram(
             "heft_stage_delay_seconds",
-            "Wall time from a record's append to its topic until the stage had taken it",
+            "Wall time from the append, or the tick, that made a record due until the stage had taken it",
             ["stage"],
             buckets=_DELAYS,
             registry=self.registry,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from stream import messages
+from stream import due, messages
 from stream.driver import TP, Batch
 from stream.messages import Message, ScoredReader
 from stream.score import Scorer
@@ -47,15 +47,15 @@ class ScoreStage:
         """Forward a batch, shard by shard."""
         with whole_or_broken(self):
             for record in batch.records:
-                await self._forward(messages.decode(record.value or b""))
+                await self._forward(messages.decode(record.value or b""), record.due_since_ms)
                 self._seen.note(record)
             self._offset = batch.end_offset
 
-    async def _forward(self, message: Message) -> None:
+    async def _forward(self, message: Message, due_since_ms: int) -> None:
         if message.marker:
             for shard, reader in enumerate(self._readers):
                 reader.read(message)
-                await self._send(shard, message)
+                await self._send(shard, message, due_since_ms)
             return
         if message.shard >= len(self._readers):
             msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self._readers)}"
@@ -63,10 +63,12 @@ class ScoreStage:
         new = self._readers[message.shard].read(message)
         if new:
             scored = [self._scorer.score(record) for record in new]
-            await self._send(message.shard, msgspec.structs.replace(message, records=scored, marks=[]))
+            await self._send(message.shard, msgspec.structs.replace(message, records=scored, marks=[]), due_since_ms)
 
-    async def _send(self, shard: int, message: Message) -> None:
-        await self.wires.producer.send_and_wait(self._scored, messages.encode(message), partition=shard)
+    async def _send(self, shard: int, message: Message, due_since_ms: int) -> None:
+        await self.wires.producer.send_and_wait(
+            self._scored, messages.encode(message), partition=shard, headers=due.headers(due_since_ms)
+        )
 
     async def unsaved(self) -> Unsaved:
         """Return where we are and what has passed."""

@@ -1,0 +1,97 @@
+"""A broker, heft's topics and one worker, for what is measured through Kafka: two cores hold them all."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stream.broker import Kind, free_port, kafka_available, running_broker
+from stream.config import Config, load
+from stream.topics import Topics
+
+CORES = 2
+_DELAYS = "heft_stage_delay_seconds"
+_ONLY = f"name[]={_DELAYS}_count&name[]={_DELAYS}_bucket"
+_SAMPLE = re.compile(rf'^{_DELAYS}_(count|bucket){{(?:le="([^"]+)",)?stage="(\w+)"}} (\S+)$', re.MULTILINE)
+
+
+@contextmanager
+def cluster(kind: Kind | None = None, more: str = "") -> Iterator[tuple[Config, Path]]:
+    """Run a broker with heft's topics, one partition each, on the first two cores; yield the configuration.
+
+    Parameters
+    ----------
+    kind
+        Apache Kafka where it can be had, else Tansu.
+    more
+        Further lines of the configuration.
+    """
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:CORES])
+    try:
+        with TemporaryDirectory(prefix="heft-bench-") as name, running_broker(kind or best_kind()) as bootstrap:
+            file = Path(name) / "heft.toml"
+            file.write_text(
+                f'[kafka]\nbootstrap = "{bootstrap}"\npartitions = 1\n[metrics]\nport = {free_port()}\n'
+                f'[snapshots]\nurl = "{name}/snapshots"\n{more}'
+            )
+            config = load(file, {})
+            with Topics(config) as topics:
+                topics.create()
+            yield config, file
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def best_kind() -> Kind:
+    """Return Apache Kafka where it can be had, else Tansu."""
+    return "kafka" if kafka_available() else "tansu"
+
+
+@contextmanager
+def running_worker(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run all three stages in one worker."""
+    said = file.with_name("worker.log")
+    command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(file)]
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield process
+        if process.poll() is not None:
+            msg = f"the worker ended with status {process.returncode}: {said.read_text()[-2000:]}"
+            raise RuntimeError(msg)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Delays:
+    """One look at the histogram of the stages' delays, and at nothing else: asking costs the worker no time."""
+
+    def __init__(self, port: int) -> None:
+        self.counts: dict[str, float] = {}
+        self.buckets: dict[str, dict[float, float]] = {}
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics?{_ONLY}", timeout=5) as answer:
+                text = answer.read().decode()
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return  # not up yet
+        for of, bound, stage, value in _SAMPLE.findall(text):
+            if of == "count":
+                self.counts[stage] = float(value)
+            else:
+                self.buckets.setdefault(stage, {})[float(bound)] = float(value)
