@@ -23,7 +23,7 @@ _WORD = re.compile(r"\w+")
 _MAX_WORDS = 24
 _MAX_VALUES = 32
 _MAX_CACHED = 1 << 16
-_OF_NUMBERS = (".rank", ".ratio", ".step")
+_OF_NUMBERS = (".log", ".rank", ".ratio", ".step")
 _FORBIDDEN = str.maketrans(dict.fromkeys(" :|\n\r\t", "_"))
 
 
@@ -72,6 +72,7 @@ class History:
         self._start = 0
         self._past: dict[Any, list[float]] = {}  # key -> clicks, impressions, expected clicks
         self._by_position: dict[int, list[float]] = {}  # position -> clicks, impressions
+        self._clicked: dict[Any, int] = {}  # key -> when the slate last clicked was shown
 
     def closed(self, at: int, user: str, query: str, shown: list[tuple[str, int, int]]) -> None:
         """Count the (item, position, label) of a slate whose labels are known."""
@@ -96,12 +97,21 @@ class History:
         while len(past) > self.most:
             del past[next(iter(past))]
 
+    def clicked(self, at: int, user: str, query: str, item: str) -> None:
+        """Note a click on a slate shown at a time."""
+        for key in (item, (0, user), (query, item), (user, item, 0)):
+            self._clicked[key] = max(at, self._clicked.get(key, 0))
+        while len(self._clicked) > self.most:
+            del self._clicked[next(iter(self._clicked))]
+
     def left(self, at: int) -> float:
         """Return the factor that makes counts what they are at a time."""
         return float(0.5 ** ((at - self._start) / self.half_life_ms)) if self._start else 1.0
 
-    def put(self, terms: Terms, rate: str, count: str, key: Any, left: float) -> None:
-        """Put the rate and the count of a key, under the names given; an empty name is not read."""
+    def put(self, terms: Terms, rate: str, count: str, since: str, key: Any, at: int, left: float) -> None:
+        """Put rate, count and time since a click of a key, under the names given; an empty name is not read."""
+        if since and key in self._clicked:
+            terms[since] = [str(floor(log2(1.0 + max(at - self._clicked[key], 0) / 1000.0)))]
         past = self._past.get(key)
         if past is None:
             return
@@ -117,7 +127,10 @@ _LAST_POSITION = 127  # from here on positions count as one
 
 
 class Source:
-    """A name of the context or of an item: the terms that read it, and its values as strings, remembered."""
+    """A name of the context or of an item: the terms that read it, and its values as strings, remembered.
+
+    ``terms`` read what is no number, ``beside`` the bucket, rank, ratio and step of a number.
+    """
 
     __slots__ = ("beside", "name", "terms", "values")
 
@@ -157,13 +170,18 @@ class Sources(dict[str, Source]):
         """Put the values of some names."""
         for name, value in named.items():
             source = self[name]
-            if value is None or not source.terms:
+            if value is None:
+                continue
+            wanted = source.terms
+            if type(value) is float or type(value) is int:
+                wanted = source.beside[0]
+            if not wanted:
                 continue
             if type(value) is list:
                 values = [source.value(each) for each in dict.fromkeys(value[:_MAX_VALUES])]
             else:
                 values = [source.value(value)]
-            for term in source.terms:
+            for term in wanted:
                 if term in terms:
                     terms[term] += values
                 elif values:
@@ -196,7 +214,7 @@ class Fields:
         self._context, self._item = (Sources(prefix, self._open) for prefix in ("context.", "item."))
         self._positions: dict[int, tuple[list[str], list[str]]] = {}
         self._item_past, self._user_past, self._query_item, self._user_item = (
-            (f"{past}.rate" * (f"{past}.rate" in reads), f"{past}.count" * (f"{past}.count" in reads))
+            tuple(f"{past}.{what}" * (f"{past}.{what}" in reads) for what in ("rate", "count", "since"))
             for past in ("item_past", "user", "query_item", "user_item")
         )
         self._reads_words = not self._reads.isdisjoint({"query.words", "text.words", "match", "match.letters"})
@@ -222,9 +240,9 @@ class Fields:
                 whole["query.words"] = query_words
         self._context.put(whole, slate.get("context", {}))
         left = self.history.left(at)
-        last, kinds, touched = _session(whole, at, items, acts)
+        last, kinds, later, touched = _session(whole, at, items, acts)
         if any(self._user_past):
-            self.history.put(whole, *self._user_past, (0, user), left)
+            self.history.put(whole, *self._user_past, (0, user), at, left)
         whole = {term: values for term, values in whole.items() if term in reads or "*" in term}
 
         beside = self._compare(items, touched) if self._beside else None
@@ -253,15 +271,15 @@ class Fields:
                 when, _, kind = done
                 row["session.kinds"] = [f"{clean[each]}_{_octave(n)}" for each, n in kinds[item_id].items()]
                 row["session.since"] = [str(floor(log2(1.0 + (at - when) / 1000.0)))]
-                row["session.place"] = [f"{clean[kind]}_{place == touched}"]
+                row["session.place"] = [f"{clean[kind]}_{min(later[item_id], 2)}"]
             elif acts:
                 row["session.place"] = others
             if past_item:
-                put_past(row, *self._item_past, item_id, left)
+                put_past(row, *self._item_past, item_id, at, left)
             if past_query_item:
-                put_past(row, *self._query_item, (query, item_id), left)
+                put_past(row, *self._query_item, (query, item_id), at, left)
             if past_user_item:
-                put_past(row, *self._user_item, (user, item_id, 0), left)
+                put_past(row, *self._user_item, (user, item_id, 0), at, left)
             position = places[place]
             known = self._positions.get(position)
             if known is None:
@@ -284,7 +302,7 @@ class Fields:
                     numbers.setdefault(name, []).append((value, place))
         beside: list[Terms] = [{} for _ in items]
         for name, pairs in numbers.items():
-            ranks, ratios, steps = self._item[name].beside
+            _, ranks, ratios, steps = self._item[name].beside
             pairs.sort()
             many = len(pairs)
             median = pairs[many // 2][0]
@@ -308,19 +326,22 @@ class Fields:
 
 _KNOWN = (
     "surface", "query", "query.words", "user_id", "slate.size", "session.size", "session.last", "session.met",
-    "session.ago", "user.rate", "user.count", "item_id", "text.words", "match", "match.letters", "position",
+    "session.ago", "user.rate", "user.count", "user.since", "item_id", "text.words", "match", "match.letters", "position",
     "position.log", "session.gap", "session.gap.log", "session.kinds", "session.place", "session.since",
-    "item_past.rate", "item_past.count", "query_item.rate", "query_item.count", "user_item.rate", "user_item.count",
+    *(f"{past}.{what}" for past in ("item_past", "query_item", "user_item") for what in ("rate", "count", "since")),
 )  # fmt: skip
 
 
 def _session(
     whole: Terms, at: int, items: list[dict[str, Any]], acts: list[Act]
-) -> tuple[dict[str, Act], dict[str, dict[str, int]], int]:
-    """Put the slate's fields of the session; return last act and counts by kind of each item, and the row touched."""
+) -> tuple[dict[str, Act], dict[str, dict[str, int]], dict[str, int], int]:
+    """Put the slate's fields of the session.
+
+    Return last act and counts by kind of each item, how many items of the slate were touched later, the row touched.
+    """
     whole["session.size"] = [str(_octave(len(acts)))]
     if not acts:
-        return {}, {}, -1
+        return {}, {}, {}, -1
     last: dict[str, Act] = {}
     kinds: dict[str, dict[str, int]] = {}
     order: dict[str, int] = {}
@@ -330,18 +351,20 @@ def _session(
         order[item_id] = number
         of_item = kinds.setdefault(item_id, {})
         of_item[kind] = of_item.get(kind, 0) + 1
-    here = [(order[item["item_id"]], -place) for place, item in enumerate(items) if item["item_id"] in order]
-    when, _, kind = acts[-1]
-    whole["session.last"] = [kind.translate(_FORBIDDEN)]
+    here = [(order[item["item_id"]], place) for place, item in enumerate(items) if item["item_id"] in order]
+    here.sort(reverse=True)
+    later = {items[place]["item_id"]: rank for rank, (_, place) in enumerate(here)}
+    when, last_item, kind = acts[-1]
+    whole["session.last"] = [f"{kind.translate(_FORBIDDEN)}_{last_item in later}"]
     whole["session.met"] = [str(min(len(here), 5))]
     whole["session.ago"] = [str(floor(log2(1.0 + (at - when) / 1000.0)))]
-    return last, kinds, -max(here)[1] if here else -1
+    return last, kinds, later, here[0][1] if here else -1
 
 
 def _matches(term: str, name: str) -> bool:
-    """Tell whether a term means a name of the context or of an item."""
+    """Tell whether a term means a name of the context or of an item; a name means its numbers too."""
     if "*" not in term:
-        return term == name
+        return name in (term, term + _OF_NUMBERS[0])
     prefix, _, suffix = term.partition("*")
     return name.startswith(prefix) and (name.endswith(suffix) if suffix else not name.endswith(_OF_NUMBERS))
 

@@ -195,6 +195,7 @@ class Pipeline:
             shown = self._open.get(event["request_id"])
             if shown is not None and event["item_id"] in shown.items:
                 shown.labels[shown.items.index(event["item_id"])] = 1
+                self.fields.history.clicked(shown.at, shown.user, shown.query, event["item_id"])
             self._act(event["user_id"], event["item_id"], "click", at)
         elif kind == "action":
             self._act(event["user_id"], event["item_id"], event.get("kind", "action"), at)

@@ -23,8 +23,8 @@ Features are declared, not coded. A *field* is a named source of values:
 
 A *feature* is a field, or a cross of two or three joined by `` * ``. ``context.*`` and ``item.*`` stand for every name
 that appears and its values other than numbers; ``context.*.log``, ``item.*.log`` (or ``.rank``, ``.ratio``, ``.step``)
-for the numbers. All are binary: a feature of a row is one slot for each value or combination of values. ``position`` and
-``session.gap``, their logarithms, and what is crossed with them derive from position.
+for the numbers. All are binary: a feature of a row is one slot for each value or combination of values. ``position``
+and ``session.gap``, their logarithms, and what is crossed with them derive from position.
 """
 
 from __future__ import annotations

@@ -47,15 +47,19 @@ def test_each_row_has_as_many_features_as_slots_and_equal_ones_are_equal_in_both
             names.update(known)
         labels = (label.random(len(rows)) < 0.2).astype(np.uint8)
         ours.closed(vectors, labels)
+        query = slate.query.strip().lower()
+        for row in labels.nonzero()[0].tolist():
+            ours.clicked(vectors, row)
+            theirs.history.clicked(slate.at_ms, slate.user_id, query, slate.items[row].item_id)
         shown = [(item.item_id, item.position or 0, int(labels[row])) for row, item in enumerate(slate.items)]
-        theirs.history.closed(slate.at_ms, slate.user_id, slate.query.strip().lower(), shown)
+        theirs.history.closed(slate.at_ms, slate.user_id, query, shown)
     # Slots have 32 bits: of this many, one pair in a thousand runs of this test would meet by chance.
     assert len(names) == len(slots) > 10_000
 
 
 def test_a_field_that_the_peers_lack_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no field 'item_past.since'"):
-        Fields(["item_past.since"])
+    with pytest.raises(ValueError, match=r"no field 'item_past.ever'"):
+        Fields(["item_past.ever"])
 
 
 def test_the_peers_auc_is_the_exact_one() -> None:
