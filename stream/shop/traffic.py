@@ -1,10 +1,11 @@
 """The simulated shop at work: visits, slates, clicks, orders, and the network that carries their events.
 
-One `Shop` runs once, from its first midnight on, and holds nothing of what has gone by: memory does not grow with the log.
+One `Shop` runs once, from its first midnight on, and holds nothing of what has gone by: memory does not grow with the
+log.
 
 Every draw comes from generators spawned from one seed, in a fixed order, and what is drawn decides by comparison with
-probabilities, so that a last bit that differs between processors (`exp`, `log`) practically never changes an event; whatever
-of such numbers is logged is rounded. The same numpy gives the same log.
+probabilities, so that a last bit that differs between processors (`exp`, `log`) practically never changes an event;
+whatever of such numbers is logged is rounded. The same numpy gives the same log.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 from models.sample import Value
 from stream.events import Action, Click, Event, Impression, Item, Order
 from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
-from stream.shop.demand import MOBILE, Demand, Ints, relevance
+from stream.shop.demand import MOBILE, Demand, Floats, Ints, relevance
 from stream.shop.shoppers import AGES, DEVICES, MEMBERSHIPS, Intent, Shoppers, ask
 from stream.shop.truth import Drift, SlateTruth, World, rounded
 
@@ -39,7 +40,7 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     requests_per_day: int = 5_000
     start_ms: int = 1_704_067_200_000
-    """A midnight, UTC."""
+    """When its first day begins, in milliseconds since the epoch; a midnight, UTC."""
     products: int = 4_000
     new_each_day: int = 100
     shoppers: int = 3_000
@@ -49,7 +50,7 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Items that the shop's ranker chooses from, of which a slate shows the first."""
     exploring: float = 0.25
     """Share of slates that are drawn from the pool blindly."""
-    search: float = 0.65
+    search: float = 0.7
     """Share of requests with a query; the others are recommendations."""
     drifts: tuple[tuple[float, str], ...] = ((2.5, "brands"), (3.75, "bargains"), (4.75, "layout"))
     """When, in days from the start, and what changes at once."""
@@ -68,8 +69,9 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wrong_clock: float = 0.002
     """Share of carts reported by a device whose clock is a year ahead."""
     click_window_ms: int = 10 * MINUTE
-    """The truth speaks of clicks within this time of the slate, and of orders within ``conversion_window_ms`` of a click."""
+    """The truth speaks of clicks within this time of the slate ..."""
     conversion_window_ms: int = DAY
+    """... and of orders within this time of their click."""
 
     def __post_init__(self) -> None:
         for name in ("requests_per_day", "shoppers", "slate", "new_each_day"):
@@ -131,7 +133,7 @@ class Shop:
     --------
     >>> shop = Shop(ShopConfig(products=200, shoppers=50), seed=1)
     >>> arrivals = list(shop.arrivals(100))
-    >>> {type(arrival.event).__name__ for arrival in arrivals} >= {"Slate", "Click"}
+    >>> {type(arrival.event).__name__ for arrival in arrivals} >= {"Impression", "Click"}
     True
     """
 
@@ -210,7 +212,7 @@ class Shop:
         config = self.config
         by_bots = config.bots / _BOT_LENGTH
         by_people = (1.0 - config.bots) / _VISIT_LENGTH
-        busiest = 1.6 * config.requests_per_day * (by_bots + by_people) / DAY
+        busiest = 1.6 * self.demand.visitors * config.requests_per_day * (by_bots + by_people) / DAY
         while True:
             at_ms += 1 + int(_exponential(self._traffic) / busiest)
             hour = (at_ms - config.start_ms) % DAY / HOUR
@@ -330,14 +332,14 @@ class Shop:
         keys = np.log(1.0 - self._traffic.random(len(rows))) / self.catalogue.fame[rows]
         return rows[np.argsort(-keys, kind="stable")[:most]]
 
-    def _score(self, pool: Ints, query: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def _score(self, pool: Ints, query: str) -> Floats:
         """Return what the shop's own ranker thinks of items: it counts words and stars, and knows no one."""
         items = self.catalogue
-        score = 0.25 * np.log(items.fame[pool]) + 0.3 * (items.rating[pool] - 4.0) + 0.3 * items.on_sale[pool]
+        score: Floats = 0.25 * np.log(items.fame[pool]) + 0.3 * (items.rating[pool] - 4.0) + 0.3 * items.on_sale[pool]
         if query:
             asked = set(query.split())
             score = score + 0.7 * np.array([len(asked & items.words[row]) for row in pool.tolist()])
-        return np.round(score, 4)
+        return np.asarray(np.round(score, 4))
 
     def _click(
         self, shown_ms: int, visit: _Visit, request_id: str, item_id: str, on_purpose: float, buys: float
