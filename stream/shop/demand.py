@@ -21,7 +21,6 @@ MOBILE = 0  # in `stream.shop.shoppers.DEVICES`
 CHANGES = ("brands", "bargains", "layout", "traffic")
 """What can change at once: which brands are liked, how much prices matter, how far down people look, how many come."""
 
-_SEARCH, _BROWSE = -5.3, -5.3
 _SAME_KIND, _SAME_CATEGORY, _ELSEWHERE = 2.0, -0.9, -2.4
 _AS_ASKED, _NOT_AS_ASKED = 1.0, -0.5
 _TOUCHED = 0.9
@@ -46,6 +45,7 @@ class Demand:
         self.kinds = spread(0.35, len(CATEGORY_NAMES), rng)[KIND_CATEGORY] + spread(0.2, len(KINDS), rng)
         self.price_matters = 0.45
         self.looks_down = np.array([0.6, 0.4, 0.5])  # by device: the exponent of the place
+        self.base = 0.0  # of the logit; the shop sets it so that its clicks are as many as it wants
         self.visitors = 1.0  # for each that comes on a usual day
 
     def midnight(self) -> None:
@@ -96,17 +96,15 @@ class Demand:
             Which rows they clicked before in this visit.
         """
         kind, category = items.kind[rows], items.category[rows]
-        logit: Floats = self.brands[items.brand[rows]] + self.colours[items.colour[rows]] + self.kinds[kind]
+        logit: Floats = self.base + self.brands[items.brand[rows]] + self.colours[items.colour[rows]] + self.kinds[kind]
         logit += people.taste[person][category] + people.eager[person]
         logit += 0.7 * (items.rating[rows] - 4.0) + 0.15 * items.quality[rows]
         logit += np.where(items.on_sale[rows], 0.7, 0.0) + np.where(items.bestseller[rows], 0.5, 0.0)
         price = items.relative_price[rows]
         logit -= 1.4 * (price - people.budget[person]) ** 2 + self.price_matters * price
         logit += np.where(np.isin(items.brand[rows], people.brands[person]), 0.5, 0.0)
-        if intent is None:
-            logit += _BROWSE
-        else:
-            logit += _SEARCH + relevance(items, rows, intent)
+        if intent is not None:
+            logit += relevance(items, rows, intent)
         if touched:
             logit += np.array([_TOUCHED if row in touched else 0.0 for row in rows.tolist()])
         return logit
