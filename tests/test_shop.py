@@ -243,3 +243,14 @@ def test_orders_are_predicted_right_from_the_first_prediction_on_and_when_traffi
     product = learner.report()["conversion"]["product"]
     assert product["orders"] > 800
     assert 0.8 < product["calibration"] < 1.25
+
+
+def test_to_watch_a_learner_changes_nothing() -> None:
+    small = business(SMALL, 1, 400)
+    config = LearnerConfig(ranker=ALONE)
+    watched, unwatched = learned(small.records, config, Judge(small.truths, ["uniform"])), Learner(config)
+    for record in small.records:
+        unwatched.apply(0, record)
+    unwatched.flush()
+    assert watched.samples > 1_000
+    assert watched.digest() == unwatched.digest()
