@@ -85,7 +85,9 @@ class Head:
             )
         if not abstained:
             self.hedge.learn(shown.p[seen, :k], labels[seen])
-        self.platt.learn(shown.raw[:, :k], labels, seen)
+            # While it abstained the raw logits were those of a model that knew nothing: bringing them to the base rate
+            # would count it twice as soon as the model knows it too, for as long as labels are behind.
+            self.platt.learn(shown.raw[:, :k], labels, seen)
         active, offsets = self.bank.thin(vectors, labels)
         weights = active.astype(np.float64)
         self.metrics.weigh(labels[seen], weights[seen])

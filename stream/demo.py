@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from stream.config import Config, load
 from stream.events import Click
 from stream.metrics import Seen
 from stream.publish import Publisher
+from stream.shop.simulate import paced
 from stream.shop.traffic import Arrival, Shop
 from stream.shop.truth import SlateTruth
 from stream.topics import Topics
@@ -134,30 +135,26 @@ port = {free_port()}
 def _watch(
     console: Console, config: Config, worker: subprocess.Popen[bytes], folder: Path, seconds: float, seed: int
 ) -> int:
-    shop, oracle, publisher = Shop(seed=seed), Oracle(), Publisher(config)
-    arrivals = shop.arrivals()
-    started = time.monotonic()
-    first_ms, sent, seen = shop.config.start_ms, 0, Seen(config.metrics.port)
-    next_look = started
-    with Live(console=console, refresh_per_second=4) as live:
-        while (now := time.monotonic()) < started + seconds:
+    shop, oracle = Shop(seed=seed), Oracle()
+    started = next_look = time.monotonic()
+    sent, seen = 0, Seen(config.metrics.port)
+    with Live(console=console, refresh_per_second=4) as live, closing(Publisher(config)) as publisher:
+        for batch in paced(shop.arrivals(), shop.config.start_ms, SPEED):
+            for arrival in batch:
+                publisher.send(arrival.event)
+                oracle.see(arrival)
+            sent += len(batch)
             if worker.poll() is not None:
                 console.print((folder / "worker.log").read_text()[-4000:])
                 console.print(f"[red]The worker ended with status {worker.returncode}; its last words are above.")
                 return 1
-            until = first_ms + (now - started) * 1000 * SPEED
-            for arrival in arrivals:
-                publisher.send(arrival.event)
-                oracle.see(arrival)
-                sent += 1
-                if arrival.arrived_ms > until:
-                    break
-            if now >= next_look:
-                next_look = now + 1.0
+            elapsed = time.monotonic() - started
+            if elapsed >= seconds:
+                break
+            if started + elapsed >= next_look:
+                next_look = started + elapsed + 1.0
                 seen = Seen(config.metrics.port)
-                live.update(_table(seen, oracle, sent, now - started, (until - first_ms) / 86_400_000))
-            time.sleep(0.02)
-        publisher.close()
+                live.update(_table(seen, oracle, sent, elapsed, elapsed * SPEED / 86_400))
     _summary(console, seen, oracle)
     return 0
 

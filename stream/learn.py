@@ -11,10 +11,11 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from models.evaluate import Cohorts
 from models.features import FeatureConfig, Featurizer, Vectors
@@ -74,15 +75,42 @@ class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
     order: Prediction
 
 
+class Outcome(NamedTuple):
+    """Labels that have become known, beside what had been predicted: a slate of clicks, or a click's order."""
+
+    head: Literal["click", "conversion"]
+    request_id: str
+    vectors: Vectors
+    """The slate as it was shown; of a click, its row alone."""
+    shown: Prediction
+    """What each policy and, in the last column, the mixture said when it was shown."""
+    labels: NDArray[np.uint8]
+    """[n]"""
+    measured: bool
+    """Whether it counts in the metrics."""
+
+
+Observer = Callable[[Outcome], None]
+
+
 class Learner:
     """The learner of one shard.
 
     Call `apply` with each record that `read_scored` yields. ``counts`` tells what was dropped or not measured;
     ``samples`` how many were learned.
+
+    Parameters
+    ----------
+    config
+        Determines, with the log, all that is learned.
+    observer
+        Told each outcome before it is learned; must change nothing of it. For backtests that measure what the
+        learner itself does not.
     """
 
-    def __init__(self, config: LearnerConfig | None = None) -> None:
+    def __init__(self, config: LearnerConfig | None = None, observer: Observer | None = None) -> None:
         self.config = config or LearnerConfig()
+        self._observer = observer
         self.clock_ms = 0
         self.samples = 0
         self.counts: Counter[str] = Counter()
@@ -172,6 +200,8 @@ class Learner:
         seen = vectors.seen
         self.samples += int(seen.sum())
         self.counts["unseen"] += len(vectors) - int(seen.sum())
+        if self._observer is not None:
+            self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
         self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured)
         self.featurizer.closed(vectors, labels)
         expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
@@ -192,6 +222,8 @@ class Learner:
             self.counts["matured_without_click"] += 1
             return
         labels = np.array([record.converted], np.uint8)
+        if self._observer is not None:
+            self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
         self.order.observe(click.vectors, click.order, labels, click.surface, click.measured)
         if click.measured:
             self.cohorts.matured(click.vectors.at_ms, record.converted)

@@ -22,7 +22,7 @@ from typing import Any
 from models.sample import Key, Record
 from stream.config import Config
 from stream.join import Joiner
-from stream.learn import Learner
+from stream.learn import Learner, Observer
 from stream.log import read_lines
 from stream.reader import Ended, input_partitions, read_inputs
 from stream.score import Scorer
@@ -45,14 +45,18 @@ class Replay:
         How many source partitions there are.
     inputs
         Names of the inputs of each partition: one for a log, the topics for a replay from topics.
+    observer
+        Told each outcome of each learner.
     """
 
-    def __init__(self, config: Config, sources: int = 1, inputs: Sequence[str] = ("log",)) -> None:
+    def __init__(
+        self, config: Config, sources: int = 1, inputs: Sequence[str] = ("log",), observer: Observer | None = None
+    ) -> None:
         self.config = config
         decode = config.decoder()
         self.joiners = [Joiner(config.join, inputs, decode) for _ in range(sources)]
         self._scorers = [Scorer() for _ in range(sources)]
-        self.learners = [Learner(config.learner) for _ in range(max(1, len(config.join.shards)))]
+        self.learners = [Learner(config.learner, observer) for _ in range(max(1, len(config.join.shards)))]
         self._due: list[deque[tuple[int, Record]]] = [deque() for _ in range(sources)]
         self._ended = [False] * sources
 
@@ -125,12 +129,14 @@ class Replay:
         return report
 
 
-def replay_logs(paths: Sequence[Path], config: Config, progress: Progress | None = None) -> tuple[Replay, float]:
+def replay_logs(
+    paths: Sequence[Path], config: Config, progress: Progress | None = None, observer: Observer | None = None
+) -> tuple[Replay, float]:
     """Run logs through all stages; return the stages at the end and the seconds it took.
 
     The learner depends on the logs and the configuration alone: the same logs give the same digest.
     """
-    return _run(Replay(config, len(paths)), [_lines(path) for path in paths], progress)
+    return _run(Replay(config, len(paths), observer=observer), [_lines(path) for path in paths], progress)
 
 
 def replay_topics(

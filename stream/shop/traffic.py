@@ -1,10 +1,11 @@
 """The simulated shop at work: visits, slates, clicks, orders, and the network that carries their events.
 
-One `Shop` runs once, from its first midnight on, and holds nothing of what has gone by: memory does not grow with the log.
+One `Shop` runs once, from its first midnight on, and holds nothing of what has gone by: memory does not grow with the
+log.
 
 Every draw comes from generators spawned from one seed, in a fixed order, and what is drawn decides by comparison with
-probabilities, so that a last bit that differs between processors (`exp`, `log`) practically never changes an event; whatever
-of such numbers is logged is rounded. The same numpy gives the same log.
+probabilities, so that a last bit that differs between processors (`exp`, `log`) practically never changes an event;
+whatever of such numbers is logged is rounded. The same numpy gives the same log.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.random import Generator, SeedSequence, default_rng
+from numpy.random import SeedSequence, default_rng
 
 from models.sample import Value
 from stream.events import Action, Click, Event, Impression, Item, Order
 from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
-from stream.shop.demand import MOBILE, Demand, Ints, relevance
+from stream.shop.delays import DAY, HOUR, MINUTE, SECOND, exponential, order_delay, within
+from stream.shop.demand import MOBILE, Demand, Floats, Ints, relevance
 from stream.shop.shoppers import AGES, DEVICES, MEMBERSHIPS, Intent, Shoppers, ask
 from stream.shop.truth import Drift, SlateTruth, World, rounded
-
-SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 
 
 class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +39,7 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     requests_per_day: int = 5_000
     start_ms: int = 1_704_067_200_000
-    """A midnight, UTC."""
+    """When its first day begins, in milliseconds since the epoch; a midnight, UTC."""
     products: int = 4_000
     new_each_day: int = 100
     shoppers: int = 3_000
@@ -49,7 +49,9 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Items that the shop's ranker chooses from, of which a slate shows the first."""
     exploring: float = 0.25
     """Share of slates that are drawn from the pool blindly."""
-    search: float = 0.65
+    clicks: float = 0.034
+    """Share of items clicked on purpose, on the first day as the shop's ranker shows them."""
+    search: float = 0.7
     """Share of requests with a query; the others are recommendations."""
     drifts: tuple[tuple[float, str], ...] = ((2.5, "brands"), (3.75, "bargains"), (4.75, "layout"))
     """When, in days from the start, and what changes at once."""
@@ -68,8 +70,9 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wrong_clock: float = 0.002
     """Share of carts reported by a device whose clock is a year ahead."""
     click_window_ms: int = 10 * MINUTE
-    """The truth speaks of clicks within this time of the slate, and of orders within ``conversion_window_ms`` of a click."""
+    """The truth speaks of clicks within this time of the slate ..."""
     conversion_window_ms: int = DAY
+    """... and of orders within this time of their click."""
 
     def __post_init__(self) -> None:
         for name in ("requests_per_day", "shoppers", "slate", "new_each_day"):
@@ -79,7 +82,18 @@ class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.pool < self.slate:
             msg = f"shop: pool is {self.pool}; expected at least slate, {self.slate}"
             raise ValueError(msg)
-        for name in ("exploring", "search", "bots", "flagged", "accidental", "lost", "late", "repeated", "wrong_clock"):
+        for name in (
+            "exploring",
+            "clicks",
+            "search",
+            "bots",
+            "flagged",
+            "accidental",
+            "lost",
+            "late",
+            "repeated",
+            "wrong_clock",
+        ):
             if not 0.0 <= getattr(self, name) < 1.0:
                 msg = f"shop: {name} is {getattr(self, name)}; expected a share, at least 0 and below 1"
                 raise ValueError(msg)
@@ -108,13 +122,12 @@ class _Visit:
         self.touched: list[tuple[int, str]] = []  # when, and which item
 
 
+_TRIALS = 1_000  # slates that tell how much is clicked
 _VISIT_LENGTH = 2.2  # requests, on average
 _BOT_LENGTH = 12
 _BOT_CLICKS = 0.12
 _BOTS = 20
 _CLICKS_TOO_LATE = 0.02
-_ORDER_DELAYS = ((0.70, MINUTE, 15 * MINUTE), (0.92, 10 * MINUTE, 4 * HOUR), (1.0, 20 * HOUR, 30 * HOUR))
-"""Up to which share of orders, the least delay after the click, and the mean of what exponentially comes on top."""
 
 
 class Shop:
@@ -152,6 +165,7 @@ class Shop:
         sent = (1.0 - config.lost) * (1.0 - config.late)
         self._click_heard = (1.0 - _CLICKS_TOO_LATE) * sent
         self._order_heard = sent * within(config.conversion_window_ms)
+        self._set_base()
 
     @property
     def world(self) -> World:
@@ -192,12 +206,32 @@ class Shop:
             self._show(now, visit)
             visit.left -= 1
             if visit.left > 0:
-                pause = 5 * SECOND + int(12 * SECOND * _exponential(self._traffic))
+                pause = 5 * SECOND + int(12 * SECOND * exponential(self._traffic))
                 if visit.person != ABSENT:
-                    pause = 12 * SECOND + int(50 * SECOND * _exponential(self._traffic))
+                    pause = 12 * SECOND + int(50 * SECOND * exponential(self._traffic))
                 self._sequence += 1
                 heapq.heappush(visits, (now + pause, self._sequence, visit))
         yield from self._arrived(now + HOUR)
+
+    def _set_base(self) -> None:
+        """Find the logit that brings the share of clicks wanted, on slates that are never shown."""
+        config, rng = self.config, self._traffic
+        appeals, seen = [], []
+        for _ in range(_TRIALS):
+            person = self.shoppers.comes(rng.random())
+            intent = self.shoppers.wants(person, rng) if rng.random() < config.search else None
+            pool = self._search_pool(intent) if intent else self._browse_pool(person)
+            greedy = np.argsort(-self._score(pool, ask(intent, rng) if intent else ""), kind="stable")
+            rows = pool[greedy[: config.slate]]
+            appeals.append(self.demand.appeal(self.catalogue, rows, self.shoppers, person, intent, set()))
+            seen.append(self.demand.seen(int(self.shoppers.device[person]), len(rows)))
+        appeal, looked = np.concatenate(appeals), np.concatenate(seen)
+        low, high = -20.0, 10.0
+        while high - low > 0.001:
+            middle = (low + high) / 2.0
+            clicks = float((looked / (1.0 + np.exp(-(appeal + middle)))).mean())
+            low, high = (middle, high) if clicks < config.clicks else (low, middle)
+        self.demand.base = round(low, 2)
 
     def _arrived(self, until_ms: int) -> Iterator[Arrival]:
         arriving = self._arriving
@@ -210,9 +244,9 @@ class Shop:
         config = self.config
         by_bots = config.bots / _BOT_LENGTH
         by_people = (1.0 - config.bots) / _VISIT_LENGTH
-        busiest = 1.6 * config.requests_per_day * (by_bots + by_people) / DAY
+        busiest = 1.6 * self.demand.visitors * config.requests_per_day * (by_bots + by_people) / DAY
         while True:
-            at_ms += 1 + int(_exponential(self._traffic) / busiest)
+            at_ms += 1 + int(exponential(self._traffic) / busiest)
             hour = (at_ms - config.start_ms) % DAY / HOUR
             if self._traffic.random() * 1.6 < 1.0 + 0.6 * math.sin((hour - 9.0) * math.pi / 12.0):
                 return at_ms
@@ -225,7 +259,7 @@ class Shop:
             number = int(_BOTS * rng.random())
             return _Visit(ABSENT, f"u{90_000 + 7 * number}", _BOT_LENGTH, flagged=number < _BOTS * config.flagged)
         person = self.shoppers.comes(rng.random())
-        length = 1 + int(_exponential(rng) / -math.log1p(-1.0 / _VISIT_LENGTH))
+        length = 1 + int(exponential(rng) / -math.log1p(-1.0 / _VISIT_LENGTH))
         return _Visit(person, self.shoppers.ids[person], length)
 
     def _show(self, now: int, visit: _Visit) -> None:
@@ -330,14 +364,14 @@ class Shop:
         keys = np.log(1.0 - self._traffic.random(len(rows))) / self.catalogue.fame[rows]
         return rows[np.argsort(-keys, kind="stable")[:most]]
 
-    def _score(self, pool: Ints, query: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def _score(self, pool: Ints, query: str) -> Floats:
         """Return what the shop's own ranker thinks of items: it counts words and stars, and knows no one."""
         items = self.catalogue
-        score = 0.25 * np.log(items.fame[pool]) + 0.3 * (items.rating[pool] - 4.0) + 0.3 * items.on_sale[pool]
+        score: Floats = 0.25 * np.log(items.fame[pool]) + 0.3 * (items.rating[pool] - 4.0) + 0.3 * items.on_sale[pool]
         if query:
             asked = set(query.split())
             score = score + 0.7 * np.array([len(asked & items.words[row]) for row in pool.tolist()])
-        return np.round(score, 4)
+        return np.asarray(np.round(score, 4))
 
     def _click(
         self, shown_ms: int, visit: _Visit, request_id: str, item_id: str, on_purpose: float, buys: float
@@ -349,7 +383,7 @@ class Shop:
         if draw[1] < _CLICKS_TOO_LATE:
             at_ms = shown_ms + config.click_window_ms + int(25 * MINUTE * draw[2])
         else:
-            at_ms = shown_ms + min(1_500 + int(14 * SECOND * _exponential(rng)), config.click_window_ms - 1)
+            at_ms = shown_ms + min(1_500 + int(14 * SECOND * exponential(rng)), config.click_window_ms - 1)
         user_id = visit.user_id
         self._send(Click(request_id=request_id, user_id=user_id, item_id=item_id, at_ms=at_ms, bot=visit.flagged), None)
         if not meant:
@@ -363,7 +397,7 @@ class Shop:
                 Action(
                     user_id=user_id,
                     item_id=item_id,
-                    at_ms=at_ms + 5 * SECOND + int(30 * SECOND * _exponential(rng)) + wrong,
+                    at_ms=at_ms + 5 * SECOND + int(30 * SECOND * exponential(rng)) + wrong,
                     kind="add_to_cart",
                     event_id=f"a{self._sequence:08d}",
                 ),
@@ -400,28 +434,6 @@ class Shop:
         if draw[3] < config.repeated:
             self._sequence += 1
             heapq.heappush(self._arriving, (arrives + 2 * SECOND, self._sequence, event, None))
-
-
-def order_delay(rng: Generator) -> int:
-    """Draw how long after its click an order comes, in ms: minutes for most, days for some."""
-    draw = rng.random()
-    for share, least, mean in _ORDER_DELAYS:
-        if draw < share:
-            return least + int(mean * _exponential(rng))
-    return _ORDER_DELAYS[-1][1]
-
-
-def within(window_ms: int) -> float:
-    """Return the share of orders that come within a window of their click, as `order_delay` draws them."""
-    total = before = 0.0
-    for share, least, mean in _ORDER_DELAYS:
-        total += (share - before) * max(0.0, 1.0 - math.exp(-(window_ms - least) / mean))
-        before = share
-    return total
-
-
-def _exponential(rng: Generator) -> float:
-    return -math.log(1.0 - rng.random())
 
 
 def _first(rows: Ints, most: int) -> Ints:

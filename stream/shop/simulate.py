@@ -1,0 +1,98 @@
+"""The simulated shop into a file, or live into the topics: what `heft simulate` and `heft demo` run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from stream.config import Config
+from stream.events import encode
+from stream.log import open_log
+from stream.publish import Publisher
+from stream.shop.traffic import Arrival, Shop, ShopConfig
+from stream.shop.truth import encode_truth
+
+Progress = Callable[[int], None]
+"""Told the number of events since the last call."""
+
+_BATCH = 1_000
+_STEP_S = 0.02
+
+
+def truth_path(log: Path) -> Path:
+    """Return where the truth about a log lies: ``shop.jsonl.zst`` has it in ``shop.truth.jsonl.zst``.
+
+    Examples
+    --------
+    >>> truth_path(Path("runs/shop.jsonl.zst")).name
+    'shop.truth.jsonl.zst'
+    """
+    stem, dot, suffix = log.name.rpartition(".jsonl")
+    return log.with_name(f"{stem}.truth{dot}{suffix}")
+
+
+def write_log(shop: Shop, requests: int, out: Path, progress: Progress | None = None) -> Counter[str]:
+    """Write a log of so many requests and, beside it, its truth; return how many events of each type it holds."""
+    counts: Counter[str] = Counter()
+    pending = 0
+    with open_log(out, "wb") as log, open_log(truth_path(out), "wb") as truths:
+        truths.write(encode_truth(shop.world))
+        for arrival in shop.arrivals(requests):
+            log.write(encode(arrival.event) + b"\n")
+            counts[str(arrival.event.__struct_config__.tag)] += 1
+            if arrival.truth is not None:
+                truths.write(encode_truth(arrival.truth))
+            pending += 1
+            if progress is not None and pending == _BATCH:
+                progress(pending)
+                pending = 0
+    if progress is not None:
+        progress(pending)
+    return counts
+
+
+def opened_now(seed: int) -> Shop:
+    """Return a shop whose first day begins now."""
+    return Shop(ShopConfig(start_ms=time.time_ns() // 1_000_000), seed)
+
+
+def publish_live(
+    shop: Shop, config: Config, speed: float, requests: int | None = None, progress: Progress | None = None
+) -> Counter[str]:
+    """Send events to the topics as they arrive, for so many requests or without end; return how many each was sent."""
+    with closing(Publisher(config)) as publisher:
+        for batch in paced(shop.arrivals(requests), shop.config.start_ms, speed):
+            for arrival in batch:
+                publisher.send(arrival.event)
+            if progress is not None:
+                progress(len(batch))
+    return publisher.sent
+
+
+def paced(arrivals: Iterable[Arrival], start_ms: int, speed: float) -> Iterator[list[Arrival]]:
+    """Yield, 50 times a second, what has arrived since the last time; some of these batches are empty.
+
+    Parameters
+    ----------
+    arrivals
+        In the order in which they arrive.
+    start_ms
+        Event time at which the clock starts, which is now.
+    speed
+        Event time per wall time, above 0.
+    """
+    started = time.monotonic()
+    batch: list[Arrival] = []
+    for arrival in arrivals:
+        while arrival.arrived_ms - start_ms > (time.monotonic() - started) * 1000 * speed:
+            yield batch
+            batch = []
+            time.sleep(_STEP_S)
+        batch.append(arrival)
+        if len(batch) == _BATCH:  # the shop is behind the clock
+            yield batch
+            batch = []
+    yield batch
