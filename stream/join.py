@@ -13,6 +13,7 @@ import heapq
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -95,13 +96,19 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rejected(NamedTuple):
-    """A record that is no event: where it came from, its first 64 KB, its length, and why."""
+    """A record that is no event: where it came from, its first 64 KB, its length and hash, and why."""
 
     input: int
     offset: int
     raw: bytes
     length: int
+    blake2b: str
     reason: str
+
+    @classmethod
+    def of(cls, input: int, offset: int, raw: bytes, reason: str) -> Rejected:
+        """Keep of a record what `rejected` carries."""
+        return cls(input, offset, raw[:REJECTED_BYTES], len(raw), blake2b(raw, digest_size=16).hexdigest(), reason)
 
 
 class _Open(msgspec.Struct, array_like=True, gc=False):
@@ -212,10 +219,13 @@ class Joiner:
             self.apply(Mark(input, False, tuple(self.offsets)))
         source.offset = offset + 1
         try:
-            for nth, event in enumerate(self._decode(self.names[input], raw)):
+            found = self._decode(self.names[input], raw)
+            events.require_travelling(raw, found)
+            for nth, event in enumerate(found):
                 self._arrive(input, source, offset << _NTH_BITS | nth, event)
         except EventError as error:
-            self._reject(input, offset, raw, str(error))
+            self.fates["unknown"]["invalid"] += 1
+            self.rejected.append(Rejected.of(input, offset, raw, str(error)))
 
     def tick(self, input: int) -> None:
         """Wall time has passed and this input has nothing left: it no longer holds the others back."""
@@ -283,14 +293,9 @@ class Joiner:
             assert step.event is not None
             ahead = self.config.max_ahead_ms
             reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
-            raw = events.encode(step.event)
             self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
-            offset = step.serial >> _NTH_BITS
-            self.rejected.append(Rejected(step.input, offset, raw[:REJECTED_BYTES], len(raw), reason))
-
-    def _reject(self, input: int, offset: int, raw: bytes, reason: str) -> None:
-        self.fates["unknown"]["invalid"] += 1
-        self.rejected.append(Rejected(input, offset, raw[:REJECTED_BYTES], len(raw), reason))
+            # The raw record is not kept so long: the event says the same.
+            self.rejected.append(Rejected.of(step.input, step.serial >> _NTH_BITS, events.encode(step.event), reason))
 
     def _advance(self) -> None:
         frontier = frontier_of(self._inputs)

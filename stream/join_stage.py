@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from models.sample import FIRST_KEY, Key, Record
 from stream import messages
 from stream.driver import TP, Batch
 from stream.fence import Cursor, Owner, Rightful, Writer
-from stream.join import REJECTED_BYTES, Decode, JoinConfig, Joiner, Rejected
+from stream.join import Decode, JoinConfig, Joiner, Rejected
 from stream.messages import Message
 from stream.snapshot import Name
 from stream.stage import RecoveryError, Seen, Unsaved, Wires, whole_or_broken
@@ -233,19 +232,18 @@ class JoinStage:
 
 def rejected_record(tp: TP, rejected: Rejected) -> bytes:
     """Return what `rejected` carries: where the record came from, why, its length and hash, its first 64 KB."""
-    raw = rejected.raw[:REJECTED_BYTES]
     fields: dict[str, Any] = {
         "topic": tp.topic,
         "partition": tp.partition,
         "offset": rejected.offset,
         "reason": rejected.reason,
         "bytes": rejected.length,
-        "blake2b": blake2b(raw, digest_size=16).hexdigest(),
+        "blake2b": rejected.blake2b,
     }
     try:
-        fields["raw"] = raw.decode()
+        fields["raw"] = rejected.raw.decode()
     except UnicodeDecodeError:
-        fields["raw_base64"] = base64.b64encode(raw).decode()
+        fields["raw_base64"] = base64.b64encode(rejected.raw).decode()
     return msgspec.json.encode(fields)
 
 
