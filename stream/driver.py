@@ -73,6 +73,11 @@ class OffsetGoneError(RuntimeError):
         )
         self.tp, self.wanted, self.beginning, self.end = tp, wanted, beginning, end
 
+    @property
+    def nearest(self) -> int:
+        """Where to go on when the loss is accepted."""
+        return _nearest(self.wanted, self.beginning)
+
 
 def _nearest(wanted: int, beginning: int) -> int:
     """Return where to go on when ``wanted`` is not there: records of a topic made anew are all new."""
@@ -282,10 +287,9 @@ class BatchConsumer(faust_aiokafka.Consumer):
     def _gone(self, error: OffsetGoneError) -> int:
         if not self._accept_loss:
             raise error
-        nearest = _nearest(error.wanted, error.beginning)
-        self.lost[error.tp] += max(0, nearest - error.wanted)
+        self.lost[error.tp] += max(0, error.nearest - error.wanted)
         self.log.warning("loss accepted: %s", error)
-        return nearest
+        return error.nearest
 
     async def perform_seek(self) -> None:
         """Go where the stages are. Faust calls this after every rebalance, before records flow."""

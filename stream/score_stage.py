@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import msgspec
 
 from stream import messages
-from stream.driver import TP, Batch
+from stream.driver import TP, Batch, Received
 from stream.messages import Message, ScoredReader
 from stream.score import Scorer
 from stream.snapshot import Name
-from stream.stage import RecoveryError, Seen, Unsaved, Wires, whole_or_broken
+from stream.stage import RecoveryError, Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
 
 
 class ScoreStage:
@@ -39,7 +39,7 @@ class ScoreStage:
             self._readers = [ScoredReader.restore(reader) for reader in state["readers"]]
             self._seen = Seen(self.tp, *state["seen"])
             self._offset = state["offset"]
-            await self._seen.verify(self.wires.client)
+        self._offset = await self._seen.verify(self.wires, self._offset)
         self.whole = True
         return {self.tp: self._offset}
 
@@ -47,11 +47,13 @@ class ScoreStage:
         """Forward a batch, shard by shard."""
         with whole_or_broken(self):
             for record in batch.records:
-                await self._forward(messages.decode(record.value or b""))
+                message = read_message(self.wires, self.tp, record)
+                if message is not None:
+                    await self._forward(record, message)
                 self._seen.note(record)
             self._offset = batch.end_offset
 
-    async def _forward(self, message: Message) -> None:
+    async def _forward(self, record: Received, message: Message) -> None:
         if message.marker:
             for shard, reader in enumerate(self._readers):
                 reader.read(message)
@@ -60,9 +62,9 @@ class ScoreStage:
         if message.shard >= len(self._readers):
             msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self._readers)}"
             raise RecoveryError(msg)
-        new = self._readers[message.shard].read(message)
+        new = read_records(self.wires, self.tp, record, message, self._readers[message.shard])
         if new:
-            scored = [self._scorer.score(record) for record in new]
+            scored = [self._scorer.score(each) for each in new]
             await self._send(message.shard, msgspec.structs.replace(message, records=scored, marks=[]))
 
     async def _send(self, shard: int, message: Message) -> None:
