@@ -36,11 +36,11 @@ NEVER_IDLE = 10**9
 
 
 def traffic(requests: int, seed: int) -> list[Event]:
-    """Slates a second apart with clicks, orders and actions, then five users in each topic far later."""
+    """Slates a second apart with clicks, orders and actions, then all topics far later."""
     chance = random.Random(seed)
     log: list[Event] = []
     for n in range(requests):
-        request, user, at = f"r{n}", f"u{n % 17}", n * SECOND
+        request, user, at = f"r{n}", f"u{n % 97}", n * SECOND
         log.append(impression(request, user, at))
         if chance.random() < 0.4:
             log.append(click(request, chance.choice("abcx"), user, at + chance.randrange(1, 11 * MINUTE)))
@@ -53,9 +53,9 @@ def traffic(requests: int, seed: int) -> list[Event]:
 
 
 def closing(at: int, of: str = "last") -> list[Event]:
-    """Acts of five users in each topic: what it takes to move every watermark."""
+    """Acts of 24 users in each topic, at least five in each of up to four partitions: this moves every watermark."""
     log: list[Event] = []
-    for n in range(5):
+    for n in range(24):
         user = f"{of}{n}"
         log += [impression(user, user, at), click(f"none-{user}", "a", user, at)]
         log += [order(user, "a", user, at), action("a", user, at)]

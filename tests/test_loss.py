@@ -12,12 +12,10 @@ from kafka.admin import NewPartitions
 
 from stream import messages
 from stream.broker import Broker, kafka_available
-from stream.messages import GapError
 from tests.builders import HOUR
 from tests.live import NEVER_IDLE, Shop, closing, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
-LOST = "heft_lost_records_total"
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +37,19 @@ def shop(broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
 
 
 def lived(shop: Shop) -> None:
-    """A worker has joined and learned, and stopped well."""
-    shop.publish(traffic(300, seed=1))
+    """A worker has joined and learned, in several messages, and stopped well."""
     worker = shop.worker()
-    shop.until(lambda: len(shop.scored()) > 600)
+    for log in (traffic(300, seed=1), closing(31 * HOUR, "a"), closing(32 * HOUR, "b"), closing(33 * HOUR, "c")):
+        before = len(shop.scored())
+        shop.publish(log)
+        shop.until(lambda before=before: len(shop.scored()) > before)  # type: ignore[misc]
+    shop.stop(worker)
+
+
+def runs_ahead(shop: Shop, short: str, *stages: str) -> None:
+    """These stages work, and the ones behind them do not."""
+    worker, before = shop.worker(*stages), len(shop.read(short))
+    shop.until(lambda: any(messages.decode(raw).records for raw in shop.read(short)[before:]))
     shop.stop(worker)
 
 
@@ -56,7 +63,7 @@ def delete_records(shop: Shop, short: str, before: int) -> None:
 def goes_on(shop: Shop, short: str) -> None:
     """With the loss accepted a worker joins and learns what comes, and counts what did not."""
     worker = shop.worker(accept_loss=True)
-    before = len(shop.latest("learn-0")[0]["seen"]) and shop.learned().samples
+    before = shop.learned().samples
     for day in (40, 50):
         shop.publish(closing(day * HOUR, f"day{day}-"))
     shop.until(lambda: shop.learned().samples > before)
@@ -65,16 +72,12 @@ def goes_on(shop: Shop, short: str) -> None:
     assert any(f'topic="{shop.topic(short)}"' in name for name in lost)
     assert "loss accepted" in shop.said()
     shop.stop(worker)
-    shop.stop(settled(shop))
-
-
-def settled(shop: Shop):  # type: ignore[no-untyped-def]
-    """A worker that needs no loss accepted any more."""
-    worker, made = shop.worker(), len(shop.read("samples"))
-    shop.until(lambda: len(shop.read("samples")) > made)
-    shop.publish(closing(60 * HOUR, "later"))
-    shop.until(lambda: len(shop.read("samples")) > made + 1)
-    return worker
+    # The next worker has nothing to accept.
+    worker, before = shop.worker(), shop.learned().samples
+    for day in (60, 70):
+        shop.publish(closing(day * HOUR, f"day{day}-"))
+    shop.until(lambda: shop.learned().samples > before)
+    shop.stop(worker)
 
 
 @pytest.mark.parametrize("short", ["clicks", "samples", "scored"])
@@ -82,11 +85,10 @@ def test_offsets_that_retention_took_are_named(shop: Shop, short: str) -> None:
     lived(shop)
     shop.publish(closing(35 * HOUR, "unread"))
     if short == "samples":
-        shop.stop_after(shop.worker("join"), "samples", 3)
+        runs_ahead(shop, short, "join")
     if short == "scored":
-        shop.stop_after(shop.worker("join", "score"), "scored", 3)
-    end = len(shop.read(short))
-    delete_records(shop, short, end)
+        runs_ahead(shop, short, "join", "score")
+    delete_records(shop, short, len(shop.published["clicks"][0] if short == "clicks" else shop.read(short)))
     said = shop.ends_with_an_error(shop.worker())
     assert f"{shop.topic(short)}-0: expected to go on at offset" in said
     assert "retention has deleted what lies between" in said
@@ -96,7 +98,7 @@ def test_offsets_that_retention_took_are_named(shop: Shop, short: str) -> None:
 @pytest.mark.parametrize("short", ["clicks", "samples", "scored"])
 def test_a_topic_made_anew_is_named(shop: Shop, short: str) -> None:
     lived(shop)
-    old = shop.read(short)
+    old = list(shop.published["clicks"][0])
     shop.make_anew(short)
     if short == "clicks":
         shop.publish([(short, raw) for raw in reversed(old)])
@@ -137,7 +139,6 @@ def test_a_gap_in_a_copy_of_the_log_is_named(shop: Shop, cut: Callable[[Shop], l
         snapshot.unlink()
     said = shop.ends_with_an_error(shop.worker("learn"))
     assert f"{shop.topic('scored')}-0 at offset" in said
-    assert GapError.__name__ not in said.splitlines()[-1]
     assert "missing from the topic" in said
     worker = shop.worker("learn", accept_loss=True)
     shop.until(lambda: shop.latest("learn-0")[0].get("offset") == len(copy))

@@ -16,6 +16,8 @@ from stream.snapshot import SnapshotError, SnapshotStore
 from tests.live import NEVER_IDLE, Shop, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+
 @pytest.fixture(scope="module")
 def bootstrap() -> Iterator[str]:
     with running_broker("tansu") as bootstrap:
