@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic, perf_counter, time
@@ -96,7 +96,11 @@ class Shell:
             places = {self._place(tp) for tp in assigned}
             self._check_complete(assigned, places)
             opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
+            gaps = self.losses.gaps.total()
             offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
+            if self.losses.gaps.total() > gaps:
+                # What is done from here on cannot be done again from older snapshots.
+                await self._save_at_once([running.stage for running in opened.values()])
             now = monotonic()
             for running, its in zip(opened.values(), offsets, strict=True):
                 running.taken_at = dict.fromkeys(its, now)
@@ -215,6 +219,11 @@ class Shell:
                     self.metrics.snapshot_stall.labels(place[0]).observe(perf_counter() - started)
             if unsaved is not None:
                 await self._write(unsaved)
+
+    async def _save_at_once(self, stages: Iterable[Stage]) -> None:
+        for stage in stages:
+            unsaved = await stage.unsaved()
+            self._store.save(unsaved.name, unsaved.state, unsaved.segments)
 
     def _settle(self) -> None:
         """Spare the cyclic collector what is there to stay: modules, compiled kernels, restored state.

@@ -63,6 +63,7 @@ class JoinStage:
         self._floor: dict[int, Key] = {}  # after an accepted loss: what is not above was written before
         self._seen = [Seen(tp) for tp in self.tps]
         self._written = Seen(self._samples)
+        self._rollbacks = 0
         self.joiner = Joiner(config, self.inputs, *self._decode)
 
     @property
@@ -74,7 +75,8 @@ class JoinStage:
         """Restore the snapshot, take over the output, and do again what was done since."""
         start, owner = self._restore()
         fresh = start is None
-        gaps = self.wires.losses.gaps.total()
+        losses, theirs = self.wires.losses, (*self.tps, self._samples)
+        gaps = losses.of(*theirs)
         here = [None if fresh else offset for offset in self.joiner.offsets]
         pairs = zip(self._seen, here, strict=True)
         self.joiner.seek(await asyncio.gather(*[seen.verify(self.wires, at) for seen, at in pairs]))
@@ -83,13 +85,10 @@ class JoinStage:
         try:
             await self._do_again(start, marker, owner, fresh)
         except (RecoveryError, OffsetGoneError, MissingRecordsError, MessageError) as error:
-            self.wires.losses.accept(self._samples, error)
+            losses.accept(self._samples, error)
             await self._go_on_after(start, marker, owner)
-        self.whole = True
-        if self.wires.losses.gaps.total() > gaps:
-            # What was done from here on cannot be done again from an older snapshot.
-            unsaved = await self.unsaved()
-            self.wires.store.save(unsaved.name, unsaved.state)
+        self.whole, self.changed = True, True  # the next snapshot spares doing the same again once more
+        self._rollbacks += losses.of(*theirs) > gaps
         return dict(zip(self.tps, self.joiner.offsets, strict=True))
 
     async def take(self, batch: Batch) -> None:
@@ -128,7 +127,7 @@ class JoinStage:
             "written": (self._writer.next_offset - 1, self._writer.checksum, self._written.partitions),
             "inputs": list(self.inputs),
         }
-        name = Name(self.owner_name, 0, self._writer.next_offset, "join")
+        name = Name(self.owner_name, self._rollbacks, self._writer.next_offset, "join")
         self.changed = False
         return Unsaved(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
 
@@ -177,6 +176,7 @@ class JoinStage:
         self._keys = {shard: _key(key) for shard, key in state["keys"]}
         self._seen = [Seen(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
         self._written = Seen(self._samples, *state["written"])
+        self._rollbacks = name.rollbacks
         return state["output"], Owner(*state["owner"])
 
     async def _do_again(self, start: int, marker: int, owner: Owner, fresh: bool) -> None:

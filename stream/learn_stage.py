@@ -34,7 +34,9 @@ class LearnStage:
             self.reader = ScoredReader.restore(state["reader"])
             self._seen = Seen(self.tp, *state["seen"])
             self._offset, self._rollbacks = state["offset"], name.rollbacks
+        gaps = self.wires.losses.of(self.tp)
         self._offset = await self._seen.verify(self.wires, self._offset)
+        self._rollbacks += self.wires.losses.of(self.tp) > gaps
         self.whole = True
         return {self.tp: self._offset}
 

@@ -25,6 +25,7 @@ class ScoreStage:
         self._scorer = scorer
         self._seen = Seen(self.tp)
         self._offset: int | None = None
+        self._rollbacks = 0
         self._readers = [ScoredReader() for _ in range(shards)]
 
     async def open(self) -> Mapping[TP, int | None]:
@@ -39,7 +40,10 @@ class ScoreStage:
             self._readers = [ScoredReader.restore(reader) for reader in state["readers"]]
             self._seen = Seen(self.tp, *state["seen"])
             self._offset = state["offset"]
+            self._rollbacks = name.rollbacks
+        gaps = self.wires.losses.of(self.tp)
         self._offset = await self._seen.verify(self.wires, self._offset)
+        self._rollbacks += self.wires.losses.of(self.tp) > gaps
         self.whole = True
         return {self.tp: self._offset}
 
@@ -79,4 +83,4 @@ class ScoreStage:
             "readers": [reader.state() for reader in self._readers],
         }
         self.changed = False
-        return Unsaved(Name(f"score-{self.partition}", 0, offset, "score"), state, (), {self.tp: offset})
+        return Unsaved(Name(f"score-{self.partition}", self._rollbacks, offset, "score"), state, (), {self.tp: offset})

@@ -1,8 +1,9 @@
 """Everything needed to go on, in one file that is whole or absent.
 
 A snapshot is named by owner (``join-3``, ``learn-0``), rollbacks, lineage and offset, so two who write one name write
-the same state. Order of writing: new segments first, then the snapshot under a temporary name, fsync, rename; then
-what is no longer needed goes. On an object store a file is one PUT under its final name.
+the same state; an accepted loss counts as a rollback, since offsets may begin again. Order of writing: new segments
+first, then the snapshot under a temporary name, fsync, rename; then what is no longer needed goes. On an object store
+a file is one PUT under its final name.
 
 Layout of a file: ``HEFT``, format number (u16), checksum of the rest (BLAKE2b, 16 bytes), then MessagePack compressed
 with zstd. *Segments* hold what never changes once written, slates shown and not yet closed: a snapshot names those it

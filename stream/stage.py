@@ -52,6 +52,10 @@ class Losses:
         self.accepted = accepted
         self.gaps: Counter[TP] = Counter()
 
+    def of(self, *tps: TP) -> int:
+        """Return how often something was missing of these partitions."""
+        return sum(self.gaps[tp] for tp in tps)
+
     def accept(self, tp: TP, error: Exception) -> None:
         """Count that something is missing of a partition; raise the error if that is not accepted."""
         if not self.accepted:
