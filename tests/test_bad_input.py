@@ -96,6 +96,8 @@ def test_what_is_no_event_is_rejected_with_its_place_and_the_rest_is_learned(sho
     shop.publish(good[300:])
     worker = shop.worker()
     shop.until(lambda: len(shop.read("rejected")) >= len(BAD), 90)
+    invalid = 'heft_events_total{fate="invalid",partition="0",type="unknown"}'
+    shop.until(lambda: shop.scraped(worker).get(invalid) == len(BAD))
     shop.ends_well(worker)
     rejected = {(each["topic"], each["offset"]): each for each in map(json.loads, shop.read("rejected"))}
     assert len(rejected) == len(BAD)

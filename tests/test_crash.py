@@ -165,3 +165,18 @@ def test_a_message_that_the_broker_took_twice_is_one_message(shop: Shop) -> None
     shop.append("samples", *last)
     shop.interval = "1s"
     shop.ends_well(shop.worker())
+
+
+@pytest.mark.parametrize("shop", [{"session": "45s", "idle_after_ms": NEVER_IDLE}], indirect=True)
+def test_a_worker_that_is_asked_to_stop_saves_and_leaves_the_group(shop: Shop, broker: Broker) -> None:
+    if broker.kind == "tansu":
+        pytest.skip("Tansu answers whoever joins after half the session, left group or not")
+    shop.publish(traffic(300, seed=14))
+    worker = shop.worker()
+    shop.until(lambda: len(shop.scored()) > 600)
+    shop.stop(worker)
+    made = len(shop.read("samples"))
+    assert shop.latest("join-0")[0]["output"] == made, "nothing is to be done again"
+    worker = shop.worker()
+    shop.until(lambda: len(shop.read("samples")) > made, 30)  # and nobody waits for a session to end
+    shop.ends_well(worker)
