@@ -34,6 +34,7 @@ BATCHES_AHEAD = 2
 """Batches of one partition handed out and not done: one in work, one waiting."""
 
 _POLL_SECONDS = 0.5  # how long one wait for records lasts; waking up ends it sooner
+_LOOKS_BEYOND_THE_END = 10  # before a topic counts as cut
 _FETCH_WAIT_MS = 50  # a broker answers an empty fetch after this; a node has one fetch under way, for all partitions
 
 
@@ -338,8 +339,15 @@ class BatchConsumer(faust_aiokafka.Consumer):
     async def _go_on_from(self, gone: Mapping[TP, int]) -> None:
         """Records at these offsets are not there: end, or go on at the nearest when loss is accepted."""
         beginnings = await self._in_thread(self._thread.beginnings(gone))
-        ends = await self.end_offsets(gone)
+        for _ in range(_LOOKS_BEYOND_THE_END):
+            ends = await self.end_offsets(gone)
+            if all(offset <= ends[tp] for tp, offset in gone.items()):
+                break
+            # A broker that has just restarted tells an older end for a moment.
+            await asyncio.sleep(_POLL_SECONDS)
         for tp, offset in gone.items():
+            if beginnings[tp] <= offset <= ends[tp]:
+                continue
             self._positions[tp] = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))
         await self.perform_seek()
 

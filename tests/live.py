@@ -120,8 +120,7 @@ class Shop:
         self.until(lambda: self.topic(short) not in admin.list_topics())
         admin.close()
         self.create(short)
-        for partition in range(self.partitions):
-            self._readers.pop((short, partition), (None, []))
+        self.hang_up()
         if short in self.published:
             self.published[short] = [[] for _ in range(self.partitions)]
 
@@ -159,6 +158,12 @@ class Shop:
             records += [record.value for batch in got.values() for record in batch]
         return records
 
+    def hang_up(self) -> None:
+        """Close our own readers: a client of kafka-python leaves sockets open when its broker goes."""
+        for consumer, _ in self._readers.values():
+            consumer.close()
+        self._readers.clear()
+
     def messages(self, short: str, partition: int = 0) -> list[Message]:
         return [messages.decode(raw) for raw in self.read(short, partition)]
 
@@ -189,8 +194,7 @@ class Shop:
                 worker.send_signal(signal.SIGCONT)
                 worker.kill()
             worker.wait()
-        for consumer, _ in self._readers.values():
-            consumer.close()
+        self.hang_up()
 
     def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         end = time.monotonic() + seconds
