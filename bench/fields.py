@@ -23,6 +23,7 @@ _WORD = re.compile(r"\w+")
 _MAX_WORDS = 24
 _MAX_VALUES = 32
 _MAX_CACHED = 1 << 16
+_OF_THE_PAST = ("rate", "count", "since")
 _OF_NUMBERS = (".log", ".rank", ".ratio", ".step")
 _FORBIDDEN = str.maketrans(dict.fromkeys(" :|\n\r\t", "_"))
 
@@ -108,8 +109,9 @@ class History:
         """Return the factor that makes counts what they are at a time."""
         return float(0.5 ** ((at - self._start) / self.half_life_ms)) if self._start else 1.0
 
-    def put(self, terms: Terms, rate: str, count: str, since: str, key: Any, at: int, left: float) -> None:
+    def put(self, terms: Terms, names: list[str], key: Any, at: int, left: float) -> None:
         """Put rate, count and time since a click of a key, under the names given; an empty name is not read."""
+        rate, count, since = names
         if since and key in self._clicked:
             terms[since] = [str(floor(log2(1.0 + max(at - self._clicked[key], 0) / 1000.0)))]
         past = self._past.get(key)
@@ -214,7 +216,7 @@ class Fields:
         self._context, self._item = (Sources(prefix, self._open) for prefix in ("context.", "item."))
         self._positions: dict[int, tuple[list[str], list[str]]] = {}
         self._item_past, self._user_past, self._query_item, self._user_item = (
-            tuple(f"{past}.{what}" * (f"{past}.{what}" in reads) for what in ("rate", "count", "since"))
+            [f"{past}.{what}" * (f"{past}.{what}" in reads) for what in _OF_THE_PAST]
             for past in ("item_past", "user", "query_item", "user_item")
         )
         self._reads_words = not self._reads.isdisjoint({"query.words", "text.words", "match", "match.letters"})
@@ -242,7 +244,7 @@ class Fields:
         left = self.history.left(at)
         last, kinds, later, touched = _session(whole, at, items, acts)
         if any(self._user_past):
-            self.history.put(whole, *self._user_past, (0, user), at, left)
+            self.history.put(whole, self._user_past, (0, user), at, left)
         whole = {term: values for term, values in whole.items() if term in reads or "*" in term}
 
         beside = self._compare(items, touched) if self._beside else None
@@ -275,11 +277,11 @@ class Fields:
             elif acts:
                 row["session.place"] = others
             if past_item:
-                put_past(row, *self._item_past, item_id, at, left)
+                put_past(row, self._item_past, item_id, at, left)
             if past_query_item:
-                put_past(row, *self._query_item, (query, item_id), at, left)
+                put_past(row, self._query_item, (query, item_id), at, left)
             if past_user_item:
-                put_past(row, *self._user_item, (user, item_id, 0), at, left)
+                put_past(row, self._user_item, (user, item_id, 0), at, left)
             position = places[place]
             known = self._positions.get(position)
             if known is None:
@@ -326,9 +328,9 @@ class Fields:
 
 _KNOWN = (
     "surface", "query", "query.words", "user_id", "slate.size", "session.size", "session.last", "session.met",
-    "session.ago", "user.rate", "user.count", "user.since", "item_id", "text.words", "match", "match.letters", "position",
-    "position.log", "session.gap", "session.gap.log", "session.kinds", "session.place", "session.since",
-    *(f"{past}.{what}" for past in ("item_past", "query_item", "user_item") for what in ("rate", "count", "since")),
+    "session.ago", "item_id", "text.words", "match", "match.letters", "position", "position.log", "session.gap",
+    "session.gap.log", "session.kinds", "session.place", "session.since",
+    *(f"{past}.{what}" for past in ("user", "item_past", "query_item", "user_item") for what in _OF_THE_PAST),
 )  # fmt: skip
 
 

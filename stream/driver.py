@@ -36,6 +36,7 @@ BATCHES_AHEAD = 2
 """Batches of one partition handed out and not done: one in work, one waiting."""
 
 _POLL_SECONDS = 0.5  # how long one wait for records lasts; waking up ends it sooner
+_LOOKS_BEYOND_THE_END = 10  # before a topic counts as cut
 _FETCH_WAIT_MS = 50  # a broker answers an empty fetch after this; a node has one fetch under way, for all partitions
 
 
@@ -75,6 +76,11 @@ class OffsetGoneError(RuntimeError):
             f"{end}: {why}. Restore the topic, or start with --accept-loss to go on at {_nearest(wanted, beginning)}."
         )
         self.tp, self.wanted, self.beginning, self.end = tp, wanted, beginning, end
+
+    @property
+    def nearest(self) -> int:
+        """Where to go on when the loss is accepted."""
+        return _nearest(self.wanted, self.beginning)
 
 
 def _nearest(wanted: int, beginning: int) -> int:
@@ -285,10 +291,9 @@ class BatchConsumer(faust_aiokafka.Consumer):
     def _gone(self, error: OffsetGoneError) -> int:
         if not self._accept_loss:
             raise error
-        nearest = _nearest(error.wanted, error.beginning)
-        self.lost[error.tp] += max(0, nearest - error.wanted)
+        self.lost[error.tp] += max(0, error.nearest - error.wanted)
         self.log.warning("loss accepted: %s", error)
-        return nearest
+        return error.nearest
 
     async def perform_seek(self) -> None:
         """Go where the stages are. Faust calls this after every rebalance, before records flow."""
@@ -337,9 +342,14 @@ class BatchConsumer(faust_aiokafka.Consumer):
     async def _go_on_from(self, gone: Mapping[TP, int]) -> None:
         """Records at these offsets are not there: end, or go on at the nearest when loss is accepted."""
         beginnings = await self._in_thread(self._thread.beginnings(gone))
-        ends = await self.end_offsets(gone)
+        for _ in range(_LOOKS_BEYOND_THE_END):
+            ends = await self.end_offsets(gone)
+            if all(offset <= ends[tp] for tp, offset in gone.items()):
+                break
+            # A broker that has just restarted tells an older end for a moment; and the end that Apache Kafka tells
+            # with a fetch is read before the records it sends.
+            await asyncio.sleep(_POLL_SECONDS)
         for tp, offset in gone.items():
-            # Apache Kafka reads the end it tells before the records it sends: an end below them is only old.
             if beginnings[tp] <= offset <= ends[tp]:
                 continue
             self._positions[tp] = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))

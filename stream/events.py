@@ -7,9 +7,11 @@ alone. Rules of evolution: unknown fields are ignored, a new field has a default
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
+import zstandard
 
 from models.sample import Act, AtMs, Id, Item, Slate
 
@@ -17,6 +19,11 @@ __all__ = ["Act", "Action", "Click", "Event", "EventError", "Impression", "Item"
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """A record larger than this is refused unread: no slate of 1,000 items comes near it."""
+
+MAX_TRAVELLING_BYTES = 450_000
+"""What an event may take, compressed: with the longest session it still fits a message of 900 KB."""
+
+_SURELY_FITS = 400_000  # bytes of JSON: MessagePack is at most half as much again, of names that repeat
 
 
 class EventError(ValueError):
@@ -56,7 +63,7 @@ class Action(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag=
     user_id: Id
     item_id: Id
     at_ms: AtMs
-    kind: str = "action"
+    kind: Annotated[str, msgspec.Meta(max_length=256)] = "action"
     event_id: Id | None = None
 
 
@@ -95,6 +102,23 @@ def decode(raw: bytes) -> Event:
             msg = "Expected every `item_id` once - at `$.items[...].item_id`"
             raise EventError(msg)
     return event
+
+
+def require_travelling(raw: bytes, found: Sequence[Event]) -> None:
+    """Refuse what is too large for a message between the stages, before it is in any record.
+
+    Raises
+    ------
+    EventError
+        If an event of this record is larger than `MAX_TRAVELLING_BYTES` when compressed.
+    """
+    if len(raw) <= _SURELY_FITS:
+        return
+    for event in found:
+        size = len(zstandard.ZstdCompressor(level=1).compress(msgspec.msgpack.encode(event)))
+        if size > MAX_TRAVELLING_BYTES:
+            msg = f"Expected at most {MAX_TRAVELLING_BYTES} bytes when compressed, got {size} - at `$`"
+            raise EventError(msg)
 
 
 def encode(event: Event) -> bytes:

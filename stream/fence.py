@@ -8,6 +8,7 @@ after the marker, every reader drops.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -30,6 +31,14 @@ class FencedError(RuntimeError):
 
 class MissingRecordsError(RuntimeError):
     """Records that a topic should hold did not come."""
+
+
+class Bounds(NamedTuple):
+    """What a partition holds: offsets from ``beginning`` to below ``end``; and how many partitions its topic has."""
+
+    beginning: int
+    end: int
+    partitions: int
 
 
 class Owner(NamedTuple):
@@ -71,6 +80,18 @@ class Cursor:
     async def __aexit__(self, *_: object) -> None:
         await self._consumer.stop()
 
+    async def bounds(self) -> Bounds:
+        """Return what the partition holds now; the cursor has moved then."""
+        consumer, tp = self._consumer, self._tp
+        beginning = (await consumer.beginning_offsets([tp]))[tp]
+        end = (await consumer.end_offsets([tp]))[tp]
+        if end > beginning:
+            # Tansu tells the second offset of the last batch; a fetch of that batch knows better.
+            consumer.seek(tp, end - 1)
+            await consumer.getmany(tp, timeout_ms=2000, max_records=1)
+            end = max(end, consumer.highwater(tp) or 0)
+        return Bounds(beginning, end, len(consumer.partitions_for_topic(tp.topic) or ()))
+
     async def up_to(self, end: int) -> AsyncIterator[Received]:
         """Yield the records from where the cursor is to ``end``, which is not included.
 
@@ -109,6 +130,7 @@ class Writer:
         self.owner = Owner()
         self.tp = tp
         self.next_offset = -1
+        self.checksum = 0  # of the last message written, at the offset before the next
         self._client = client
         self._producer = producer
 
@@ -130,6 +152,7 @@ class Writer:
             seen = at + 1
             if highest < epoch:
                 self.owner, self.next_offset = Owner(epoch, writer), at + 1
+                self.checksum = zlib.crc32(messages.encode(marker))
                 return at
             highest = max(highest, epoch)
 
@@ -141,10 +164,11 @@ class Writer:
         FencedError
             If another worker has taken the partition over.
         """
-        at = await self._send(messages.encode(message), due_since_ms)
+        value = messages.encode(message)
+        at = await self._send(value, due_since_ms)
         if at != self.next_offset:
             await self._look_between(self.next_offset, at)
-        self.next_offset = at + 1
+        self.next_offset, self.checksum = at + 1, zlib.crc32(value)
         return at
 
     async def _send(self, value: bytes, due_since_ms: int | None = None) -> int:

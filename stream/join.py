@@ -13,6 +13,7 @@ import heapq
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -95,22 +96,31 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rejected(NamedTuple):
-    """A record that is no event: where it came from, its first 64 KB, its length, and why."""
+    """A record that is no event: where it came from, its first 64 KB, its length and hash, and why."""
 
     input: int
     offset: int
     raw: bytes
     length: int
+    blake2b: str
     reason: str
+
+    @classmethod
+    def of(cls, input: int, offset: int, raw: bytes, reason: str) -> Rejected:
+        """Keep of a record what `rejected` carries."""
+        return cls(input, offset, raw[:REJECTED_BYTES], len(raw), blake2b(raw, digest_size=16).hexdigest(), reason)
 
 
 class _Open(msgspec.Struct, array_like=True, gc=False):
-    """A shown slate whose click window runs: ids only, its features have gone ahead in `Shown`."""
+    """A shown slate whose click window runs: ids only, its features have gone ahead in `Shown`.
+
+    Tuples, not lists, here and below: of what waits in great number the cyclic collector then has nothing to walk.
+    """
 
     shown_ms: int
     shard: int
     items: tuple[str, ...]
-    clicked: list[str]
+    clicked: tuple[str, ...] = ()
 
 
 class _Clicked(msgspec.Struct, array_like=True, gc=False):
@@ -196,7 +206,7 @@ class Joiner:
         self._open: OrderedDict[str, _Open] = OrderedDict()  # request -> slate, in the order shown
         self._closed: OrderedDict[str, tuple[int, str]] = OrderedDict()  # request -> (shown, fate of its later clicks)
         self._clicks: OrderedDict[tuple[str, str], _Clicked] = OrderedDict()  # (request, item), in the order joined
-        self._pairs: dict[tuple[str, str], list[str]] = {}  # (user, item) -> requests with a click that waits
+        self._pairs: dict[tuple[str, str], tuple[str, ...]] = {}  # (user, item) -> requests with a click that waits
         self._orders: OrderedDict[tuple[str, str], int] = OrderedDict()  # (order, item) -> due
         self._waiting: OrderedDict[str, list[tuple[int, int, Click]]] = OrderedDict()  # clicks ahead of their slate
         self._waiting_clicks = 0
@@ -212,10 +222,13 @@ class Joiner:
             self.apply(Mark(input, False, tuple(self.offsets)))
         source.offset = offset + 1
         try:
-            for nth, event in enumerate(self._decode(self.names[input], raw)):
+            found = self._decode(self.names[input], raw)
+            events.require_travelling(raw, found)
+            for nth, event in enumerate(found):
                 self._arrive(input, source, offset << _NTH_BITS | nth, event)
         except EventError as error:
-            self._reject(input, offset, raw, str(error))
+            self.fates["unknown"]["invalid"] += 1
+            self.rejected.append(Rejected.of(input, offset, raw, str(error)))
 
     def tick(self, input: int) -> None:
         """Wall time has passed and this input has nothing left: it no longer holds the others back."""
@@ -283,14 +296,9 @@ class Joiner:
             assert step.event is not None
             ahead = self.config.max_ahead_ms
             reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
-            raw = events.encode(step.event)
             self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
-            offset = step.serial >> _NTH_BITS
-            self.rejected.append(Rejected(step.input, offset, raw[:REJECTED_BYTES], len(raw), reason))
-
-    def _reject(self, input: int, offset: int, raw: bytes, reason: str) -> None:
-        self.fates["unknown"]["invalid"] += 1
-        self.rejected.append(Rejected(input, offset, raw[:REJECTED_BYTES], len(raw), reason))
+            # The raw record is not kept so long: the event says the same.
+            self.rejected.append(Rejected.of(step.input, step.serial >> _NTH_BITS, events.encode(step.event), reason))
 
     def _advance(self) -> None:
         frontier = frontier_of(self._inputs)
@@ -369,7 +377,7 @@ class Joiner:
             slate = msgspec.structs.replace(slate, session=None)
         shard = self._shard(slate)
         items = tuple([sys.intern(item.item_id) for item in slate.items])
-        self._open[request] = _Open(slate.at_ms, shard, items, [])
+        self._open[request] = _Open(slate.at_ms, shard, items)
         out.append((shard, Shown(slate.at_ms, slate, session)))
         for input, serial, click in waiting:
             step = _Step(slate.at_ms, _CLICKED, request, click.item_id, input, serial, click)
@@ -392,10 +400,10 @@ class Joiner:
         self.fates["click"][fate] += 1
         if fate != "joined" or slate is None:
             return
-        slate.clicked.append(item)
+        slate.clicked += (item,)
         out.append((slate.shard, Clicked(step.due_ms, request, item)))
         self._clicks[request, item] = _Clicked(step.due_ms, click.at_ms, slate.shard, click.user_id)
-        self._pairs.setdefault((click.user_id, item), []).append(request)
+        self._pair(click.user_id, item, request)
         if len(self._clicks) > self.config.max_open_clicks:
             (oldest, its_item), state = self._clicks.popitem(last=False)
             self._unpair(state.user_id, its_item, oldest)
@@ -484,10 +492,14 @@ class Joiner:
         self._unpair(click.user_id, item, request)
         out.append((click.shard, Matured(due_ms, request, item, click.converted, click.value)))
 
+    def _pair(self, user: str, item: str, request: str) -> None:
+        self._pairs[user, item] = (*self._pairs.get((user, item), ()), request)
+
     def _unpair(self, user: str, item: str, request: str) -> None:
-        requests = self._pairs[user, item]
-        requests.remove(request)
-        if not requests:
+        left = tuple([other for other in self._pairs[user, item] if other != request])
+        if left:
+            self._pairs[user, item] = left
+        else:
             del self._pairs[user, item]
 
     def _forget(self, request: str, shown_ms: int, fate: str) -> None:
@@ -576,7 +588,7 @@ class Joiner:
         joiner._closed = OrderedDict(saved.closed)
         joiner._clicks = OrderedDict(saved.clicks)
         for (request, item), click in saved.clicks:
-            joiner._pairs.setdefault((click.user_id, item), []).append(request)
+            joiner._pair(click.user_id, item, request)
         joiner._orders = OrderedDict(saved.orders)
         joiner._waiting = OrderedDict(saved.waiting)
         joiner._waiting_clicks = sum(len(clicks) for clicks in joiner._waiting.values())

@@ -7,22 +7,22 @@ records are those already in the log, and a difference ends the stage.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from models.sample import FIRST_KEY, Key, Record
 from stream import messages
-from stream.driver import TP, Batch
-from stream.fence import Cursor, Owner, Rightful, Writer
-from stream.join import REJECTED_BYTES, Decode, JoinConfig, Joiner, Rejected
-from stream.messages import Message
+from stream.driver import TP, Batch, OffsetGoneError
+from stream.fence import Cursor, MissingRecordsError, Owner, Rightful, Writer
+from stream.join import Decode, JoinConfig, Joiner, Rejected
+from stream.messages import Message, MessageError
 from stream.snapshot import Name
-from stream.stage import RecoveryError, Seen, Unsaved, Wires, whole_or_broken
+from stream.stage import RecoveryError, Seen, Unsaved, Wires, read_message, whole_or_broken
 
 
 class JoinStage:
@@ -59,7 +59,11 @@ class JoinStage:
         self._samples = TP(samples, partition)
         self._writer = Writer(wires.client, wires.producer, self._samples)
         self._keys: dict[int, Key] = {}
+        self._made: dict[int, list[Record]] = {}  # while doing it again: by shard, not yet found in the output
+        self._floor: dict[int, Key] = {}  # after an accepted loss: what is not above was written before
         self._seen = [Seen(tp) for tp in self.tps]
+        self._written = Seen(self._samples)
+        self._rollbacks = 0
         self.joiner = Joiner(config, self.inputs, *self._decode)
 
     @property
@@ -69,15 +73,22 @@ class JoinStage:
 
     async def open(self) -> Mapping[TP, int | None]:
         """Restore the snapshot, take over the output, and do again what was done since."""
-        start, owner = await self._restore()
-        fresh = start < 0
-        if fresh:
-            self.joiner.seek(await self._beginnings())
-            async with Cursor(self.wires.client, self._samples, -1) as log:
-                start = log.offset
+        start, owner = self._restore()
+        fresh = start is None
+        losses, theirs = self.wires.losses, (*self.tps, self._samples)
+        gaps = losses.of(*theirs)
+        here = [None if fresh else offset for offset in self.joiner.offsets]
+        pairs = zip(self._seen, here, strict=True)
+        self.joiner.seek(await asyncio.gather(*[seen.verify(self.wires, at) for seen, at in pairs]))
+        start = await self._written.verify(self.wires, start)
         marker = await self._writer.claim(start, owner, tuple(self.joiner.offsets))
-        await self._do_again(start, marker, owner, fresh)
-        self.whole = True
+        try:
+            await self._do_again(start, marker, owner, fresh)
+        except (RecoveryError, OffsetGoneError, MissingRecordsError, MessageError) as error:
+            losses.accept(self._samples, error)
+            await self._go_on_after(start, marker, owner)
+        self.whole, self.changed = True, True  # the next snapshot spares doing the same again once more
+        self._rollbacks += losses.of(*theirs) > gaps
         return dict(zip(self.tps, self.joiner.offsets, strict=True))
 
     async def take(self, batch: Batch) -> None:
@@ -115,9 +126,10 @@ class JoinStage:
             "owner": tuple(self._writer.owner),
             "keys": sorted(self._keys.items()),
             "seen": [seen.state() for seen in self._seen],
+            "written": (self._writer.next_offset - 1, self._writer.checksum, self._written.partitions),
             "inputs": list(self.inputs),
         }
-        name = Name(self.owner_name, 0, self._writer.next_offset, "join")
+        name = Name(self.owner_name, self._rollbacks, self._writer.next_offset, "join")
         self.changed = False
         return Unsaved(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
 
@@ -131,7 +143,8 @@ class JoinStage:
     async def _write_records(self, drained: Sequence[tuple[int, Record]], due_since_ms: int | None = None) -> None:
         shards: dict[int, list[Record]] = {}
         for shard, record in drained:
-            shards.setdefault(shard, []).append(record)
+            if record.key > self._floor.get(shard, FIRST_KEY):
+                shards.setdefault(shard, []).append(record)
         for shard, records in shards.items():
             for part in messages.batches(records):
                 await self._append(shard, part, due_since_ms)
@@ -153,10 +166,11 @@ class JoinStage:
 
     # ---------------------------------------------------------------- recovery
 
-    async def _restore(self) -> tuple[int, Owner]:
+    def _restore(self) -> tuple[int | None, Owner]:
+        """Return where the snapshot stands in the output, None without one, and who owned it then."""
         found = self.wires.store.latest(self.owner_name, "join")
         if found is None:
-            return -1, Owner()
+            return None, Owner()
         name, state, _ = found
         if tuple(state["inputs"]) != self.inputs:
             msg = f"{name.file}: made from the topics {state['inputs']}, the configuration names {list(self.inputs)}"
@@ -164,26 +178,22 @@ class JoinStage:
         self.joiner = Joiner.restore(self.config, self.inputs, state["joiner"], *self._decode)
         self._keys = {shard: _key(key) for shard, key in state["keys"]}
         self._seen = [Seen(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
-        for seen in self._seen:
-            await seen.verify(self.wires.client)
+        self._written = Seen(self._samples, *state["written"])
+        self._rollbacks = name.rollbacks
         return state["output"], Owner(*state["owner"])
-
-    async def _beginnings(self) -> list[int]:
-        beginnings = []
-        for tp in self.tps:
-            async with Cursor(self.wires.client, tp, -1) as log:
-                beginnings.append(log.offset)
-        return beginnings
 
     async def _do_again(self, start: int, marker: int, owner: Owner, fresh: bool) -> None:
         """Read our own output since ``start`` and the inputs it was made of; write what is missing of it."""
         rightful = Rightful(owner)
-        made: dict[int, list[Record]] = {}
+        made = self._made
+        before: bytes | None = b""
         async with contextlib.AsyncExitStack() as open_inputs:
             cursors: list[Cursor] = []
             async with Cursor(self.wires.client, self._samples, start) as log:
                 async for record in log.up_to(marker):
-                    message = messages.decode(record.value or b"")
+                    if record.value == before:
+                        continue  # sent again because an acknowledgement was lost
+                    before, message = record.value, messages.decode(record.value or b"")
                     if fresh and message.marker:
                         self.joiner.seek(message.offsets)
                         fresh = False
@@ -199,14 +209,33 @@ class JoinStage:
                     for shard, again in self.joiner.drain():
                         made.setdefault(shard, []).append(again)
                     self._compare(record.offset, message, made.setdefault(message.shard, []))
-        # These were noted, and rejected, by whoever went before.
+        await self._write_made()
+
+    async def _write_made(self) -> None:
+        """Write what was made again and is not written yet; marks and rejects were, by whoever went before."""
         self.joiner.marks, self.joiner.rejected = [], []
+        made, self._made = self._made, {}
         await self._write_records([(shard, record) for shard, rest in made.items() for record in rest])
+
+    async def _go_on_after(self, start: int, marker: int, owner: Owner) -> None:
+        """Go on from wherever doing it again has come, and write nothing again of what is there."""
+        rightful = Rightful(owner)
+        async with Cursor(self.wires.client, self._samples, start) as log:
+            async for record in log.up_to(marker):
+                message = read_message(self.wires, self._samples, record)
+                if message is not None and rightful.passes(message) and message.records:
+                    highest = self._keys.get(message.shard, FIRST_KEY)
+                    self._keys[message.shard] = max(highest, message.records[-1].key)
+        self._floor = dict(self._keys)
+        await self._write_made()
 
     async def _advance(self, cursors: Sequence[Cursor], message: Message) -> None:
         for mark in message.marks:
             await self._read_to(cursors, mark.offsets)
-            self.joiner.apply(mark)
+            try:
+                self.joiner.apply(mark)
+            except ValueError as error:
+                raise RecoveryError(str(error)) from None
         await self._read_to(cursors, message.offsets)
 
     async def _read_to(self, cursors: Sequence[Cursor], offsets: Sequence[int]) -> None:
@@ -236,19 +265,18 @@ class JoinStage:
 
 def rejected_record(tp: TP, rejected: Rejected) -> bytes:
     """Return what `rejected` carries: where the record came from, why, its length and hash, its first 64 KB."""
-    raw = rejected.raw[:REJECTED_BYTES]
     fields: dict[str, Any] = {
         "topic": tp.topic,
         "partition": tp.partition,
         "offset": rejected.offset,
         "reason": rejected.reason,
         "bytes": rejected.length,
-        "blake2b": blake2b(raw, digest_size=16).hexdigest(),
+        "blake2b": rejected.blake2b,
     }
     try:
-        fields["raw"] = raw.decode()
+        fields["raw"] = rejected.raw.decode()
     except UnicodeDecodeError:
-        fields["raw_base64"] = base64.b64encode(raw).decode()
+        fields["raw_base64"] = base64.b64encode(rejected.raw).decode()
     return msgspec.json.encode(fields)
 
 

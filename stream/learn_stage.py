@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from stream import messages
 from stream.driver import TP, Batch
 from stream.learn import Learner, LearnerConfig
 from stream.messages import ScoredReader
 from stream.snapshot import Name
-from stream.stage import Seen, Unsaved, Wires, whole_or_broken
+from stream.stage import Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
 
 
 class LearnStage:
@@ -35,7 +34,9 @@ class LearnStage:
             self.reader = ScoredReader.restore(state["reader"])
             self._seen = Seen(self.tp, *state["seen"])
             self._offset, self._rollbacks = state["offset"], name.rollbacks
-            await self._seen.verify(self.wires.client)
+        gaps = self.wires.losses.of(self.tp)
+        self._offset = await self._seen.verify(self.wires, self._offset)
+        self._rollbacks += self.wires.losses.of(self.tp) > gaps
         self.whole = True
         return {self.tp: self._offset}
 
@@ -43,9 +44,10 @@ class LearnStage:
         """Learn a batch."""
         with whole_or_broken(self):
             for record in batch.records:
-                message = messages.decode(record.value or b"")
-                for each in self.reader.read(message):
-                    self.learner.apply(message.source, each)
+                message = read_message(self.wires, self.tp, record)
+                if message is not None:
+                    for each in read_records(self.wires, self.tp, record, message, self.reader):
+                        self.learner.apply(message.source, each)
                 self._seen.note(record)
                 await asyncio.sleep(0)  # a batch may hold many thousand samples: let the others have a turn
             self._offset = batch.end_offset

@@ -29,6 +29,10 @@ class MessageError(ValueError):
     """A record of `samples` or `scored` that cannot be read: damaged, of another version, or out of sequence."""
 
 
+class GapError(MessageError):
+    """Messages before this one are missing from the topic."""
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Records of one source and shard, in the order of their keys.
 
@@ -95,7 +99,7 @@ def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
     batch: list[Record] = []
     size = 0
     for record in records:
-        bytes_ = len(_record_encoder.encode(record)) if type(record) is Shown else 64
+        bytes_ = len(_record_encoder.encode(record))
         if batch and size + bytes_ > _TARGET_BYTES:
             yield batch
             batch, size = [], 0
@@ -149,8 +153,8 @@ class ScoredReader:
 
         Raises
         ------
-        MessageError
-            If records between the last message read of this source and this one are missing.
+        GapError
+            If messages between the last one read of this source and this one are missing; see `skip_gap`.
         """
         source = self._sources.setdefault(message.source, _Source())
         newer = message.epoch > source.epoch
@@ -159,7 +163,14 @@ class ScoredReader:
             if newer:
                 source.epoch, source.writer = message.epoch, message.writer
             return []
-        if newer or (message.epoch, message.writer) != (source.epoch, source.writer):
+        if newer:
+            # A writer announces itself in every log that it writes to, before its first message.
+            msg = (
+                f"source {message.source}, shard {message.shard}: a message of epoch {message.epoch}, but the last "
+                f"writer announced has epoch {source.epoch}; what announces this one is missing from the topic"
+            )
+            raise GapError(msg)
+        if (message.epoch, message.writer) != (source.epoch, source.writer):
             self.fenced += 1
             return []
         if message.after > source.key:
@@ -167,12 +178,19 @@ class ScoredReader:
                 f"source {message.source}, shard {message.shard}: a message follows {message.after}, but the last "
                 f"record read was {source.key}; records between them are missing from the topic"
             )
-            raise MessageError(msg)
+            raise GapError(msg)
         new = [record for record in message.records if record.key > source.key]
         self.repeated += len(message.records) - len(new)
         if new:
             source.key = new[-1].key
         return new
+
+    def skip_gap(self, message: Message) -> None:
+        """Go on with this message although some before it are missing."""
+        source = self._sources.setdefault(message.source, _Source())
+        if message.epoch > source.epoch:
+            source.epoch, source.writer = message.epoch, message.writer
+        source.key = max(source.key, message.after)
 
     def key(self, source: int) -> Key:
         """Return the highest key read of a source."""

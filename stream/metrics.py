@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -40,6 +40,17 @@ QUALITY = {
 """Windowed metrics of `models.evaluate`, and their names here."""
 
 
+class Missing(NamedTuple):
+    """What a worker went on without."""
+
+    snapshots: int = 0
+    """Damaged snapshots passed over."""
+    records: Mapping[tuple[str, int], int] = {}
+    """Offsets that were gone, by topic and partition."""
+    gaps: Mapping[tuple[str, int], int] = {}
+    """How often a topic did not hold what was expected, by topic and partition."""
+
+
 class Metrics:
     """What one worker exports.
 
@@ -49,6 +60,8 @@ class Metrics:
         Functions that return the joins and learners of the partitions this worker has now, by partition or shard.
     lag
         Function that returns the records not yet taken, by (stage, topic, partition).
+    missing
+        Function that returns what the worker went on without.
     """
 
     def __init__(
@@ -56,9 +69,10 @@ class Metrics:
         joiners: Callable[[], dict[int, Joiner]],
         learners: Callable[[], dict[int, Learner]],
         lag: Callable[[], dict[tuple[str, str, int], int]],
+        missing: Callable[[], Missing] = Missing,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._joiners, self._learners, self._lag = joiners, learners, lag
+        self._joiners, self._learners, self._lag, self._missing = joiners, learners, lag, missing
         self._snapshots: dict[str, tuple[float, int]] = {}
         self.stage_delay = Histogram(
             "heft_stage_delay_seconds",
@@ -110,6 +124,18 @@ class Metrics:
             size.add_metric([owner], written)
         yield taken
         yield size
+        yield from _missing_metrics(self._missing())
+
+
+def _missing_metrics(missing: Missing) -> Iterable[Metric]:
+    labels = ["topic", "partition"]
+    damaged = CounterMetricFamily("heft_snapshots_damaged", "Damaged snapshots passed over", value=missing.snapshots)
+    lost = CounterMetricFamily("heft_lost_records", "Offsets that were gone, and were accepted as lost", labels=labels)
+    gaps = CounterMetricFamily("heft_gaps", "Times a topic did not hold what was expected, accepted", labels=labels)
+    for family, counts in ((lost, missing.records), (gaps, missing.gaps)):
+        for (topic, partition), n in counts.items():
+            family.add_metric([topic, str(partition)], n)
+    return damaged, lost, gaps
 
 
 def _join_metrics(joiners: dict[int, Joiner]) -> Iterable[Metric]:

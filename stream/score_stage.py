@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import msgspec
 
 from stream import due, messages
-from stream.driver import TP, Batch
+from stream.driver import TP, Batch, Received
 from stream.messages import Message, ScoredReader
 from stream.score import Scorer
 from stream.snapshot import Name
-from stream.stage import RecoveryError, Seen, Unsaved, Wires, whole_or_broken
+from stream.stage import RecoveryError, Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
 
 
 class ScoreStage:
@@ -25,6 +25,7 @@ class ScoreStage:
         self._scorer = scorer
         self._seen = Seen(self.tp)
         self._offset: int | None = None
+        self._rollbacks = 0
         self._readers = [ScoredReader() for _ in range(shards)]
 
     async def open(self) -> Mapping[TP, int | None]:
@@ -39,7 +40,10 @@ class ScoreStage:
             self._readers = [ScoredReader.restore(reader) for reader in state["readers"]]
             self._seen = Seen(self.tp, *state["seen"])
             self._offset = state["offset"]
-            await self._seen.verify(self.wires.client)
+            self._rollbacks = name.rollbacks
+        gaps = self.wires.losses.of(self.tp)
+        self._offset = await self._seen.verify(self.wires, self._offset)
+        self._rollbacks += self.wires.losses.of(self.tp) > gaps
         self.whole = True
         return {self.tp: self._offset}
 
@@ -47,23 +51,26 @@ class ScoreStage:
         """Forward a batch, shard by shard."""
         with whole_or_broken(self):
             for record in batch.records:
-                await self._forward(messages.decode(record.value or b""), record.due_since_ms)
+                message = read_message(self.wires, self.tp, record)
+                if message is not None:
+                    await self._forward(record, message)
                 self._seen.note(record)
             self._offset = batch.end_offset
 
-    async def _forward(self, message: Message, due_since_ms: int) -> None:
+    async def _forward(self, record: Received, message: Message) -> None:
         if message.marker:
             for shard, reader in enumerate(self._readers):
                 reader.read(message)
-                await self._send(shard, message, due_since_ms)
+                await self._send(shard, message, record.due_since_ms)
             return
         if message.shard >= len(self._readers):
             msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self._readers)}"
             raise RecoveryError(msg)
-        new = self._readers[message.shard].read(message)
+        new = read_records(self.wires, self.tp, record, message, self._readers[message.shard])
         if new:
-            scored = [self._scorer.score(record) for record in new]
-            await self._send(message.shard, msgspec.structs.replace(message, records=scored, marks=[]), due_since_ms)
+            scored = [self._scorer.score(each) for each in new]
+            scores = msgspec.structs.replace(message, records=scored, marks=[])
+            await self._send(message.shard, scores, record.due_since_ms)
 
     async def _send(self, shard: int, message: Message, due_since_ms: int) -> None:
         await self.wires.producer.send_and_wait(
@@ -79,4 +86,4 @@ class ScoreStage:
             "readers": [reader.state() for reader in self._readers],
         }
         self.changed = False
-        return Unsaved(Name(f"score-{self.partition}", 0, offset, "score"), state, (), {self.tp: offset})
+        return Unsaved(Name(f"score-{self.partition}", self._rollbacks, offset, "score"), state, (), {self.tp: offset})

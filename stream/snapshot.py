@@ -1,8 +1,9 @@
 """Everything needed to go on, in one file that is whole or absent.
 
 A snapshot is named by owner (``join-3``, ``learn-0``), rollbacks, lineage and offset, so two who write one name write
-the same state. Order of writing: new segments first, then the snapshot under a temporary name, fsync, rename; then
-what is no longer needed goes. On an object store a file is one PUT under its final name.
+the same state; an accepted loss counts as a rollback, since offsets may begin again. Order of writing: new segments
+first, then the snapshot under a temporary name, fsync, rename; then what is no longer needed goes. On an object store
+a file is one PUT under its final name.
 
 Layout of a file: ``HEFT``, format number (u16), checksum of the rest (BLAKE2b, 16 bytes), then MessagePack compressed
 with zstd. *Segments* hold what never changes once written, slates shown and not yet closed: a snapshot names those it
@@ -11,6 +12,7 @@ needs, so its cost follows the traffic since the last one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import struct
@@ -153,6 +155,7 @@ class SnapshotStore:
         self.damaged = 0
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._needs: dict[str, list[str]] = {}  # segments by snapshot file, so that cleaning reads none again
+        self._whole: set[str] = set()  # segments that this process has written, or read and found whole
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def names(self, owner: str | None = None) -> list[Name]:
@@ -163,9 +166,10 @@ class SnapshotStore:
         return sorted(name for name in names if name is not None)
 
     def save(self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]] = ()) -> int:
-        """Write a snapshot and the segments it names that are not there yet; return the bytes written.
+        """Write a snapshot and the segments it names that are not known to be there; return the bytes written.
 
-        ``segments``: names, and functions that give their states; only those not yet written are called.
+        ``segments``: names, and functions that give their states; only those to be written are called. That a file of
+        this name is there is not enough: it may be a damaged one, passed over at start.
         """
         folder = f"{self._root}/{name.owner}"
         self._fs.makedirs(folder, exist_ok=True)
@@ -174,8 +178,9 @@ class SnapshotStore:
         for segment, content in segments:
             path = f"{folder}/{segment}.segment"
             named.append(segment)
-            if not self._fs.exists(path):
+            if path not in self._whole:
                 written += self._write(path, pack(content()))
+                self._whole.add(path)
         written += self._write(f"{self._root}/{name.file}", pack({"segments": named, "state": state}))
         self._needs[name.file] = named
         self._clean(name.owner)
@@ -191,7 +196,9 @@ class SnapshotStore:
         """
         content = self._read(f"{self._root}/{name.file}")
         folder = f"{self._root}/{name.owner}"
-        segments = {segment: self._read(f"{folder}/{segment}.segment") for segment in content["segments"]}
+        paths = {segment: f"{folder}/{segment}.segment" for segment in content["segments"]}
+        segments = {segment: self._read(path) for segment, path in paths.items()}
+        self._whole.update(paths.values())
         return content["state"], segments
 
     def latest(self, owner: str, lineage: str | None = None) -> tuple[Name, State, dict[str, State]] | None:
@@ -254,8 +261,10 @@ class SnapshotStore:
     def _clean(self, owner: str) -> None:
         names = self.names(owner)
         for name in names[: -self.keep]:
-            self._fs.rm(f"{self._root}/{name.file}")
+            self._remove(f"{self._root}/{name.file}")
             self._needs.pop(name.file, None)
+        for path in self._fs.glob(f"{self._root}/{owner}/*.partial"):  # of a process that was killed while it wrote
+            self._remove(str(path))
         needed: set[str] = set()
         for name in names[-self.keep :]:
             if name.file not in self._needs:
@@ -264,6 +273,12 @@ class SnapshotStore:
                 except SnapshotError:
                     return  # a damaged snapshot may need any segment: leave them all
             needed.update(self._needs[name.file])
-        for path in self._fs.glob(f"{self._root}/{owner}/*.segment"):
-            if str(path).rpartition("/")[2].removesuffix(".segment") not in needed:
-                self._fs.rm(path)
+        for path in map(str, self._fs.glob(f"{self._root}/{owner}/*.segment")):
+            if path.rpartition("/")[2].removesuffix(".segment") not in needed:
+                self._remove(path)
+                self._whole.discard(path)
+
+    def _remove(self, path: str) -> None:
+        # A worker that has just lost this partition may be cleaning as well.
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(path)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sample import FIRST_KEY, Closed, Key, Record, ReferenceScore
+from models.sample import FIRST_KEY, Clicked, Closed, Key, Record, ReferenceScore
 from stream import messages
 from stream.join import Mark
-from stream.messages import Message, MessageError, ScoredReader, read_scored
+from stream.messages import GapError, Message, MessageError, ScoredReader, read_scored
 from tests.builders import T0, click, crowd, impression, joined, order
 
 RECORDS, _ = joined([impression(), click(), order(), *crowd(3 * 86_400_000)])
@@ -70,6 +70,25 @@ def test_what_is_read_again_is_dropped() -> None:
 def test_a_gap_is_refused_and_named() -> None:
     with pytest.raises(MessageError, match="records between them are missing"):
         list(read_scored([message for n, message in enumerate(chain()) if n != 2]))
+
+
+def test_a_writer_that_was_never_announced_is_a_gap() -> None:
+    """What announced it is missing, and perhaps more: dropping its messages as a stranger's would lose them all."""
+    first, second = RECORDS[0], RECORDS[1]
+    reader = ScoredReader()
+    for each in (marker(1, "old"), message([first], epoch=1, writer="old")):
+        reader.read(each)
+    unannounced = message([second], first.key, epoch=2, writer="new")
+    with pytest.raises(GapError, match="epoch 2, but the last writer announced has epoch 1"):
+        reader.read(unannounced)
+    reader.skip_gap(unannounced)
+    assert reader.read(unannounced) == [second]
+
+
+def test_records_with_long_names_are_split_too() -> None:
+    records = [Clicked(T0 + n, f"r{n}" * 100, f"{n}i" * 100) for n in range(3000)]
+    assert all(len(messages.encode(message(batch))) < messages.MAX_MESSAGE_BYTES for batch in messages.batches(records))
+    assert len(list(messages.batches(records))) > 1
 
 
 def test_a_writer_that_was_replaced_does_no_harm() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "stream").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
-MOST_LINES = 460
+MOST_LINES = 470
 LONGER = {"stream/join.py": 600}  # one state machine; its sessions and watermarks are apart already
 
 ONLY_IN = {

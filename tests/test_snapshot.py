@@ -93,6 +93,27 @@ def test_a_segment_is_written_once_and_goes_with_its_last_snapshot(tmp_path: Pat
     assert latest[2] == {"s3": 3, "s4": 4}
 
 
+def test_a_damaged_segment_is_written_anew_by_the_next_that_needs_it(tmp_path: Path) -> None:
+    SnapshotStore(str(tmp_path)).save(name(1), "old", [("s1", lambda: "kept")])
+    (tmp_path / "learn-0" / "s1.segment").write_bytes(b"HEFT")
+    store = SnapshotStore(str(tmp_path))
+    assert store.latest("learn-0") is None
+    store.save(name(1), "old", [("s1", lambda: "kept")])
+    latest = store.latest("learn-0")
+    assert latest is not None
+    assert latest[1:] == ("old", {"s1": "kept"})
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    store = SnapshotStore(str(tmp_path))
+    store.save(name(1), "old")
+    half = tmp_path / f"{name(2).file}.17.partial"
+    half.write_bytes(b"HEFT")
+    assert store.names() == [name(1)]
+    store.save(name(3), "new")
+    assert not half.exists()
+
+
 def test_a_rollback_makes_an_older_snapshot_the_newest(tmp_path: Path) -> None:
     store = SnapshotStore(str(tmp_path))
     store.save(name(1), "old", [("s1", lambda: "kept")])
