@@ -167,10 +167,17 @@ class _Read(NamedTuple):
 
     features: dict[str, Value]
     text: str
-    pairs: list[int]
-    number_fields: list[int]
-    numbers: list[float]
-    letters: list[int]
+    words: bytes
+
+
+def _words(item: int, pairs: list[int], number_fields: list[int], letters: list[int], numbers: list[float]) -> bytes:
+    """Return what `models.slots.fill` wants to know of an item, or of the slate itself, as 64-bit words.
+
+    The item's hash; how many pairs, numbers and letters there are; pairs of field and value; the field of each number;
+    sorted hashes of letter triples; the numbers.
+    """
+    whole = array("q", [item, len(pairs) // 2, len(numbers), len(letters), *pairs, *number_fields, *letters]).tobytes()
+    return whole + array("d", numbers).tobytes() if numbers else whole
 
 
 class Featurizer:
@@ -208,63 +215,33 @@ class Featurizer:
 
     def shown(self, slate: Slate, session: list[Act]) -> Vectors:
         """Return what the model sees of a slate, given what the visitor did strictly before, oldest first."""
-        hashes, items = self._hashes, slate.items
+        hashes, items, known = self._hashes, slate.items, self._items
         n = len(items)
-        ids = [hashes[item.item_id] for item in items]
-        positions = [row if item.position is None else item.position for row, item in enumerate(items)]
-        pairs: list[int] = []
-        number_fields: list[int] = []
-        numbers: list[float] = []
-        letters: list[int] = []
-        query = slate.query.strip().lower()
-        if slate.surface:
-            pairs += (fields.SURFACE, hashes[slate.surface])
-        if query:
-            pairs += (fields.QUERY, hashes[query])
-            if self._reads_words:
-                found, triples = self._text(query, fields.QUERY_WORDS)
-                pairs += found
-                letters += triples
-        letter_ends = [len(letters)]
-        for name, value in slate.context.items():
-            field = self._context.get(name)
-            if field is None:
-                field = self._register(self._context, "context.", name)
-            if field >= 0:
-                self._put(field, value, pairs, number_fields, numbers)
-        ends, number_ends = [len(pairs)], [len(numbers)]
-        known = self._items
-        for item in items:
+        words = [self._slate_words(slate)]
+        positions = []
+        seen = np.ones(n, np.bool_)
+        for row, item in enumerate(items):
             read = known.get(item.item_id)
             if read is None or read.features != item.features or read.text != item.text:
                 read = self._read(item)
-            pairs += read.pairs
-            number_fields += read.number_fields
-            numbers += read.numbers
-            letters += read.letters
-            ends.append(len(pairs))
-            number_ends.append(len(numbers))
-            letter_ends.append(len(letters))
-        acts: list[int] = []
+            words.append(read.words)
+            positions.append(row if item.position is None else item.position)
+            if not item.seen:
+                seen[row] = False
         for act in session:
-            acts += (hashes[act.item_id], hashes[act.kind], act.at_ms)
-        packed = array(
-            "q", [*ids, *positions, *ends, *number_ends, *letter_ends, *pairs, *number_fields, *acts, *letters]
-        )
+            positions += (hashes[act.item_id], hashes[act.kind], act.at_ms)
+        words.append(array("q", positions).tobytes())
+        packed = b"".join(words)
         user = hash_text(slate.user_id) % 2**64
-        asked = hashes[query] % 2**64
+        asked = hashes[slate.query.strip().lower()] % 2**64
         out = np.empty(n, np.uint64), np.empty(n, np.uint16), np.empty(n, np.bool_), np.empty(3 * n + 1, np.int32)
         history = self.history
         filled = slots.fill(
-            n, slate.at_ms, np.uint64(user), np.uint64(asked), np.frombuffer(packed, np.int64),
-            (len(pairs), len(numbers), len(acts), len(letters)), np.array(numbers, np.float64),
+            n, slate.at_ms, np.uint64(user), np.uint64(asked),
+            np.frombuffer(packed, np.int64), np.frombuffer(packed, np.float64),
             self._terms, self._salts, self._bounds, self._needed, history.keys, history.times, history.counts,
             history.clicked_ms, history.half_life_ms, *out,
         )  # fmt: skip
-        seen = np.ones(n, np.bool_)
-        for row, item in enumerate(items):
-            if not item.seen:
-                seen[row] = False
         hashed, places, new, indptr = out
         request = hash_text(slate.request_id) % 2**64
         return Vectors(slate.at_ms, request, user, asked, hashed, places, seen, new, indptr, filled)
@@ -296,20 +273,47 @@ class Featurizer:
         self.ignored_fields = state["ignored_fields"]
         self.history.restore(state["history"])
 
+    def _slate_words(self, slate: Slate) -> bytes:
+        """Return what a slate brings along besides its items."""
+        hashes, query = self._hashes, slate.query.strip().lower()
+        pairs: list[int] = []
+        number_fields: list[int] = []
+        numbers: list[float] = []
+        letters: list[int] = []
+        if slate.surface:
+            pairs += (fields.SURFACE, hashes[slate.surface])
+        if query:
+            pairs += (fields.QUERY, hashes[query])
+            if self._reads_words:
+                found, letters = self._text(query, fields.QUERY_WORDS)
+                pairs += found
+        for name, value in slate.context.items():
+            field = self._context.get(name)
+            if field is None:
+                field = self._register(self._context, "context.", name)
+            if field >= 0:
+                self._put(field, value, pairs, number_fields, numbers)
+        return _words(0, pairs, number_fields, letters, numbers)
+
     def _read(self, item: Item) -> _Read:
         """Return what an item brings along, and remember it: most slates show what other slates showed."""
-        read = _Read(item.features, item.text, [], [], [], [])
         known, ignored = self._item, self.ignored_fields
+        pairs: list[int] = []
+        number_fields: list[int] = []
+        numbers: list[float] = []
+        letters: list[int] = []
         for name, value in item.features.items():
             field = known.get(name)
             if field is None:
                 field = self._register(known, "item.", name)
             if field >= 0:
-                self._put(field, value, read.pairs, read.number_fields, read.numbers)
+                self._put(field, value, pairs, number_fields, numbers)
         if self._reads_words and item.text:
-            found, triples = self._text(item.text, fields.TEXT_WORDS)
-            read.pairs.extend(found)
-            read.letters.extend(triples)
+            found, letters = self._text(item.text, fields.TEXT_WORDS)
+            pairs += found
+        read = _Read(
+            item.features, item.text, _words(self._hashes[item.item_id], pairs, number_fields, letters, numbers)
+        )
         if self.ignored_fields == ignored:  # what is ignored is counted each time, so it is read each time
             if len(self._items) >= _MAX_CACHED_ITEMS:
                 self._items.clear()

@@ -1,8 +1,9 @@
 """FTRL-Proximal for K policies at once, compiled.
 
-The parameters of one slot lie beside each other: ``table[slot, 0, k]`` is z, ``table[slot, 1, k]`` is n of policy k,
-and the last slot is the bias. ``w[slot, k]`` is the weight that follows from them, derived as soon as they move, so a
-prediction is never a step behind and reads one number a slot:
+The parameters of one slot lie beside each other, eight policies to a block, so that a block is a few vector
+instructions: ``cells[(slot * blocks + block) * 24 + (0, 8 or 16) + k]`` is z, the root of n, or the weight w of policy
+``8 * block + k``; the last slot is the bias. The weight is derived as soon as z and n move, so a prediction is never a
+step behind and reads one number a slot and policy:
 
     w = -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)   if |z| > l1 else 0
     z += h g x - (sqrt(n + h (g x)^2) - sqrt(n)) / alpha * w,   n += h (g x)^2
@@ -24,6 +25,27 @@ from numba import njit
 from numpy.typing import NDArray
 
 MAX_STEPS = 1_000
+LANES = 8
+"""Policies to a block."""
+
+CELL = 3 * LANES
+"""Numbers to a block of one slot."""
+
+_ROOT, _WEIGHT = LANES, 2 * LANES
+INVERSE_ALPHA, BETA, L1, L2, KEEP = range(5)
+
+
+def cells_of(slots: int, policies: int) -> NDArray[np.float64]:
+    """Return room for ``slots`` and the bias, all zero, blocks at bounds of cache lines."""
+    size = (slots + 1) * blocks_of(policies) * CELL
+    room = np.zeros(size + LANES)
+    start = -(room.ctypes.data // room.itemsize) % LANES
+    return room[start : start + size]
+
+
+def blocks_of(policies: int) -> int:
+    """Return how many blocks hold so many policies."""
+    return -(-policies // LANES)
 
 
 @njit(cache=True, inline="always")
@@ -33,15 +55,6 @@ def sigmoid(x: float) -> float:
         return 1.0 / (1.0 + exp(-x))
     e = exp(x)
     return e / (1.0 + e)
-
-
-@njit(cache=True, inline="always")
-def _weight(z: float, root_n: float, inverse_alpha: float, beta: float, l1: float, l2: float) -> float:
-    size = abs(z) - l1
-    w = size / ((beta + root_n) * inverse_alpha + l2)
-    if size <= 0.0:
-        w = 0.0
-    return -w if z > 0.0 else w
 
 
 @njit(cache=True)
@@ -69,38 +82,50 @@ def predict(
     indptr: NDArray[np.int32],
     slots: NDArray[np.uint32],
     shift: np.uint32,
-    w: NDArray[np.float64],
+    cells: NDArray[np.float64],
     q: NDArray[np.float64],
     rank: NDArray[np.float64],
 ) -> None:
     """Fill the logits as shown ``q`` [n, K] and without position ``rank`` [n, K]."""
-    many = w.shape[1]
-    base = w[w.shape[0] - 1]
+    many = q.shape[1]
+    blocks = (many + LANES - 1) // LANES
+    bias = cells.size - blocks * CELL
     places = np.empty(slots.size + 1, np.int64)
+    shown, free = np.empty(blocks * LANES), np.empty(blocks * LANES)
     for row in range(q.shape[0]):
         first, second = indptr[3 * row], indptr[3 * row + 1]
         third, fourth = indptr[3 * row + 2], indptr[3 * row + 3]
         common = _gather(slots, first, second, shift, 0, places)
-        for k in range(many):
-            q[row, k] = 0.0
-        for e in range(common):
-            for k in range(many):
-                q[row, k] += w[places[e], k]
-        for k in range(many):
-            rank[row, k] = q[row, k]
+        shown[:] = 0.0
+        _add_weights(cells, places, 0, common, blocks, shown)
+        free[:] = shown
         size = _gather(slots, second, third, shift, common, places)
-        for e in range(common, size):
-            for k in range(many):
-                q[row, k] += w[places[e], k]
+        _add_weights(cells, places, common, size, blocks, shown)
         # Both scores take the length of the row as shown, so that they differ by position alone.
         x = 1.0 / sqrt(max(size, 1.0))
         size = _gather(slots, third, fourth, shift, common, places)
-        for e in range(common, size):
-            for k in range(many):
-                rank[row, k] += w[places[e], k]
+        _add_weights(cells, places, common, size, blocks, free)
         for k in range(many):
-            q[row, k] = q[row, k] * x + base[k]
-            rank[row, k] = rank[row, k] * x + base[k]
+            base = cells[bias + k // LANES * CELL + _WEIGHT + k % LANES]
+            q[row, k] = shown[k] * x + base
+            rank[row, k] = free[k] * x + base
+
+
+@njit(cache=True)
+def _add_weights(
+    cells: NDArray[np.float64],
+    places: NDArray[np.int64],
+    start: int,
+    end: int,
+    blocks: int,
+    out: NDArray[np.float64],
+) -> None:
+    for e in range(start, end):
+        for block in range(blocks):
+            cell = (places[e] * blocks + block) * CELL + _WEIGHT
+            lane = block * LANES
+            for k in range(LANES):
+                out[lane + k] += cells[cell + k]
 
 
 @njit(cache=True)
@@ -108,8 +133,7 @@ def learn(
     indptr: NDArray[np.int32],
     slots: NDArray[np.uint32],
     shift: np.uint32,
-    table: NDArray[np.float64],
-    w: NDArray[np.float64],
+    cells: NDArray[np.float64],
     arms: NDArray[np.float64],
     touched: NDArray[np.bool_],
     labels: NDArray[np.uint8],
@@ -120,17 +144,22 @@ def learn(
 ) -> int:
     """Update every active policy on every row in turn; return -1, or ``row * K + policy`` of a weight that is none.
 
-    Nothing is changed when a weight is refused.
+    Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each policy, lanes without one
+    included.
     """
     rows, many = weights.shape
     for row in range(rows):
         for k in range(many):
             if not (0.0 <= weights[row, k] <= MAX_STEPS and 0.0 <= structural[row, k] < np.inf):
                 return int(row * many + k)
-    inverse_alpha, beta, l1, l2, keep = arms[0], arms[1], arms[2], arms[3], arms[4]
-    bias = table.shape[0] - 1
+    lanes = arms.shape[1]
+    blocks = lanes // LANES
+    inverse_alpha, beta, l1, l2, keep = arms[INVERSE_ALPHA], arms[BETA], arms[L1], arms[L2], arms[KEEP]
+    bias = touched.size - 1
+    unregularised = np.zeros(lanes)
     places = np.empty(slots.size + 1, np.int64)
-    margin, share, whole, of_slot = np.empty(many), np.empty(many), np.empty(many), np.empty(many)
+    margin, share, whole = np.empty(lanes), np.zeros(lanes), np.zeros(lanes)
+    push, grow = np.zeros(lanes), np.zeros(lanes)
     steps = np.empty(many, np.int64)
     for row in range(rows):
         most = 0
@@ -150,66 +179,89 @@ def learn(
             touched[places[e]] = True
         label = float(labels[row])
         for step in range(most):
+            margin[:] = 0.0
+            _add_weights(cells, places, 0, size, blocks, margin)
             fades = False
             for k in range(many):
-                margin[k] = 0.0
                 if step >= steps[k]:
                     share[k] = 0.0
                 fades |= share[k] > 0.0 and keep[k] < 1.0
-            for e in range(size):
-                for k in range(many):
-                    margin[k] += w[places[e], k]
-            for k in range(many):
-                q = margin[k] * x + w[bias, k] + offsets[row, k]
+                base = cells[(bias * blocks + k // LANES) * CELL + _WEIGHT + k % LANES]
+                q = margin[k] * x + base + offsets[row, k]
                 whole[k] = (sigmoid(q) - label) * structural[row, k] if share[k] > 0.0 else 0.0
-                of_slot[k] = whole[k] * x
+                push[k] = share[k] * (whole[k] * x)
+                grow[k] = push[k] * (whole[k] * x)
             if fades:
-                _fade(table, places, size, w, share, arms)
-            for e in range(size + 1):
-                z, n = table[places[e], 0], table[places[e], 1]
-                of_place = w[places[e]]
-                gradient = of_slot if e < size else whole
-                for k in range(many):
-                    grown = n[k] + share[k] * gradient[k] * gradient[k]
-                    root = sqrt(grown)
-                    sigma = (root - sqrt(n[k])) * inverse_alpha[k]
-                    z[k] += share[k] * gradient[k] - sigma * of_place[k]
-                    n[k] = grown
-                    if e < size:
-                        of_place[k] = _weight(z[k], root, inverse_alpha[k], beta[k], l1[k], l2[k])
-                    else:
-                        of_place[k] = _weight(z[k], root, inverse_alpha[k], beta[k], 0.0, 0.0)
+                _fade(cells, places, size, share, arms)
+            _move(cells, places, 0, size, push, grow, inverse_alpha, beta, l1, l2)
+            for k in range(many):
+                push[k] = share[k] * whole[k]
+                grow[k] = push[k] * whole[k]
+            _move(cells, places, size, size + 1, push, grow, inverse_alpha, beta, unregularised, unregularised)
     return -1
 
 
+@njit(cache=True, error_model="numpy")
+def _move(
+    cells: NDArray[np.float64],
+    places: NDArray[np.int64],
+    start: int,
+    end: int,
+    push: NDArray[np.float64],
+    grow: NDArray[np.float64],
+    inverse_alpha: NDArray[np.float64],
+    beta: NDArray[np.float64],
+    l1: NDArray[np.float64],
+    l2: NDArray[np.float64],
+) -> None:
+    """Add ``push`` [lanes] to the gradients and ``grow`` [lanes] to their squares at some places."""
+    blocks = push.size // LANES
+    for e in range(start, end):
+        for block in range(blocks):
+            cell = (places[e] * blocks + block) * CELL
+            lane = block * LANES
+            for k in range(LANES):
+                before = cells[cell + _ROOT + k]
+                root = sqrt(before * before + grow[lane + k])
+                z = cells[cell + k] + (
+                    push[lane + k] - (root - before) * inverse_alpha[lane + k] * cells[cell + _WEIGHT + k]
+                )
+                cells[cell + k] = z
+                cells[cell + _ROOT + k] = root
+                size = abs(z) - l1[lane + k]
+                w = size / ((beta[lane + k] + root) * inverse_alpha[lane + k] + l2[lane + k])
+                w = w if size > 0.0 else 0.0
+                cells[cell + _WEIGHT + k] = -w if z > 0.0 else w
+
+
 @njit(cache=True)
-def derive(table: NDArray[np.float64], w: NDArray[np.float64], arms: NDArray[np.float64]) -> None:
-    """Fill the weights ``w`` [slots, K] that follow from a whole table."""
-    bias = w.shape[0] - 1
-    for place in range(w.shape[0]):
-        for k in range(w.shape[1]):
-            l1, l2 = (arms[2, k], arms[3, k]) if place < bias else (0.0, 0.0)
-            w[place, k] = _weight(table[place, 0, k], sqrt(table[place, 1, k]), arms[0, k], arms[1, k], l1, l2)
+def derive(cells: NDArray[np.float64], places: NDArray[np.int64], arms: NDArray[np.float64]) -> None:
+    """Derive the weights at some places, the bias last among them, from z and n."""
+    none = np.zeros(arms.shape[1])
+    last = places.size - 1
+    _move(cells, places, 0, last, none, none, arms[INVERSE_ALPHA], arms[BETA], arms[L1], arms[L2])
+    _move(cells, places, last, last + 1, none, none, arms[INVERSE_ALPHA], arms[BETA], none, none)
 
 
 @njit(cache=True)
 def _fade(
-    table: NDArray[np.float64],
+    cells: NDArray[np.float64],
     places: NDArray[np.int64],
     size: int,
-    w: NDArray[np.float64],
     share: NDArray[np.float64],
     arms: NDArray[np.float64],
 ) -> None:
     """Let the past of the accumulators fade; the weights stay: z becomes what gives the same w under a smaller n."""
+    blocks = share.size // LANES
     for k in range(share.size):
-        if share[k] == 0.0 or arms[4, k] == 1.0:
+        if share[k] == 0.0 or arms[KEEP, k] == 1.0:
             continue
-        left = arms[4, k] ** share[k]
+        left = sqrt(arms[KEEP, k] ** share[k])
         for e in range(size + 1):
-            l1, l2 = (arms[2, k], arms[3, k]) if e < size else (0.0, 0.0)
-            n = table[places[e], 1, k] * left
-            table[places[e], 1, k] = n
-            weight = w[places[e], k]
-            if weight != 0.0:
-                table[places[e], 0, k] = -weight * ((arms[1, k] + sqrt(n)) * arms[0, k] + l2) - np.copysign(l1, weight)
+            l1, l2 = (arms[L1, k], arms[L2, k]) if e < size else (0.0, 0.0)
+            cell = (places[e] * blocks + k // LANES) * CELL + k % LANES
+            root = cells[cell + _ROOT] * left
+            cells[cell + _ROOT] = root
+            w = cells[cell + _WEIGHT]
+            if w != 0.0:
+                cells[cell] = -w * ((arms[BETA, k] + root) * arms[INVERSE_ALPHA, k] + l2) - np.copysign(l1, w)

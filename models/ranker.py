@@ -80,7 +80,7 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     click_bits: int = 20
-    """The click head has 2^bits slots of 24 bytes a policy."""
+    """The click head has 2^bits slots of 192 bytes for each eight policies, begun or full."""
     conversion_bits: int = 18
     """The conversion head has 2^conversion_bits slots."""
     seed: int = 1
@@ -133,18 +133,12 @@ class Bank:
         self.bits = bits
         self._seed = np.uint64(seed)
         self._shift = np.uint32(32 - bits)
-        self._table = np.zeros(((1 << bits) + 1, 2, len(arms)))
-        self._weights = np.zeros(((1 << bits) + 1, len(arms)))
+        self._cells = ftrl.cells_of(1 << bits, len(arms))
         self._touched = np.zeros((1 << bits) + 1, np.bool_)
-        self._numbers = np.array(
-            [
-                [1.0 / arm.alpha for arm in arms],
-                [arm.beta for arm in arms],
-                [arm.l1 for arm in arms],
-                [arm.l2 for arm in arms],
-                [1.0 if arm.half_life is None else 0.5 ** (1.0 / arm.half_life) for arm in arms],
-            ]
-        )
+        self._numbers = np.ones((5, ftrl.blocks_of(len(arms)) * ftrl.LANES))
+        for k, arm in enumerate(arms):
+            kept = 1.0 if arm.half_life is None else 0.5 ** (1.0 / arm.half_life)
+            self._numbers[:, k] = 1.0 / arm.alpha, arm.beta, arm.l1, arm.l2, kept
         self._keep = np.array([arm.keep for arm in arms])
         self._offset = np.array([log(1.0 / arm.keep) for arm in arms])
         self._thins = bool((self._keep < 1.0).any())
@@ -158,7 +152,7 @@ class Bank:
         """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing."""
         q = np.empty((len(vectors), len(self.arms)))
         rank = np.empty_like(q)
-        ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._weights, q, rank)
+        ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._cells, q, rank)
         return q, rank
 
     def thin(self, vectors: Vectors, labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -215,7 +209,7 @@ class Bank:
         policy = np.ones(active.shape) if policy_weights is None else policy_weights
         structural = np.ones(active.shape) if structural_weights is None else structural_weights
         refused = ftrl.learn(
-            vectors.indptr, vectors.slots, self._shift, self._table, self._weights, self._numbers, self._touched,
+            vectors.indptr, vectors.slots, self._shift, self._cells, self._numbers, self._touched,
             labels, policy, structural, offsets, active,
         )  # fmt: skip
         if refused >= 0:
@@ -229,7 +223,11 @@ class Bank:
     def state(self) -> dict[str, Any]:
         """Return a copy of everything learned: the touched slots and their z and n [touched, 2, K]."""
         places = np.flatnonzero(self._touched)
-        return {"places": places.astype(np.uint32), "table": self._table[places]}
+        table = np.empty((len(places), 2, len(self.arms)))
+        for k in range(len(self.arms)):
+            table[:, :, k] = self._blocks[places, k // ftrl.LANES, :2, k % ftrl.LANES]
+        table[:, 1] *= table[:, 1]  # the root of a square is the number itself, to the last bit
+        return {"places": places.astype(np.uint32), "table": table}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same arms and bits.
@@ -246,10 +244,18 @@ class Bank:
             )
             raise ValueError(msg)
         self._touched.fill(False)
-        self._table.fill(0.0)
+        self._cells.fill(0.0)
         self._touched[places] = True
-        self._table[places] = table
-        ftrl.derive(self._table, self._weights, self._numbers)
+        for k in range(len(self.arms)):
+            self._blocks[places, k // ftrl.LANES, 0, k % ftrl.LANES] = table[:, 0, k]
+            self._blocks[places, k // ftrl.LANES, 1, k % ftrl.LANES] = np.sqrt(table[:, 1, k])
+        if places.size:
+            ftrl.derive(self._cells, places.astype(np.int64), self._numbers)
+
+    @property
+    def _blocks(self) -> NDArray[np.float64]:
+        """The cells by slot, block, (z, root of n, weight) and policy [slots + 1, blocks, 3, 8]."""
+        return self._cells.reshape(len(self._touched), -1, 3, ftrl.LANES)
 
 
 @njit(cache=True)

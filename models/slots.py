@@ -23,6 +23,7 @@ NEW_BELOW = 20.0
 _32 = np.uint64(32)
 _26 = np.uint32(26)
 _FEW = 16
+_HEAD = 4  # words before the pairs of an item
 
 
 @njit(cache=True)
@@ -115,14 +116,25 @@ def _without(out: NDArray[np.uint32], start: int, end: int, low: int, high: int)
 
 
 @njit(cache=True)
+def _put_pairs(values: NDArray[np.uint64], many: NDArray[np.int64], packed: NDArray[np.int64], start: int) -> None:
+    for i in range(start + _HEAD, start + _HEAD + 2 * packed[start + 1], 2):
+        fields.put(values, many, packed[i], np.uint64(packed[i + 1]))
+
+
+@njit(cache=True)
+def _letters(packed: NDArray[np.int64], start: int) -> NDArray[np.int64]:
+    first = start + _HEAD + 2 * packed[start + 1] + packed[start + 2]
+    return packed[first : first + packed[start + 3]]
+
+
+@njit(cache=True)
 def fill(
     n: int,
     at_ms: int,
     user: np.uint64,
     query: np.uint64,
     packed: NDArray[np.int64],
-    sizes: tuple[int, int, int, int],
-    numbers: NDArray[np.float64],
+    reals: NDArray[np.float64],
     terms: NDArray[np.int64],
     salts: NDArray[np.uint64],
     bounds: NDArray[np.int64],
@@ -144,13 +156,9 @@ def fill(
 
     Parameters
     ----------
-    packed : int64
-        One after the other: item hashes [n]; positions [n]; ``ends`` [n + 1], how much of the pairs belongs to the
-        slate, and then up to each row; the ends [n + 1] of the numbers and of the letters in the same manner; then, of
-        these ``sizes``, pairs of field and value; the field of each number; three to an act, oldest first (item, kind,
-        time); sorted hashes of letter triples of the query and of each text.
-    numbers : float64
-        The numbers.
+    packed, reals
+        The same words, as int64 and as float64: those of the slate itself and of each of its items, as
+        `models.features` lays them out; positions [n]; three to an act, oldest first (item, kind, time).
     terms, salts, bounds
         The features: up to three fields each, -1 for none [F, 3]; salts [F]; those that depend on the slate alone end
         at ``bounds[0]``, those on the row at ``bounds[1]``, those on position at F.
@@ -158,26 +166,31 @@ def fill(
         Which fields any feature reads.
     """
     zero = np.uint64(0)
-    at = 2 * n
-    ends = packed[at : at + n + 1]
-    number_ends = packed[at + n + 1 : at + 2 * n + 2]
-    letter_ends = packed[at + 2 * n + 2 : at + 3 * n + 3]
-    at += 3 * n + 3
-    pairs = packed[at : at + sizes[0]]
-    at += sizes[0]
-    number_fields = packed[at : at + sizes[1]]
-    at += sizes[1]
-    acts = packed[at : at + sizes[2]]
-    at += sizes[2]
-    letters = packed[at : at + sizes[3]]
-    for row in range(n):
-        items[row] = np.uint64(packed[row])
-        positions[row] = np.uint16(min(packed[n + row], 65_535))
+    starts = np.empty(n + 2, np.int64)
+    number_ends = np.empty(n + 1, np.int64)
+    at = many_numbers = 0
+    for row in range(-1, n):
+        starts[row + 1] = at
+        many_numbers += packed[at + 2]
+        number_ends[row + 1] = many_numbers
+        at += _HEAD + 2 * packed[at + 1] + 2 * packed[at + 2] + packed[at + 3]
+    starts[n + 1] = at
+    shown_at, acts = packed[at : at + n], packed[at + n :]
+    number_fields, numbers = np.empty(many_numbers, np.int64), np.empty(many_numbers)
+    for row in range(-1, n):
+        at = starts[row + 1]
+        count, first = packed[at + 2], number_ends[row + 1] - packed[at + 2]
+        for i in range(count):
+            number_fields[first + i] = packed[at + _HEAD + 2 * packed[at + 1] + i]
+            numbers[first + i] = reals[starts[row + 2] - count + i]
+        if row >= 0:
+            items[row] = np.uint64(packed[at])
+            positions[row] = np.uint16(min(shown_at[row], 65_535))
 
     values = np.empty((MAX_FIELDS, MAX_VALUES), np.uint64)
     many_of_slate = np.zeros(MAX_FIELDS, np.int64)
-    for i in range(0, ends[0], 2):
-        fields.put(values, many_of_slate, pairs[i], np.uint64(pairs[i + 1]))
+    _put_pairs(values, many_of_slate, packed, 0)
+    of_query = _letters(packed, 0)
     for i in range(number_ends[0]):
         fields.put(values, many_of_slate, number_fields[i] + 1, np.uint64(fields.log_bucket(numbers[i])))
     fields.put(values, many_of_slate, fields.USER_ID, user)
@@ -202,15 +215,13 @@ def fill(
     for row in range(n):
         many[:] = many_of_slate
         fields.put(values, many, fields.ITEM_ID, items[row])
-        for i in range(ends[row], ends[row + 1], 2):
-            fields.put(values, many, pairs[i], np.uint64(pairs[i + 1]))
+        _put_pairs(values, many, packed, starts[row + 1])
         for i in range(number_ends[row], number_ends[row + 1]):
             for place in range(len(fields.OF_NUMBERS)):
                 if beside[i, place] >= 0:
                     fields.put(values, many, number_fields[i] + 1 + place, np.uint64(beside[i, place]))
         if many[fields.TEXT_WORDS] > 0:
-            of_text = letters[letter_ends[row] : letter_ends[row + 1]]
-            fields.put_matches(values, many, letters[: letter_ends[0]], of_text)
+            fields.put_matches(values, many, of_query, _letters(packed, starts[row + 1]))
         fields.put_acts(values, many, row, items[row], at_ms, acts, last, touched)
         shows = fields.put_past(
             values, many, fields.ITEM_PAST, relation_key(ITEM, items[row], zero), at_ms,
@@ -227,8 +238,8 @@ def fill(
                 values, many, fields.USER_ITEM_PAST, relation_key(USER_ITEM, user, items[row]), at_ms,
                 keys[USER_ITEM], times[USER_ITEM], counts[USER_ITEM], clicked_ms[USER_ITEM], half_life_ms,
             )  # fmt: skip
-        gap = packed[n + row] - packed[n + touched] if touched >= 0 else 0
-        fields.put_position(values, many, packed[n + row], gap, touched)
+        gap = shown_at[row] - shown_at[touched] if touched >= 0 else 0
+        fields.put_position(values, many, shown_at[row], gap, touched)
 
         room = size + slate_size + 2 * _room(many, terms)
         if room > out.size:
