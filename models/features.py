@@ -29,8 +29,11 @@ and ``session.gap``, their logarithms, and what is crossed with them derive from
 
 from __future__ import annotations
 
+import struct
 from array import array
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -176,8 +179,15 @@ def _words(item: int, pairs: list[int], number_fields: list[int], letters: list[
     The item's hash; how many pairs, numbers and letters there are; pairs of field and value; the field of each number;
     sorted hashes of letter triples; the numbers.
     """
-    whole = array("q", [item, len(pairs) // 2, len(numbers), len(letters), *pairs, *number_fields, *letters]).tobytes()
-    return whole + array("d", numbers).tobytes() if numbers else whole
+    many = len(pairs), len(numbers), len(letters)
+    return _layout(4 + sum(many), many[1])(
+        item, many[0] // 2, many[1], many[2], *pairs, *number_fields, *letters, *numbers
+    )
+
+
+@lru_cache(4096)
+def _layout(integers: int, reals: int) -> Callable[..., bytes]:
+    return struct.Struct(f"={integers}q{reals}d").pack
 
 
 class Featurizer:
@@ -306,7 +316,12 @@ class Featurizer:
             field = known.get(name)
             if field is None:
                 field = self._register(known, "item.", name)
-            if field >= 0:
+            if field < 0:
+                continue
+            if type(value) is float:
+                number_fields.append(field)
+                numbers.append(value)
+            else:
                 self._put(field, value, pairs, number_fields, numbers)
         if self._reads_words and item.text:
             found, letters = self._text(item.text, fields.TEXT_WORDS)
