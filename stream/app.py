@@ -356,5 +356,10 @@ def stages_of(text: str) -> list[StageName]:
 
 def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> None:
     """Run until SIGTERM or SIGINT; exits 0 after a clean stop and not 0 with a traceback after an error."""
+    if "learn" in stages:
+        # Compiling takes a minute once, loading what was compiled a second: not while the first slates wait.
+        from stream.learn import warm_up
+
+        warm_up(config.learner)
     app = make_app(config, stages, accept_loss=accept_loss)
     faust.Worker(app, loglevel="WARN", redirect_stdouts=False).execute_from_commandline()

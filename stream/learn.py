@@ -22,7 +22,7 @@ from models.features import FeatureConfig, Featurizer, Vectors
 from models.hashing import hash_text
 from models.head import Head, Prediction
 from models.ranker import RankerConfig
-from models.sample import Clicked, Closed, Key, Matured, Record, Shown
+from models.sample import MIN_AT_MS, Act, Clicked, Closed, Item, Key, Matured, Record, Shown, Slate
 from stream import snapshot
 
 _ABSTAIN_BELOW_ORDERS = 100
@@ -312,6 +312,23 @@ class Learner:
             record = record_type.decode(raw)
             learner._waiting.append((record.key, source, record))  # sorted, so a heap
         return learner
+
+
+def warm_up(config: LearnerConfig) -> None:
+    """Make a learner do each thing once and forget it, so that everything compiled is compiled and loaded."""
+    learner = Learner(config)
+    at_ms = MIN_AT_MS
+    items = [Item("a", features={"number": 1.0, "text": "a"}, text="a"), Item("b")]
+    for request in "rs":
+        slate = Slate(request_id=request, user_id="u", at_ms=at_ms, items=items, query="a", context={"text": "a"})
+        learner.apply(0, Shown(at_ms, slate, [Act("a", "click", at_ms - 1)]))
+        learner.apply(0, Clicked(at_ms + 1, request, "a"))
+        learner.apply(0, Closed(at_ms + 2, request))
+        learner.apply(0, Matured(at_ms + 3, request, "a", True, 1.0))
+        learner.flush()
+        at_ms += 4
+    learner.report()
+    learner.state()
 
 
 def _plain(slate: _Slate) -> tuple[Any, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,3 +180,27 @@ def test_uniform_does_not_depend_on_what_learns_beside_it(seed: int) -> None:
     two.flush()
     metrics = [learner.report()["click"]["policies"]["uniform"] for learner in (one, two)]
     assert metrics[0] == metrics[1]
+
+
+AFTER_THE_WARM_UP = """
+import sys
+from numba.core.dispatcher import Dispatcher
+from stream.learn import warm_up
+from tests.test_learn import RECORDS, SMALL, learned
+
+def loaded():
+    ours = [vars(module) for name, module in sys.modules.items() if name.startswith("models.")]
+    return sum(len(each.signatures) for names in ours for each in names.values() if isinstance(each, Dispatcher))
+
+warm_up(SMALL)
+before = loaded()
+learned(RECORDS).state()
+print(before > 10, loaded() - before)
+"""
+
+
+def test_after_the_warm_up_learning_compiles_and_loads_nothing() -> None:
+    fresh = subprocess.run(
+        [sys.executable, "-c", AFTER_THE_WARM_UP], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert fresh.stdout.split() == ["True", "0"], fresh.stdout + fresh.stderr
