@@ -229,7 +229,7 @@ class Bank:
     def state(self) -> dict[str, Any]:
         """Return a copy of everything learned: the touched slots and their z and n [touched, 2, K]."""
         places = np.flatnonzero(self._touched)
-        return {"places": places.astype(np.uint32), "table": self._table[places]}
+        return {"places": places.astype(np.uint32), "table": self._table.take(places, axis=0)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same arms and bits.
