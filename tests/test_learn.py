@@ -26,7 +26,7 @@ SMALL = LearnerConfig(
     features=FeatureConfig(history_bits=8),
     ranker=RankerConfig(click_bits=12, conversion_bits=10, click_arms=ARMS, conversion_arms=ARMS[:1]),
 )
-BOUNDED = msgspec.structs.replace(SMALL, learn=LearnConfig(max_open_slates=20, max_clicked_items=10))
+BOUNDED = msgspec.structs.replace(SMALL, learn=LearnConfig(max_open_slates=32, max_clicked_items=10))
 Taken = tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]
 
 
