@@ -235,6 +235,18 @@ def _move(
 
 
 @njit(cache=True)
+def collect(cells: NDArray[np.float64], places: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Fill z and n ``out`` [places, 2, K] of some places."""
+    blocks = (out.shape[2] + LANES - 1) // LANES
+    for e in range(places.size):
+        for k in range(out.shape[2]):
+            cell = (places[e] * blocks + k // LANES) * CELL + k % LANES
+            out[e, 0, k] = cells[cell]
+            # The root of a square is the number itself, to the last bit.
+            out[e, 1, k] = cells[cell + _ROOT] * cells[cell + _ROOT]
+
+
+@njit(cache=True)
 def derive(cells: NDArray[np.float64], places: NDArray[np.int64], arms: NDArray[np.float64]) -> None:
     """Derive the weights at some places, the bias last among them, from z and n."""
     none = np.zeros(arms.shape[1])

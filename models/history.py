@@ -245,13 +245,13 @@ class History:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything: the places in use, and their contents."""
-        relation, place = np.nonzero(self.keys)
+        places = np.flatnonzero(self.keys)
         return {
-            "places": (relation * self.keys.shape[1] + place).astype(np.int64),
-            "keys": self.keys[relation, place],
-            "times": self.times[relation, place],
-            "counts": self.counts[relation, place],
-            "clicked_ms": self.clicked_ms[relation, place],
+            "places": places,
+            "keys": self.keys.take(places),
+            "times": self.times.take(places),
+            "counts": self.counts.reshape(-1, 3).take(places, axis=0),
+            "clicked_ms": self.clicked_ms.take(places),
             "by_position": self.by_position.copy(),
             "position_ms": int(self.position_ms[0]),
             "evicted": self.evicted,

@@ -224,9 +224,7 @@ class Bank:
         """Return a copy of everything learned: the touched slots and their z and n [touched, 2, K]."""
         places = np.flatnonzero(self._touched)
         table = np.empty((len(places), 2, len(self.arms)))
-        for k in range(len(self.arms)):
-            table[:, :, k] = self._blocks[places, k // ftrl.LANES, :2, k % ftrl.LANES]
-        table[:, 1] *= table[:, 1]  # the root of a square is the number itself, to the last bit
+        ftrl.collect(self._cells, places, table)
         return {"places": places.astype(np.uint32), "table": table}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -4,8 +4,9 @@ Faust spends its time per message, so a message here is a `Batch`: what aiokafka
 consumer asks where to start at every assignment, hands a partition out only while it is not held and its last batches
 are done, and commits for lag tools alone: nothing is ever read back from the broker's commits.
 
-Three threads of control meet: Faust's loop, the consumer's own thread, and rebalances. Every seek raises an epoch;
-records drained from aiokafka before the last seek are thrown away, so nothing is handed on twice or skipped.
+Three threads of control meet: Faust's loop, the consumer's own thread (consumer_thread.py), and rebalances. Every seek
+raises an epoch; records drained from aiokafka before the last seek are thrown away, so nothing is handed on twice or
+skipped.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import faust
 import faust.types
-from aiokafka import AIOKafkaConsumer
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import ConsumerStoppedError, KafkaError, OffsetOutOfRangeError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
 
+from stream.consumer_thread import POLL_SECONDS, ConsumerThread
 from stream.due import since_ms
 
 __all__ = ["TP", "Batch", "BatchConsumer", "OffsetGoneError", "Received", "consumer_of", "drive", "faust_settings"]
@@ -35,9 +34,7 @@ T = TypeVar("T")
 BATCHES_AHEAD = 2
 """Batches of one partition handed out and not done: one in work, one waiting."""
 
-_POLL_SECONDS = 0.5  # how long one wait for records lasts; waking up ends it sooner
 _LOOKS_BEYOND_THE_END = 10  # before a topic counts as cut
-_FETCH_WAIT_MS = 50  # a broker answers an empty fetch after this; a node has one fetch under way, for all partitions
 
 
 class Received(NamedTuple):
@@ -88,108 +85,10 @@ def _nearest(wanted: int, beginning: int) -> int:
     return max(wanted, beginning) if wanted < beginning else beginning
 
 
-class _ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
-    """The thread that aiokafka lives in. All methods here run in it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.epoch = 0
-
-    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
-        conf = self.app.conf
-        return AIOKafkaConsumer(
-            **transport.client,
-            client_id=conf.broker_client_id,
-            group_id=conf.id,
-            # Range keeps partition p of every input together, which the join needs; round robin does not.
-            partition_assignment_strategy=[RangePartitionAssignor],
-            enable_auto_commit=False,
-            # An offset that is gone must be an error: "earliest" would go on without a word.
-            auto_offset_reset="none",
-            max_poll_records=conf.broker_max_poll_records,
-            max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
-            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
-            fetch_max_wait_ms=_FETCH_WAIT_MS,
-            request_timeout_ms=int(conf.broker_request_timeout * 1000),
-            check_crcs=conf.broker_check_crcs,
-            session_timeout_ms=int(conf.broker_session_timeout * 1000),
-            rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
-            heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
-            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
-        )
-
-    async def take(self, wanted: set[TP]) -> tuple[int, dict[TP, list[Any]], dict[TP, int]]:
-        """Return the epoch, what is there of the wanted partitions, and their ends as the last fetches told them.
-
-        Waits a little when there is nothing.
-        """
-        consumer = self._ensure_consumer()
-        fetcher, limit = consumer._fetcher, consumer._max_poll_records
-        with fetcher._subscriptions.fetch_context():
-            records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
-            if not records:
-                waiter = fetcher._create_fetch_waiter()
-                done, _ = await asyncio.wait([waiter], timeout=_POLL_SECONDS)
-                if not done:
-                    waiter.cancel()
-                elif not fetcher._closed:
-                    waiter.result()
-                    records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
-        # Draining and returning is one step of this loop: no seek can fall between.
-        return self.epoch, records, self.highwaters_known(wanted)
-
-    def highwaters_known(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Return the end offsets that came with the last fetch of each partition, where there was one."""
-        consumer = self._ensure_consumer()
-        assigned = consumer.assignment()
-        known = {tp: consumer.highwater(tp) for tp in tps if tp in assigned}
-        return {tp: end for tp, end in known.items() if end is not None}
-
-    def wake(self) -> None:
-        """End a wait in `take`: the wanted partitions have changed."""
-        fetcher = self._ensure_consumer()._fetcher
-        for waiter in list(fetcher._fetch_waiters):
-            fetcher._notify(waiter)
-
-    async def seek_all(self, offsets: Mapping[TP, int]) -> int:
-        """Seek and return the new epoch: what was drained in an older one is void."""
-        consumer = self._ensure_consumer()
-        self.epoch += 1
-        for tp, offset in offsets.items():
-            consumer.seek(tp, offset)
-        return self.epoch
-
-    async def ends(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Return the end offsets of partitions, fetched now."""
-        ends: dict[TP, int] = dict(await self._ensure_consumer().end_offsets(list(tps))) if tps else {}
-        # Tansu answers with the beginning of the last batch + 1; what a fetch has told is right there too.
-        for tp, end in self.highwaters_known(ends).items():
-            ends[tp] = max(ends[tp], end)
-        return ends
-
-    async def beginnings(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Return the first offsets there are, fetched now."""
-        return dict(await self._ensure_consumer().beginning_offsets(list(tps))) if tps else {}
-
-    async def commit_for_lag(self, offsets: Mapping[TP, int]) -> None:
-        """Commit what is still assigned; a refusal is of no consequence."""
-        consumer = self._ensure_consumer()
-        assigned = consumer.assignment()
-        mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
-        if mine:
-            try:
-                await consumer.commit(mine)
-            except KafkaError as error:
-                self.log.warning("commit for lag tools refused: %r", error)
-
-    def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's check for stalled partitions knows nothing of held ones."""
-
-
 class BatchConsumer(faust_aiokafka.Consumer):
     """The consumer of a worker. Methods without an underscore are for its stages, in Faust's loop."""
 
-    _thread: _ConsumerThread
+    _thread: ConsumerThread
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -204,8 +103,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
         self._in_hand: Counter[TP] = Counter()
         self._changed = asyncio.Event()
 
-    def _new_consumer_thread(self) -> _ConsumerThread:
-        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     # ---------------------------------------------------------------- for the stages
 
@@ -316,7 +215,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                 wanted = {tp for tp in self._active_partitions if self._open(tp)}
                 if not wanted:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), _POLL_SECONDS)
+                        await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
                     continue
                 try:
                     epoch, taken, ends = await self._in_thread(self._thread.take(wanted))
@@ -348,7 +247,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                 break
             # A broker that has just restarted tells an older end for a moment; and the end that Apache Kafka tells
             # with a fetch is read before the records it sends.
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         for tp, offset in gone.items():
             if beginnings[tp] <= offset <= ends[tp]:
                 continue
@@ -399,7 +298,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
         return False
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """See `_ConsumerThread.verify_event_path`."""
+        """See `ConsumerThread.verify_event_path`."""
 
 
 class _Producer(faust_aiokafka.Producer):

@@ -21,7 +21,10 @@ import msgspec
 from models.sample import Clicked, Closed, Converted, Matured, Record, Shown, Slate
 from stream import events
 from stream.events import Action, Click, Event, EventError, Order
+from stream.fifo import Fifo
+from stream.join_state import Early, JoinState, OpenClick, OpenSlate, Step
 from stream.session import Sessions
+from stream.snapshot import InOrder
 from stream.watermark import Input, frontier_of
 
 Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
@@ -111,58 +114,6 @@ class Rejected(NamedTuple):
         return cls(input, offset, raw[:REJECTED_BYTES], len(raw), blake2b(raw, digest_size=16).hexdigest(), reason)
 
 
-class _Open(msgspec.Struct, array_like=True, gc=False):
-    """A shown slate whose click window runs: ids only, its features have gone ahead in `Shown`.
-
-    Tuples, not lists, here and below: of what waits in great number the cyclic collector then has nothing to walk.
-    """
-
-    shown_ms: int
-    shard: int
-    items: tuple[str, ...]
-    clicked: tuple[str, ...] = ()
-
-
-class _Clicked(msgspec.Struct, array_like=True, gc=False):
-    """A joined click that waits for orders."""
-
-    due_ms: int
-    at_ms: int
-    shard: int
-    user_id: str
-    converted: bool = False
-    value: float = 0.0
-
-
-class _Step(NamedTuple):
-    """What waits for the frontier: an event, or the moment to give up on a click. Ordered by its first six fields."""
-
-    due_ms: int
-    kind: int
-    id: str
-    id2: str
-    input: int
-    serial: int  # offset and place within the record: breaks ties the same way on every run
-    event: Event | None
-
-
-class _State(msgspec.Struct):
-    """Everything a joiner needs to go on."""
-
-    inputs: list[Input]
-    ids: list[list[tuple[str, int]]]
-    frontier: int
-    steps: list[_Step]
-    open: list[tuple[str, _Open]]
-    closed: list[tuple[str, tuple[int, str]]]
-    clicks: list[tuple[tuple[str, str], _Clicked]]
-    orders: list[tuple[tuple[str, str], int]]
-    waiting: list[tuple[str, list[tuple[int, int, Click]]]]
-    sessions: list[tuple[str, list[tuple[int, str, str, str]]]]
-    fates: dict[str, dict[str, int]]
-    dropped: dict[str, int]
-
-
 def _one_event(_topic: str, raw: bytes) -> Sequence[Event]:
     return (events.decode(raw),)
 
@@ -201,14 +152,16 @@ class Joiner:
         self.marks: list[Mark] = []
         self._decode = decode
         self._inputs = [Input() for _ in self.names]
-        self._ids: list[OrderedDict[str, int]] = [OrderedDict() for _ in self.names]  # event id -> forget at
-        self._steps: list[_Step] = []
-        self._open: OrderedDict[str, _Open] = OrderedDict()  # request -> slate, in the order shown
-        self._closed: OrderedDict[str, tuple[int, str]] = OrderedDict()  # request -> (shown, fate of its later clicks)
-        self._clicks: OrderedDict[tuple[str, str], _Clicked] = OrderedDict()  # (request, item), in the order joined
+        self._ids: list[Fifo[str, int]] = [Fifo() for _ in self.names]  # event id -> forget at
+        self._steps: list[Step] = []
+        self._open: Fifo[str, OpenSlate] = Fifo()  # request -> slate, in the order shown
+        self._clicked: dict[str, tuple[str, ...]] = {}  # request -> items, of the open slates that have clicks
+        self._closed: Fifo[str, tuple[int, str]] = Fifo()  # request -> (shown, fate of its later clicks)
+        self._clicks: Fifo[tuple[str, str], OpenClick] = Fifo()  # (request, item), in the order joined
+        self._values: dict[tuple[str, str], float] = {}  # (request, item) -> summed value, of clicks that converted
         self._pairs: dict[tuple[str, str], tuple[str, ...]] = {}  # (user, item) -> requests with a click that waits
-        self._orders: OrderedDict[tuple[str, str], int] = OrderedDict()  # (order, item) -> due
-        self._waiting: OrderedDict[str, list[tuple[int, int, Click]]] = OrderedDict()  # clicks ahead of their slate
+        self._orders: Fifo[tuple[str, str], int] = Fifo()  # (order, item) -> due
+        self._waiting: OrderedDict[str, tuple[Early, ...]] = OrderedDict()  # clicks ahead of their slate, by request
         self._waiting_clicks = 0
         self._sessions = Sessions(config.session_ttl_ms, config.session_acts, config.max_sessions)
         self._shards = {value: shard for shard, value in enumerate(config.shards)}
@@ -270,25 +223,25 @@ class Joiner:
         if overdue is not None:
             self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == overdue])
 
-    def _step(self, input: int, serial: int, event: Event) -> _Step:
+    def _step(self, input: int, serial: int, event: Event) -> Step:
         match event:
             case Slate():
-                return _Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
+                return Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
             case Click():
-                return _Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
+                return Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
             case Order():
                 due = event.at_ms + self.config.clock_skew_ms
-                return _Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
+                return Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
             case Action():
-                return _Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
+                return Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
 
     def _remember(self, input: int, watermark: int, event_id: str, at_ms: int) -> None:
         ids = self._ids[input]
-        while ids and (len(ids) >= self.config.max_remembered_ids or next(iter(ids.values())) < watermark):
-            ids.popitem(last=False)
-        ids[event_id] = at_ms + self.config.conversion_window_ms
+        while ids and (len(ids) >= self.config.max_remembered_ids or ids.oldest < watermark):
+            ids.pop_oldest()
+        ids.add(event_id, at_ms + self.config.conversion_window_ms)
 
-    def _refuse_ahead(self, steps: list[_Step]) -> None:
+    def _refuse_ahead(self, steps: list[Step]) -> None:
         refused = {(step.input, step.serial) for step in steps}
         self._steps = [step for step in self._steps if (step.input, step.serial) not in refused]
         heapq.heapify(self._steps)
@@ -315,8 +268,8 @@ class Joiner:
         maturity = self.config.conversion_window_ms + self.config.clock_skew_ms
         while True:
             step_due = steps[0].due_ms if steps else _NEVER
-            close_due = next(iter(self._open.values())).shown_ms + click_window if self._open else _NEVER
-            mature_due = next(iter(self._clicks.values())).due_ms + maturity if self._clicks else _NEVER
+            close_due = self._open.oldest.shown_ms + click_window if self._open else _NEVER
+            mature_due = self._clicks.oldest.due_ms + maturity if self._clicks else _NEVER
             due = min(step_due, close_due, mature_due)
             if due >= frontier:
                 return out
@@ -340,7 +293,7 @@ class Joiner:
         self.frontier = max(self.frontier, newest + 1)
         return self.drain()
 
-    def _take(self, step: _Step, out: list[tuple[int, Record]]) -> None:
+    def _take(self, step: Step, out: list[tuple[int, Record]]) -> None:
         event = step.event
         match event:
             case Slate():
@@ -360,7 +313,7 @@ class Joiner:
         if request in self._open or request in self._closed:
             self.fates["impression"]["duplicate"] += 1
             return
-        waiting = self._waiting.pop(request, [])
+        waiting = self._waiting.pop(request, ())
         self._waiting_clicks -= len(waiting)
         if slate.bot:
             self.fates["impression"]["bot"] += 1
@@ -377,22 +330,25 @@ class Joiner:
             slate = msgspec.structs.replace(slate, session=None)
         shard = self._shard(slate)
         items = tuple([sys.intern(item.item_id) for item in slate.items])
-        self._open[request] = _Open(slate.at_ms, shard, items)
+        self._open.add(request, OpenSlate(slate.at_ms, shard, items))
         out.append((shard, Shown(slate.at_ms, slate, session)))
         for input, serial, click in waiting:
-            step = _Step(slate.at_ms, _CLICKED, request, click.item_id, input, serial, click)
+            step = Step(slate.at_ms, _CLICKED, request, click.item_id, input, serial, click)
             heapq.heappush(self._steps, step)
         if len(self._open) > self.config.max_open_slates:
-            oldest, state = self._open.popitem(last=False)
+            oldest, state = self._open.pop_oldest()
+            self._clicked.pop(oldest, None)
             self.dropped["slates"] += 1
             self._forget(oldest, state.shown_ms, "evicted")
 
-    def _click(self, step: _Step, click: Click, out: list[tuple[int, Record]]) -> None:
+    def _click(self, step: Step, click: Click, out: list[tuple[int, Record]]) -> None:
         request, item = click.request_id, click.item_id
         slate = self._open.get(request)
         waited = step.due_ms > click.at_ms
         fate = self._click_fate(click, slate)
-        if fate in ("joined", "after_window", "orphan", "waits") and not waited:
+        # A second click that waits may be the one that joins, when the first was too early; the session has it once.
+        again = fate == "waits" and any(each.item_id == item for _, _, each in self._waiting.get(request, ()))
+        if fate in ("joined", "after_window", "orphan", "waits") and not waited and not again:
             self._sessions.add(click.user_id, click.at_ms, item, "click", request)
         if fate == "waits":
             self._wait(step, click)
@@ -400,32 +356,34 @@ class Joiner:
         self.fates["click"][fate] += 1
         if fate != "joined" or slate is None:
             return
-        slate.clicked += (item,)
+        self._clicked[request] = (*self._clicked.get(request, ()), item)
         out.append((slate.shard, Clicked(step.due_ms, request, item)))
-        self._clicks[request, item] = _Clicked(step.due_ms, click.at_ms, slate.shard, click.user_id)
+        self._clicks.add((request, item), OpenClick(step.due_ms, click.at_ms, slate.shard, click.user_id))
         self._pair(click.user_id, item, request)
         if len(self._clicks) > self.config.max_open_clicks:
-            (oldest, its_item), state = self._clicks.popitem(last=False)
+            (oldest, its_item), state = self._clicks.pop_oldest()
+            self._values.pop((oldest, its_item), None)
             self._unpair(state.user_id, its_item, oldest)
             self.dropped["clicks"] += 1
 
-    def _click_fate(self, click: Click, slate: _Open | None) -> str:
+    def _click_fate(self, click: Click, slate: OpenSlate | None) -> str:
         if click.bot:
             return "bot"
         if slate is None:
             closed = self._closed.get(click.request_id)
             if closed is not None:
                 return closed[1]
-            early = self._waiting.get(click.request_id, ())
-            return "duplicate" if any(other.item_id == click.item_id for _, _, other in early) else "waits"
-        if click.item_id in slate.clicked:
+            return "waits"
+        key = click.request_id, click.item_id
+        if click.item_id in self._clicked.get(click.request_id, ()) or key in self._clicks:
             return "duplicate"
         if click.item_id not in slate.items:
             return "orphan"
         return "joined" if click.at_ms < slate.shown_ms + self.config.click_window_ms else "after_window"
 
-    def _wait(self, step: _Step, click: Click) -> None:
-        self._waiting.setdefault(click.request_id, []).append((step.input, step.serial, click))
+    def _wait(self, step: Step, click: Click) -> None:
+        early = self._waiting.get(click.request_id, ())
+        self._waiting[click.request_id] = (*early, (step.input, step.serial, click))
         self._waiting_clicks += 1
         due = click.at_ms + self.config.clock_skew_ms
         heapq.heappush(self._steps, step._replace(due_ms=due, kind=_GIVE_UP, event=None))
@@ -437,9 +395,9 @@ class Joiner:
                 self._waiting[request] = clicks[1:]
                 self._waiting.move_to_end(request, last=False)
 
-    def _give_up(self, step: _Step) -> None:
-        clicks = self._waiting.get(step.id, [])
-        left = [entry for entry in clicks if entry[:2] != (step.input, step.serial)]
+    def _give_up(self, step: Step) -> None:
+        clicks = self._waiting.get(step.id, ())
+        left = tuple([entry for entry in clicks if entry[:2] != (step.input, step.serial)])
         if len(left) == len(clicks):
             return
         self.fates["click"]["orphan"] += 1
@@ -455,18 +413,19 @@ class Joiner:
             self.fates["order"]["duplicate"] += 1
             return
         orders, horizon = self._orders, due_ms - self.config.conversion_window_ms
-        while orders and (len(orders) >= self.config.max_remembered_ids or next(iter(orders.values())) < horizon):
-            orders.popitem(last=False)
-        orders[key] = due_ms
+        while orders and (len(orders) >= self.config.max_remembered_ids or orders.oldest < horizon):
+            orders.pop_oldest()
+        orders.add(key, due_ms)
         request = self._credited(order)
         if request is None:
             self.fates["order"]["orphan"] += 1
             return
-        click = self._clicks[request, order.item_id]
-        click.converted = True
-        click.value += order.value
+        clicked = request, order.item_id
+        self._values[clicked] = self._values.get(clicked, 0.0) + order.value
         self.fates["order"]["joined"] += 1
-        out.append((click.shard, Converted(due_ms, order.order_id, order.item_id, request, order.value)))
+        out.append(
+            (self._clicks[clicked].shard, Converted(due_ms, order.order_id, order.item_id, request, order.value))
+        )
 
     def _credited(self, order: Order) -> str | None:
         """Return the request of the click this order is credited to."""
@@ -483,14 +442,16 @@ class Joiner:
         return None if best is None else best[1]
 
     def _close(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
-        request, slate = self._open.popitem(last=False)
+        request, slate = self._open.pop_oldest()
+        self._clicked.pop(request, None)
         out.append((slate.shard, Closed(due_ms, request)))
         self._forget(request, slate.shown_ms, "after_window")
 
     def _mature(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
-        (request, item), click = self._clicks.popitem(last=False)
+        (request, item), click = self._clicks.pop_oldest()
         self._unpair(click.user_id, item, request)
-        out.append((click.shard, Matured(due_ms, request, item, click.converted, click.value)))
+        value = self._values.pop((request, item), None)
+        out.append((click.shard, Matured(due_ms, request, item, value is not None, value or 0.0)))
 
     def _pair(self, user: str, item: str, request: str) -> None:
         self._pairs[user, item] = (*self._pairs.get((user, item), ()), request)
@@ -505,9 +466,9 @@ class Joiner:
     def _forget(self, request: str, shown_ms: int, fate: str) -> None:
         """Keep only the id of a slate, and what becomes of its later clicks."""
         closed, horizon = self._closed, shown_ms - self.config.conversion_window_ms
-        while closed and (len(closed) >= self.config.max_remembered_ids or next(iter(closed.values()))[0] < horizon):
-            closed.popitem(last=False)
-        closed[request] = (shown_ms, fate)
+        while closed and (len(closed) >= self.config.max_remembered_ids or closed.oldest[0] < horizon):
+            closed.pop_oldest()
+        closed.add(request, (shown_ms, fate))
 
     def _shard(self, slate: Slate) -> int:
         shard_by = self.config.shard_by
@@ -553,46 +514,56 @@ class Joiner:
         """Clicks whose conversion window has not ended."""
         return len(self._clicks)
 
-    def state(self) -> bytes:
-        """Return everything needed to go on, as bytes; the same state gives the same bytes."""
-        state = _State(
-            inputs=self._inputs,
-            ids=[list(ids.items()) for ids in self._ids],
-            frontier=self.frontier,
-            steps=sorted(self._steps, key=lambda step: step[:6]),
-            open=list(self._open.items()),
-            closed=list(self._closed.items()),
-            clicks=list(self._clicks.items()),
-            orders=list(self._orders.items()),
-            waiting=list(self._waiting.items()),
-            sessions=self._sessions.state(),
-            fates={kind: dict(sorted(fates.items())) for kind, fates in self.fates.items()},
-            dropped=dict(sorted(self.dropped.items())),
-        )
-        return msgspec.msgpack.encode(state)
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on, for `stream.snapshot.encode`.
+
+        The lists are copies and nothing in them ever changes, so it may be encoded later; the same state gives the same
+        bytes.
+        """
+        return {
+            "inputs": [source.state() for source in self._inputs],
+            "ids": [ids.pairs() for ids in self._ids],
+            "frontier": self.frontier,
+            "steps": [InOrder(step) for step in sorted(self._steps)],  # features are handed on in the order they came
+            "open": self._open.pairs(),
+            "clicked": list(self._clicked.items()),
+            "closed": self._closed.pairs(),
+            "clicks": self._clicks.pairs(),
+            "values": list(self._values.items()),
+            "orders": self._orders.pairs(),
+            "waiting": list(self._waiting.items()),
+            "sessions": self._sessions.state(),
+            "fates": {kind: dict(fates) for kind, fates in self.fates.items()},
+            "dropped": dict(self.dropped),
+        }
 
     @classmethod
-    def restore(cls, config: JoinConfig, inputs: Sequence[str], state: bytes, decode: Decode = _one_event) -> Joiner:
-        """Return a joiner that goes on where `state` was taken."""
-        saved: Any = msgspec.msgpack.decode(state, type=_State)
+    def restore(
+        cls, config: JoinConfig, inputs: Sequence[str], state: dict[str, Any], decode: Decode = _one_event
+    ) -> Joiner:
+        """Return a joiner that goes on where `state` was taken, from what `stream.snapshot.decode` returned."""
+        saved = msgspec.convert(state, JoinState)
         joiner = cls(config, inputs, decode)
         if len(saved.inputs) != len(joiner.names):
             had, names = len(saved.inputs), ", ".join(joiner.names)
             msg = f"the snapshot has {had} inputs, the configuration names {len(joiner.names)}: {names}"
             raise ValueError(msg)
-        joiner._inputs = saved.inputs
-        joiner._ids = [OrderedDict(ids) for ids in saved.ids]
+        joiner._inputs = [Input.of(each) for each in saved.inputs]
+        joiner._ids = [Fifo(ids) for ids in saved.ids]
         joiner.frontier = saved.frontier
-        joiner._steps = saved.steps
-        joiner._open = OrderedDict(saved.open)
-        joiner._closed = OrderedDict(saved.closed)
-        joiner._clicks = OrderedDict(saved.clicks)
+        step = msgspec.msgpack.Decoder(Step)
+        joiner._steps = [step.decode(raw) for raw in saved.steps]  # sorted, so a heap
+        joiner._open = Fifo(saved.open)
+        joiner._clicked = dict(saved.clicked)
+        joiner._closed = Fifo(saved.closed)
+        joiner._clicks = Fifo(saved.clicks)
+        joiner._values = dict(saved.values)
         for (request, item), click in saved.clicks:
             joiner._pair(click.user_id, item, request)
-        joiner._orders = OrderedDict(saved.orders)
+        joiner._orders = Fifo(saved.orders)
         joiner._waiting = OrderedDict(saved.waiting)
         joiner._waiting_clicks = sum(len(clicks) for clicks in joiner._waiting.values())
-        joiner._sessions.restore(saved.sessions)
+        joiner._sessions.restore(saved.sessions.users, saved.sessions.acts)
         for kind, fates in saved.fates.items():
             joiner.fates[kind] = Counter(fates)
         joiner.dropped = Counter(saved.dropped)

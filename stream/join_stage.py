@@ -64,6 +64,7 @@ class JoinStage:
         self._seen = [Seen(tp) for tp in self.tps]
         self._written = Seen(self._samples)
         self._rollbacks = 0
+        self._said: list[int] = []  # the input offsets in the last message
         self.joiner = Joiner(config, self.inputs, *self._decode)
 
     @property
@@ -119,7 +120,8 @@ class JoinStage:
     async def unsaved(self) -> Unsaved:
         """Note where we are in the output, so that it can be done again from any older snapshot, and say what is."""
         with whole_or_broken(self):
-            await self._append(0, [])
+            if self.joiner.marks or self._said != self.joiner.offsets:  # else the last message said it all
+                await self._append(0, [])
         state = {
             "joiner": self.joiner.state(),
             "output": self._writer.next_offset,
@@ -155,6 +157,7 @@ class JoinStage:
         after, offsets = self._keys.get(shard, FIRST_KEY), tuple(self.joiner.offsets)
         message = Message(self.partition, shard, epoch, writer, after, offsets, marks, records)
         await self._writer.append(message, due_since_ms)
+        self._said = list(offsets)
         if records:
             self._keys[shard] = records[-1].key
 

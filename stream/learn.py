@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from models.head import Head, Prediction
 from models.ranker import RankerConfig
 from models.sample import MIN_AT_MS, Act, Clicked, Closed, Item, Key, Matured, Record, Shown, Slate
 from stream import snapshot
+from stream.segments import Segments
 
 _ABSTAIN_BELOW_ORDERS = 100
 
@@ -57,22 +58,28 @@ class LearnerConfig(msgspec.Struct, frozen=True):
 class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A slate as it was shown; never changed."""
 
-    serial: int
+    number: int
     request_id: str
     surface: str
     measured: bool
     vectors: Vectors
-    click: Prediction
     order: Prediction
+    click: Prediction
 
 
 class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A clicked item that waits for its order: its row of the slate, as it was shown."""
+    """A clicked item that waits for its order: its row of the slate, as it was shown. Never changed."""
 
+    number: int
+    request_id: str
     surface: str
     measured: bool
     vectors: Vectors
     order: Prediction
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.request_id, int(self.vectors.items[0])
 
 
 class Outcome(NamedTuple):
@@ -119,13 +126,12 @@ class Learner:
         self.click = Head(ranker.click_arms, ranker.click_bits, ranker.seed)
         self.order = Head(ranker.conversion_arms, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS)
         self.cohorts = Cohorts()
-        self._serial = 0
         self._open: OrderedDict[str, _Slate] = OrderedDict()
         self._clicked_rows: dict[str, list[int]] = {}
         self._clicks: OrderedDict[tuple[str, int], _Click] = OrderedDict()
         self._waiting: list[tuple[Key, int, Record]] = []  # labels that are due and do not act yet
-        self._segments: OrderedDict[str, list[_Slate]] = OrderedDict()
-        self._fresh: list[_Slate] = []  # shown since the last snapshot
+        self._slates: Segments[_Slate] = Segments(self.config.lineage)
+        self._clicked_items: Segments[_Click] = Segments(f"{self.config.lineage}-clicks")
 
     def apply(self, source: int, record: Record) -> None:
         """Take the next record of a source partition."""
@@ -161,21 +167,21 @@ class Learner:
         vectors = self.featurizer.shown(slate, record.session)
         measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
         shown = _Slate(
-            self._serial,
+            self._slates.next_number,
             slate.request_id,
             slate.surface,
             measured,
             vectors,
-            self.click.predict(vectors),
             self.order.predict(vectors),
+            self.click.predict(vectors),
         )
-        self._serial += 1
         self._open[slate.request_id] = shown
-        self._fresh.append(shown)
+        self._slates.add(shown)
         if not measured:
             self.counts["shown_out_of_order"] += 1
         if len(self._open) > self.config.learn.max_open_slates:
-            request, _ = self._open.popitem(last=False)
+            request, dropped = self._open.popitem(last=False)
+            self._slates.remove(dropped.number)
             self._clicked_rows.pop(request, None)
             self.counts["dropped_slates"] += 1
 
@@ -193,6 +199,7 @@ class Learner:
         if slate is None:
             self.counts["closed_without_slate"] += 1
             return
+        self._slates.remove(slate.number)
         rows = self._clicked_rows.pop(record.request_id, [])
         vectors = slate.vectors
         labels = np.zeros(len(vectors), np.uint8)
@@ -209,11 +216,18 @@ class Learner:
         if counted:
             self.cohorts.shown(vectors.at_ms, float(expected), len(rows))
         for row in rows:
-            self._clicks[record.request_id, int(vectors.items[row])] = _Click(
-                slate.surface, counted, vectors.one(row), slate.order.one(row)
-            )
-        while len(self._clicks) > self.config.learn.max_clicked_items:
-            self._clicks.popitem(last=False)
+            self._keep_click(slate, row, counted)
+
+    def _keep_click(self, slate: _Slate, row: int, counted: bool) -> None:
+        number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
+        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order)
+        dropped = self._clicks.pop(click.key, None)  # of a slate long closed whose id has come again
+        self._clicks[click.key] = click
+        self._clicked_items.add(click)
+        if len(self._clicks) > self.config.learn.max_clicked_items:
+            dropped = self._clicks.popitem(last=False)[1]
+        if dropped is not None:
+            self._clicked_items.remove(dropped.number)
             self.counts["dropped_clicks"] += 1
 
     def _mature(self, record: Matured) -> None:
@@ -221,6 +235,7 @@ class Learner:
         if click is None:
             self.counts["matured_without_click"] += 1
             return
+        self._clicked_items.remove(click.number)
         labels = np.array([record.converted], np.uint8)
         if self._observer is not None:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
@@ -249,25 +264,23 @@ class Learner:
 
     def digest(self) -> str:
         """Return what identifies all that determines future predictions and reports."""
-        state = self._core() | {"slates": [_plain(slate) for slate in self._open.values()]}
+        state = self._core() | {
+            "slates": [_plain(slate) for slate in self._open.values()],
+            "clicks": [_plain(click) for click in self._clicks.values()],
+        }
         return snapshot.digest(state)
 
     def state(self) -> tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]:
         """Return the state and the segments it needs, for `SnapshotStore.save`.
 
-        The arrays of the state are copies; segments hold what never changes and may be encoded later.
+        All is copied or never changes, and may be encoded later.
         """
-        if self._fresh:
-            first, last = self._fresh[0].serial, self._fresh[-1].serial
-            self._segments[f"{self.config.lineage}-{first:012d}-{last:012d}"] = self._fresh
-            self._fresh = []
-        for name, slates in list(self._segments.items()):
-            if not any(slate.request_id in self._open for slate in slates):
-                del self._segments[name]
-        segments: list[tuple[str, Callable[[], snapshot.State]]] = [
-            (name, partial(_plain_all, slates)) for name, slates in self._segments.items()
-        ]
-        return self._core(), segments
+        slates, shown = self._slates.state()
+        clicks, clicked = self._clicked_items.state()
+        segments: list[tuple[str, Callable[[], snapshot.State]]] = []
+        segments += [(name, partial(_plain_all, things)) for name, things in shown]
+        segments += [(name, partial(_plain_all, things)) for name, things in clicked]
+        return self._core() | {"slates": slates, "clicks": clicks}, segments
 
     def _core(self) -> dict[str, Any]:
         return {
@@ -278,14 +291,8 @@ class Learner:
             "click": self.click.state(),
             "order": self.order.state(),
             "cohorts": self.cohorts.state(),
-            "serial": self._serial,
-            "open": list(self._open),
-            "clicked_rows": sorted(self._clicked_rows.items()),
-            "clicks": [
-                (key, each.surface, each.measured, each.vectors.state(), each.order.state())
-                for key, each in self._clicks.items()
-            ],
-            "waiting": [(source, msgspec.msgpack.encode(record)) for _, source, record in sorted(self._waiting)],
+            "clicked_rows": [(request, tuple(rows)) for request, rows in sorted(self._clicked_rows.items())],
+            "waiting": [(source, record) for _, source, record in sorted(self._waiting)],
         }
 
     @classmethod
@@ -299,17 +306,15 @@ class Learner:
         learner.click.restore(state["click"])
         learner.order.restore(state["order"])
         learner.cohorts.restore(state["cohorts"])
-        learner._serial = state["serial"]
-        for name, slates in segments.items():
-            learner._segments[name] = [_slate(plain) for plain in slates]
-        shown = {slate.request_id: slate for slates in learner._segments.values() for slate in slates}
-        learner._open = OrderedDict((request, shown[request]) for request in state["open"])
+        shown = {name: map(_slate, segments[name]) for name, *_ in state["slates"]["segments"]}
+        clicked = {name: map(_click, segments[name]) for name, *_ in state["clicks"]["segments"]}
+        for slate in learner._slates.restore(state["slates"], shown):
+            learner._open[slate.request_id] = slate
+        for click in learner._clicked_items.restore(state["clicks"], clicked):
+            learner._clicks[click.key] = click
         learner._clicked_rows = dict(state["clicked_rows"])
-        for key, surface, measured, vectors, order in state["clicks"]:
-            learner._clicks[tuple(key)] = _Click(surface, measured, Vectors(*vectors), Prediction(*order))
-        record_type = msgspec.msgpack.Decoder(Record)
-        for source, raw in state["waiting"]:
-            record = record_type.decode(raw)
+        for source, plain in state["waiting"]:
+            record: Record = msgspec.convert(plain, Record)
             learner._waiting.append((record.key, source, record))  # sorted, so a heap
         return learner
 
@@ -331,22 +336,20 @@ def warm_up(config: LearnerConfig) -> None:
     learner.state()
 
 
-def _plain(slate: _Slate) -> tuple[Any, ...]:
-    return (
-        slate.serial,
-        slate.request_id,
-        slate.surface,
-        slate.measured,
-        slate.vectors.state(),
-        slate.click.state(),
-        slate.order.state(),
-    )
+def _plain(each: _Slate | _Click) -> tuple[Any, ...]:
+    plain = (each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state())
+    return (*plain, each.click.state()) if isinstance(each, _Slate) else plain
 
 
-def _plain_all(slates: list[_Slate]) -> list[tuple[Any, ...]]:
-    return [_plain(slate) for slate in slates]
+def _plain_all(things: Sequence[_Slate] | Sequence[_Click]) -> list[tuple[Any, ...]]:
+    return [_plain(each) for each in things]
 
 
 def _slate(plain: list[Any]) -> _Slate:
-    serial, request, surface, measured, vectors, click, order = plain
-    return _Slate(serial, request, surface, measured, Vectors(*vectors), Prediction(*click), Prediction(*order))
+    number, request, surface, measured, vectors, order, click = plain
+    return _Slate(number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click))
+
+
+def _click(plain: list[Any]) -> _Click:
+    number, request, surface, measured, vectors, order = plain
+    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order))

@@ -8,6 +8,9 @@ a file is one PUT under its final name.
 Layout of a file: ``HEFT``, format number (u16), checksum of the rest (BLAKE2b, 16 bytes), then MessagePack compressed
 with zstd. *Segments* hold what never changes once written, slates shown and not yet closed: a snapshot names those it
 needs, so its cost follows the traffic since the last one.
+
+A thread writes, and the event loop beside it must not wait: encoding holds Python's lock, so it goes piece by piece,
+and each piece is compressed, which does not hold it, before the next.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import contextlib
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -33,9 +36,12 @@ FORMAT = 1
 _MAGIC = b"HEFT"
 _ARRAY = 1  # MessagePack extension code of a numpy array
 _DIGEST_BYTES = 16
+_FIX = 16  # MessagePack: the length of a shorter list or map is part of its first byte
+_PIECE_ENTRIES = 1_000  # of a list: some milliseconds at 5 KB each
+_PIECE_BYTES = 1 << 20  # of an array
 
 State: TypeAlias = Any
-"""Nested dicts, lists, strings, bytes, numbers, booleans, None and numpy arrays."""
+"""Nested dicts, lists, strings, bytes, numbers, booleans, None, numpy arrays, structs and `InOrder`."""
 
 log = logging.getLogger("heft.snapshot")
 
@@ -44,14 +50,29 @@ class SnapshotError(RuntimeError):
     """A snapshot that cannot be read, or that does not fit. The message names the file and what to do."""
 
 
+class InOrder:
+    """A value whose maps keep their order in a state, where keys are sorted otherwise; it comes back as its bytes."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
 def _encode_hook(value: object) -> object:
+    if isinstance(value, InOrder):
+        return msgspec.msgpack.encode(value.value)
     if isinstance(value, np.ndarray):
-        head = msgspec.msgpack.encode((value.dtype.str, value.shape))
-        return msgspec.msgpack.Ext(_ARRAY, struct.pack(">H", len(head)) + head + np.ascontiguousarray(value).tobytes())
+        return msgspec.msgpack.Ext(_ARRAY, _array_head(value) + np.ascontiguousarray(value).tobytes())
     if isinstance(value, np.generic):
         return value.item()
     msg = f"a state holds plain values and arrays, not {type(value).__name__}"
     raise TypeError(msg)
+
+
+def _array_head(array: np.ndarray[Any, Any]) -> bytes:
+    head = msgspec.msgpack.encode((array.dtype.str, array.shape))
+    return struct.pack(">H", len(head)) + head
 
 
 def _decode_hook(code: int, data: memoryview) -> object:
@@ -72,6 +93,47 @@ def encode(state: State) -> bytes:
     return _encoder.encode(state)
 
 
+def pieces(state: State) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of `encode` in pieces of which none takes long: none of a large array is copied."""
+    match state:
+        case dict():
+            yield _map_head(len(state))
+            for key in sorted(state):
+                yield _encoder.encode(key)
+                yield from pieces(state[key])
+        case list() | tuple() if len(state) > _PIECE_ENTRIES:
+            yield _list_head(len(state))
+            for start in range(0, len(state), _PIECE_ENTRIES):
+                part = state[start : start + _PIECE_ENTRIES]
+                yield _encoder.encode(part)[len(_list_head(len(part))) :]
+        case list() | tuple() if len(state) < _FIX:
+            yield _list_head(len(state))
+            for each in state:
+                yield from pieces(each)
+        case np.ndarray() if state.nbytes > _PIECE_BYTES:
+            head, raw = _array_head(state), np.ascontiguousarray(state).reshape(-1).view(np.uint8).data
+            yield struct.pack(">BIb", 0xC9, len(head) + len(raw), _ARRAY) + head
+            for start in range(0, len(raw), _PIECE_BYTES):
+                yield raw[start : start + _PIECE_BYTES]
+        case _:
+            yield _encoder.encode(state)
+
+
+def _list_head(n: int) -> bytes:
+    return _head(n, 0x90, 0xDC, 0xDD)
+
+
+def _map_head(n: int) -> bytes:
+    return _head(n, 0x80, 0xDE, 0xDF)
+
+
+def _head(n: int, fix: int, code16: int, code32: int) -> bytes:
+    """Return how MessagePack begins a list or a map of n entries."""
+    if n < _FIX:
+        return bytes((fix | n,))
+    return struct.pack(">BH", code16, n) if n < 1 << 16 else struct.pack(">BI", code32, n)
+
+
 def decode(raw: bytes) -> State:
     """Return the state that `encode` wrote; tuples come back as lists."""
     return _decoder.decode(raw)
@@ -84,8 +146,16 @@ def digest(state: State) -> str:
 
 def pack(state: State) -> bytes:
     """Return the bytes of a snapshot file."""
-    body = zstandard.ZstdCompressor(level=1).compress(encode(state))
-    return _MAGIC + struct.pack(">H", FORMAT) + blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
+    return b"".join(_packed(state))
+
+
+def _packed(state: State) -> list[bytes]:
+    compressor, checksum = zstandard.ZstdCompressor(level=1).compressobj(), blake2b(digest_size=_DIGEST_BYTES)
+    body = [compressor.compress(piece) for piece in pieces(state)]
+    body.append(compressor.flush())
+    for part in body:
+        checksum.update(part)
+    return [_MAGIC + struct.pack(">H", FORMAT) + checksum.digest(), *body]
 
 
 def unpack(raw: bytes, name: str) -> State:
@@ -108,7 +178,7 @@ def unpack(raw: bytes, name: str) -> State:
     if blake2b(body, digest_size=_DIGEST_BYTES).digest() != raw[6:start]:
         msg = f"{name}: the checksum does not match; the file is truncated or damaged"
         raise SnapshotError(msg)
-    return decode(zstandard.ZstdDecompressor().decompress(body, max_output_size=1 << 34))
+    return decode(zstandard.ZstdDecompressor().decompressobj().decompress(body))
 
 
 def _same(state: State) -> State:
@@ -179,9 +249,9 @@ class SnapshotStore:
             path = f"{folder}/{segment}.segment"
             named.append(segment)
             if path not in self._whole:
-                written += self._write(path, pack(content()))
+                written += self._write(path, _packed(content()))
                 self._whole.add(path)
-        written += self._write(f"{self._root}/{name.file}", pack({"segments": named, "state": state}))
+        written += self._write(f"{self._root}/{name.file}", _packed({"segments": named, "state": state}))
         self._needs[name.file] = named
         self._clean(name.owner)
         return written
@@ -227,24 +297,24 @@ class SnapshotStore:
         """Write, read and delete a small file, so that a store that does not work is found before it matters."""
         path = f"{self._root}/probe-{os.getpid()}"
         self._fs.makedirs(self._root, exist_ok=True)
-        self._write(path, pack("probe"))
+        self._write(path, _packed("probe"))
         if self._read(path) != "probe":
             msg = f"{self.url}: what was written there does not read back"
             raise SnapshotError(msg)
         self._fs.rm(path)
 
-    def _write(self, path: str, raw: bytes) -> int:
+    def _write(self, path: str, parts: list[bytes]) -> int:
         if self._local:
             # A reader sees the whole file or none, also when the machine stops in between.
             unfinished = Path(f"{path}.{os.getpid()}.partial")
             with unfinished.open("wb") as file:
-                file.write(raw)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.rename(path)
         else:
-            self._fs.pipe_file(path, raw)
-        return len(raw)
+            self._fs.pipe_file(path, b"".join(parts))
+        return sum(map(len, parts))
 
     def _read(self, path: str) -> State:
         try:

@@ -49,7 +49,7 @@ def show(config: Path | None, file: str) -> str:
     store = _store(config)
     state, segments = store.load(_name(store, file))
     lines = list(_lines("", state))
-    lines += [f"segment {name}: {len(content):,} slates" for name, content in segments.items()]
+    lines += [f"segment {name}: {len(content):,} entries" for name, content in segments.items()]
     return "\n".join(lines)
 
 

@@ -8,10 +8,14 @@ the largest when none is active.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import msgspec
 
 USERS = 5
+
+InputState: TypeAlias = tuple[int, int, bool, list[tuple[str, int]], list[tuple[int, int]]]
+"""The fields of an `Input`, its users in order of appearance."""
 
 
 class Input(msgspec.Struct):
@@ -42,6 +46,16 @@ class Input(msgspec.Struct):
             return False
         self.watermark = watermark
         return True
+
+    def state(self) -> InputState:
+        """Return a copy of everything."""
+        return self.offset, self.watermark, self.idle, list(self.users.items()), self.ahead.copy()
+
+    @classmethod
+    def of(cls, state: InputState) -> Input:
+        """Return the input that `state` was taken of."""
+        offset, watermark, idle, users, ahead = state
+        return cls(offset, watermark, idle, dict(users), ahead)
 
     def wait_ahead(self, at_ms: int, serial: int, max_ahead_ms: int, bound: int) -> int | None:
         """Remember an event that may be too far ahead; return the serial of the oldest when too many wait."""

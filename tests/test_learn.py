@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +29,8 @@ SMALL = LearnerConfig(
     features=FeatureConfig(history_bits=8),
     ranker=RankerConfig(click_bits=12, conversion_bits=10, click_arms=ARMS, conversion_arms=ARMS[:1]),
 )
+BOUNDED = msgspec.structs.replace(SMALL, learn=LearnConfig(max_open_slates=32, max_clicked_items=10))
+Taken = tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]
 
 
 def traffic(requests: int, seed: int = 7) -> list[Event]:
@@ -53,10 +58,15 @@ def learned(records: Sequence[Record], config: LearnerConfig = SMALL) -> Learner
     return learner
 
 
+def written(taken: Taken) -> tuple[bytes, dict[str, bytes]]:
+    state, segments = taken
+    return snapshot.encode(state), {name: snapshot.encode(content()) for name, content in segments}
+
+
 def restored(learner: Learner) -> Learner:
-    state, segments = learner.state()
-    files = {name: snapshot.decode(snapshot.encode(content())) for name, content in segments}
-    return Learner.restore(SMALL, snapshot.decode(snapshot.encode(state)), files)
+    raw, files = written(learner.state())
+    segments = {name: snapshot.decode(content) for name, content in files.items()}
+    return Learner.restore(learner.config, snapshot.decode(raw), segments)
 
 
 def test_a_label_acts_once_the_serve_delay_has_passed_and_not_before() -> None:
@@ -109,18 +119,56 @@ def test_orders_are_learned_from_clicked_items_when_they_mature() -> None:
     assert learner.open_clicks == 0
 
 
+@pytest.mark.parametrize("config", [SMALL, BOUNDED], ids=["small", "bounded"])
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, len(RECORDS)), st.integers(0, len(RECORDS)))
-def test_a_learner_restored_anywhere_goes_on_to_the_same_digest(first: int, second: int) -> None:
+def test_a_learner_restored_anywhere_goes_on_to_the_same_digest(config: LearnerConfig, first: int, second: int) -> None:
     cuts = sorted((first, second))
-    learner = learned(RECORDS[: cuts[0]])
+    learner = learned(RECORDS[: cuts[0]], config)
     learner = restored(learner)
     for record in RECORDS[cuts[0] : cuts[1]]:
         learner.apply(0, record)
     learner = restored(learner)
     for record in RECORDS[cuts[1] :]:
         learner.apply(0, record)
-    assert learner.digest() == learned(RECORDS).digest()
+    assert learner.digest() == learned(RECORDS, config).digest()
+
+
+def test_what_was_taken_does_not_change_while_the_learner_goes_on() -> None:
+    learner, taken = Learner(SMALL), []
+    for number, record in enumerate(RECORDS):
+        learner.apply(0, record)
+        if number % 40 == 0:
+            state = learner.state()
+            taken.append((state, written(state)))
+    assert any(content["clicks"]["segments"] for (content, _), _ in taken)
+    for later, at_once in taken:
+        assert written(later) == at_once
+
+
+def test_clicked_items_beyond_the_bound_go_oldest_first_and_are_counted() -> None:
+    learner = learned(RECORDS, BOUNDED)
+    assert learner.open_clicks <= 10
+    assert learner.counts["dropped_clicks"] > 0
+    assert learner.counts["dropped_slates"] > 0
+
+
+def test_a_click_that_waits_is_written_once_and_its_segment_goes_when_all_have_matured() -> None:
+    learner, names = Learner(SMALL), Counter[str]()
+    for number, record in enumerate(RECORDS):
+        learner.apply(0, record)
+        if number % 40 == 0:
+            state, segments = learner.state()
+            names.update(name for name, _ in segments if "clicks" in name)
+            waiting = [flag for *_, flags in state["clicks"]["segments"] for flag in flags]
+            assert sum(waiting) == learner.open_clicks
+    starts = sorted(name.split("-")[-2:] for name in names)
+    assert len(starts) > 3
+    assert all(int(one[1]) + 1 == int(two[0]) for one, two in pairwise(starts)), (
+        "no click in two segments, none in none"
+    )
+    learner.flush()
+    assert learner.state()[0]["clicks"]["segments"] == []
 
 
 def test_a_slate_is_written_in_one_segment_only() -> None:

@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "stream").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
-MOST_LINES = 470
+MOST_LINES = 460
 LONGER = {"stream/join.py": 600}  # one state machine; its sessions and watermarks are apart already
 
 ONLY_IN = {
-    "faust": ("stream/app.py", "stream/driver.py"),
+    "faust": ("stream/app.py", "stream/driver.py", "stream/consumer_thread.py"),
     "mode": ("stream/app.py", "stream/driver.py"),
     "prometheus_client": ("stream/metrics.py",),
     "torch": ("models/teacher/", "models/deep.py"),

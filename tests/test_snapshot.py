@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -30,6 +31,23 @@ def test_a_state_survives_its_bytes_and_equal_states_have_equal_digests() -> Non
     assert {k: v for k, v in again.items() if k != "array"} == {k: v for k, v in STATE.items() if k != "array"}
     assert snapshot.digest(dict(reversed(STATE.items()))) == snapshot.digest(STATE)
     assert snapshot.digest({**STATE, "text": "u"}) != snapshot.digest(STATE)
+
+
+@pytest.mark.parametrize("n", [0, 3, 15, 16, 17, 999, 1_000, 1_001, 1_017, 70_000])
+def test_written_in_pieces_a_state_has_the_same_bytes(n: int) -> None:
+    state = {
+        "long": [(f"r{k}", k, b"x") for k in range(n)],
+        "map": {f"{k}": k for k in range(n)},
+        "array": np.arange(7 * n, dtype=np.float64).reshape(n, 7),
+        "short": [[{"b": np.zeros((n, 0)), "a": None}, tuple(range(n))], STATE],
+        "in_order": snapshot.InOrder({"b": n, "a": n}),
+    }
+    parts = [bytes(part) for part in snapshot.pieces(state)]
+    assert b"".join(parts) == snapshot.encode(state)
+    assert max(map(len, parts)) <= 1 << 20
+    assert snapshot.encode(snapshot.unpack(snapshot.pack(state), "x")) == snapshot.encode(
+        state | {"in_order": msgspec.msgpack.encode({"b": n, "a": n})}
+    )
 
 
 def test_a_state_of_anything_else_is_refused() -> None:

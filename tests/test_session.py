@@ -1,0 +1,59 @@
+"""Sessions: the longest quiet user goes first, and what a snapshot has taken does not change any more."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.session import Sessions
+from tests.builders import SECOND, impression
+
+TTL, ACTS, USERS = 10 * SECOND, 3, 4
+acts = st.lists(st.tuples(st.integers(0, 4 * SECOND), st.sampled_from("abcdef"), st.sampled_from(["", "r1", "r2"])))
+
+
+class Plain:
+    """The same by the book: everything is looked through at every act."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, list[tuple[int, str, str, str]]] = {}
+
+    def add(self, user: str, at: int, request: str) -> None:
+        mine = [*self.users.pop(user, []), (at, "i", "click", request)]
+        self.users[user] = [act for act in mine[-ACTS:] if act[0] >= at - TTL]
+        while len(self.users) > USERS or next(iter(self.users.values()))[-1][0] < at - TTL:
+            del self.users[next(iter(self.users))]
+
+    def forget(self, user: str, request: str) -> None:
+        if user in self.users:
+            self.users[user] = [act for act in self.users[user] if act[3] != request]
+            if not self.users[user]:
+                del self.users[user]
+
+
+@settings(max_examples=200, deadline=None)
+@given(acts, st.integers(0, 20))
+def test_they_keep_what_looking_through_everything_would_keep(steps: list[tuple[int, str, str]], cut: int) -> None:
+    sessions, plain, now = Sessions(TTL, ACTS, USERS), Plain(), 0
+    taken = sessions.state(), deepcopy(sessions.state())
+    for number, (wait, user, request) in enumerate(steps):
+        now += wait
+        if number == cut:
+            taken = sessions.state(), deepcopy(sessions.state())
+            sessions = Sessions(TTL, ACTS, USERS)
+            sessions.restore(**taken[1])
+        if request == "r2" and wait % 2:
+            sessions.forget(user, "r1")
+            plain.forget(user, "r1")
+        else:
+            sessions.add(user, now, "i", "click", request)
+            plain.add(user, now, request)
+        assert dict(zip(*sessions.state().values(), strict=True)) == {u: tuple(a) for u, a in plain.users.items()}
+        assert sessions.state()["users"] == list(plain.users)
+    assert taken[0] == taken[1]
+
+
+def test_nothing_is_known_of_a_stranger() -> None:
+    assert Sessions(TTL, ACTS, USERS).before(impression()) == []
