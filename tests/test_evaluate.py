@@ -135,7 +135,7 @@ def brute_ranking(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, fl
     return ndcg / orders, reciprocal / orders
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=2, max_size=7).filter(
         lambda r: any(y for y, _ in r)
@@ -158,7 +158,7 @@ def test_ndcg_sees_ten_places_and_is_one_for_the_ideal_order() -> None:
     assert reciprocal == pytest.approx(1 / 11)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5)), min_size=2, max_size=60))
 def test_auc_is_antisymmetric_invariant_to_monotone_maps_and_sklearns(rows: list[tuple[int, int]]) -> None:
     labels = np.array([y for y, _ in rows], np.uint8)

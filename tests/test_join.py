@@ -354,7 +354,7 @@ def ended(streams: list[list[Event]]) -> list[list[Event]]:
 turns = st.lists(st.integers(0, 3), max_size=60)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(streams, turns)
 def test_records_are_those_of_the_reference_whatever_the_interleaving(
     streams: list[list[Event]], turns: list[int]
@@ -364,7 +364,7 @@ def test_records_are_those_of_the_reference_whatever_the_interleaving(
     assert [record for record in records if not isinstance(record, Shown)] == reference(streams, SMALL)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams, turns)
 def test_every_event_has_one_fate_or_is_pending_and_keys_only_rise(
     streams: list[list[Event]], turns: list[int]
@@ -376,7 +376,7 @@ def test_every_event_has_one_fate_or_is_pending_and_keys_only_rise(
     assert keys == sorted(set(keys))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     streams, turns, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=4), turns, st.integers(0, 40)
 )
@@ -420,7 +420,7 @@ def test_doing_the_same_again_from_any_cut_gives_the_same(
     assert again.state() == live.state()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(streams)
 def test_sessions_never_hold_the_future_nor_the_slates_own_clicks(streams: list[list[Event]]) -> None:
     joiner = Joiner(SMALL, ["impressions", "clicks", "orders", "actions"])

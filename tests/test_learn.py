@@ -106,7 +106,7 @@ def test_orders_are_learned_from_clicked_items_when_they_mature() -> None:
     assert learner.open_clicks == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, len(RECORDS)), st.integers(0, len(RECORDS)))
 def test_a_learner_restored_anywhere_goes_on_to_the_same_digest(first: int, second: int) -> None:
     cuts = sorted((first, second))
