@@ -66,6 +66,15 @@ def test_no_event_tells_the_truth_and_the_file_beside_the_log_tells_all(tmp_path
     assert not fields & {"click", "human", "order", "order_ever", "relevance"}
 
 
+def test_a_log_interrupted_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_log(Shop(SMALL), 1_000, tmp_path / "shop.jsonl.zst", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_default_shop_stays_what_it_is() -> None:
     """Published figures are about it. Whoever changes it on purpose measures them again and freezes it anew."""
     config = hashlib.sha256(msgspec.json.encode(ShopConfig())).hexdigest()[:16]
