@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -444,3 +445,40 @@ def test_the_state_of_a_joiner_is_bytes_and_equal_states_are_equal_bytes() -> No
     with pytest.raises(ValueError, match="names 2"):
         Joiner.restore(JoinConfig(), ["a", "b"], state)
     assert msgspec.msgpack.decode(state)["frontier"] == joiner.frontier
+
+
+GOLDEN = Path(__file__).parent / "golden" / "joiner_v1.bin"
+BEFORE = [
+    *(impression(f"r{n}", f"u{n % 3}", at=n * MINUTE, event_id=f"e{n}") for n in range(1, 16)),
+    impression("bot", "u9", at=15 * MINUTE, bot=True),
+    *(click(f"r{n}", "a", f"u{n % 3}", at=n * MINUTE + 30 * SECOND) for n in range(1, 16, 2)),
+    click("not yet", "b", "u1", at=16 * MINUTE - 3 * SECOND),
+    order("o1", "a", "u1", at=12 * MINUTE, value=3.5),
+    order("o2", "a", "u1", at=16 * MINUTE - 5 * SECOND),
+    action("b", "u2", at=14 * MINUTE),
+    *crowd(16 * MINUTE),
+]
+AFTER = [
+    impression("not yet", "u1", at=16 * MINUTE),
+    impression("again", "u3", at=16 * MINUTE, event_id="e15"),
+    click("r15", "b", "u0", at=16 * MINUTE),
+    order("o3", "a", "u1", at=17 * MINUTE),
+    impression("last", "u2", at=17 * MINUTE),
+    *END,
+]
+
+
+def test_a_joiner_saved_today_goes_on_tomorrow() -> None:
+    """The file holds `state` after the events before, with slates, clicks, orders, acts and ids that still matter."""
+    records, whole = joined([*BEFORE, *AFTER])
+    joiner = Joiner.restore(JoinConfig(), ["log"], GOLDEN.read_bytes())
+    assert joiner.state() == GOLDEN.read_bytes()
+    assert (joiner.open_slates, joiner.open_clicks, joiner.frontier) == (10, 8, T0 + 16 * MINUTE - 10 * SECOND)
+    after = []
+    for offset, event in enumerate(AFTER, start=len(BEFORE)):
+        joiner.push(0, offset, encode(event))
+        after += joiner.drain()
+    after += joiner.finish()
+    assert len(after) > 20
+    assert [record for _, record in after] == records[-len(after) :]
+    assert joiner.fates == whole.fates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,3 +178,26 @@ def test_uniform_does_not_depend_on_what_learns_beside_it(seed: int) -> None:
     two.flush()
     metrics = [learner.report()["click"]["policies"]["uniform"] for learner in (one, two)]
     assert metrics[0] == metrics[1]
+
+
+def test_a_learner_saved_today_goes_on_tomorrow() -> None:
+    """The file holds `state` and its segments after the first 200 records, packed as a snapshot."""
+    golden = Path(__file__).parent / "golden" / "learner_v1.heft"
+    saved = snapshot.unpack(golden.read_bytes(), golden.name)
+    learner = Learner.restore(SMALL, saved["state"], saved["segments"])
+    assert (learner.samples, learner.open_slates, learner.open_clicks) == (232, 34, 24)
+    shown = learner.click.predict(learner.featurizer.shown(impression("new", at=3 * DAY, items="abc"), []))
+    assert shown.p == pytest.approx(
+        np.array([[0.084425, 0.086409, 0.084425], [0.060332, 0.064245, 0.060332], [0.059455, 0.064406, 0.059455]]),
+        abs=1e-6,
+    )
+    measured = learner.report()["click"]
+    assert (measured["samples"], measured["positives"]) == (232, 24)
+    assert measured["policies"]["uniform"]["logloss"] == pytest.approx(0.5415034, abs=1e-6)
+    for record in RECORDS[200:]:
+        learner.apply(0, record)
+    learner.flush()
+    whole = learned(RECORDS)
+    whole.flush()
+    assert learner.counts == whole.counts
+    assert (learner.samples, learner.order.positives) == (whole.samples, whole.order.positives)
