@@ -67,6 +67,7 @@ _OF_ROW = frozenset(fields.FIXED[fields.ITEM_ID :])
 _MAX_WORDS = 24
 _MAX_CACHED_TEXTS = 1 << 16
 _MAX_CACHED_ITEMS = 1 << 15
+_MAX_NAMES = 1 << 12
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,10 +214,10 @@ class Featurizer:
         self.config = config or FeatureConfig()
         self.history = History(self.config.history_bits, self.config.history_half_life_ms)
         self.ignored_fields = 0
-        """Names of context or item fields beyond what is kept."""
+        """How often a slate or an item brought a field that some feature reads and that there was no room for."""
         self._hashes = TextHashes()
         self._names: list[str] = list(fields.FIXED)
-        self._known: list[str] = []  # the names of context and item fields in the order they came
+        self._known: list[str] = []  # the names of context and item fields that are read, as they came
         self._context: dict[str, int] = {}
         self._item: dict[str, int] = {}
         self._texts: dict[str, tuple[list[int], list[int]]] = {}
@@ -366,14 +367,14 @@ class Featurizer:
         full = prefix + name
         suffixes = fields.OF_NUMBERS if prefix == "item." else fields.OF_NUMBERS[:1]
         wanted = any(_matches(term, full + suffix) for term in self._declared for suffix in ("", *suffixes))
-        if len(known) >= fields.MAX_FIELDS:
-            self.ignored_fields += wanted
+        if not wanted:
+            if len(known) < _MAX_NAMES:
+                known[name] = -1  # remembered to be quick; takes no room from the names that are read
+            return -1
+        if len(self._names) + 1 + len(suffixes) > fields.MAX_FIELDS:
+            self.ignored_fields += 1
             return -1
         self._known.append(full)
-        if not wanted or len(self._names) + 1 + len(suffixes) > fields.MAX_FIELDS:
-            self.ignored_fields += wanted
-            known[name] = -1
-            return -1
         field = known[name] = len(self._names)
         self._names += [full, *(full + suffix for suffix in suffixes)]
         self._compile()

@@ -36,6 +36,7 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     l1: float = 0.0
     """Slots whose |z| stays below this weigh nothing."""
     l2: float = 0.0
+    """Draws every weight towards 0."""
     keep: float = 1.0
     """Share of the negatives that is learned, in (0, 1]; a training offset of log(1 / keep) makes up for the rest."""
     half_life: float | None = None
@@ -86,7 +87,9 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 1
     """Which negatives a thinned policy learns."""
     click_arms: tuple[Arm, ...] = CLICK_ARMS
+    """The policies of the click head, learned side by side; the first is named uniform."""
     conversion_arms: tuple[Arm, ...] = CONVERSION_ARMS
+    """Those of the conversion head, likewise."""
 
     def __post_init__(self) -> None:
         for arms in (self.click_arms, self.conversion_arms):

@@ -61,16 +61,17 @@ def _section(lines: list[str], seen: set[type], name: str, struct: msgspec.Struc
         lines.append("# " + (kind.__doc__ or "").strip().split("\n")[0].replace("`", ""))
     seen.add(kind)
     lines.append(f"[{name}]")
-    below: list[tuple[str, msgspec.Struct]] = []
+    below: list[tuple[str, str, msgspec.Struct]] = []
     for field in struct.__struct_fields__:
         value = getattr(struct, field)
         if isinstance(value, msgspec.Struct):
-            below.append((f"{name}.{field}", value))
+            below.append((f"{name}.{field}", "", value))
             continue
         if isinstance(value, list | tuple) and value and isinstance(value[0], msgspec.Struct):
-            below += [(f"[{name}.{field}]", each) for each in value]
+            texts = [explained.get(field, ""), *("" for _ in value[1:])]
+            below += [(f"[{name}.{field}]", text, each) for text, each in zip(texts, value, strict=True)]
             continue
-        lines += textwrap.wrap(explained.get(field, ""), _WIDTH, initial_indent="# ", subsequent_indent="# ")
+        lines += _comment(explained.get(field, ""))
         if field == "security" and not secrets:
             value = dict.fromkeys(value, "***")
         if value is None:
@@ -79,8 +80,14 @@ def _section(lines: list[str], seen: set[type], name: str, struct: msgspec.Struc
             lines.append(f'{field.removesuffix("_ms")} = "{format_ms(value)}"')
         else:
             lines.append(f"{field} = {_value(value)}")
-    for inner, each in below:
+    for inner, text, each in below:
+        if text:
+            lines += ["", *_comment(text)]
         _section(lines, seen, inner, each, secrets)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ")
 
 
 def _value(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -30,6 +31,25 @@ def open_log(path: Path, mode: str) -> IO[bytes]:
         return cast("IO[bytes]", zstandard.open(path, "wb", cctx=zstandard.ZstdCompressor(level=3)))
     msg = f"{path}: an event log ends in .jsonl, .jsonl.gz or .jsonl.zst"
     raise ValueError(msg)
+
+
+@contextmanager
+def new_log(path: Path) -> Iterator[IO[bytes]]:
+    """Open a log to write that has its name when it is whole, and is gone when what writes it fails.
+
+    Raises
+    ------
+    ValueError
+        If the name ends in none of ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    try:
+        with open_log(unfinished, "wb") as log:
+            yield log
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class _Gzip(gzip.GzipFile):

@@ -18,7 +18,7 @@ from stream import events, messages
 from stream.clients import TopicError, client_settings, require_reachable, unreachable
 from stream.config import Config
 from stream.events import Event, EventError
-from stream.log import open_log, read_lines
+from stream.log import new_log, read_lines
 from stream.reader import Ended, Merged, connect, read_inputs, read_partition
 
 Progress = Callable[[int], None]
@@ -161,10 +161,9 @@ def record(
 
     def one(partition: int) -> tuple[Path, Counter[str]]:
         path = out / f"partition-{partition:03d}.jsonl.zst"
-        temporary = path.with_name("." + path.name)
         count: Counter[str] = Counter()
         pending = 0
-        with open_log(temporary, "wb") as log:
+        with new_log(path) as log:
             for merged in read_inputs(config, partition, since_ms, until_ms):
                 if isinstance(merged, Ended):
                     continue
@@ -175,7 +174,6 @@ def record(
                 if progress is not None and pending == _TELL_EVERY:
                     progress(pending)
                     pending = 0
-        temporary.replace(path)
         if progress is not None:
             progress(pending)
         return path, count

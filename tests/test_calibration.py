@@ -135,3 +135,31 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     for s in range(150, 400 - DELAY):
         second.learn(q[s], labels[s], rows)
     assert (second.a[0], second.b[0]) == (straight.a[0], straight.b[0])
+
+
+def test_one_update_is_a_newton_step_from_numeric_derivatives_and_information_fades() -> None:
+    q, labels = stream(0.7, -0.5, 40, seed=12)
+    platt = Platt(1, half_life=100.0)
+    information, kept, step = np.diag([100.0, 10.0]), 0.5 ** (SIZE / 100.0), 1e-4
+    prior = np.diag([100.0, 10.0])
+    for s in range(len(q)):
+        theta = np.array([platt.a[0], platt.b[0]])
+        x, y = q[s, :, 0].astype(np.float64), labels[s]
+
+        def loss(at: NDArray[np.float64], x: NDArray[np.float64] = x, y: NDArray[np.uint8] = y) -> float:
+            z = at[0] * x + at[1]
+            return float((np.log1p(np.exp(z)) - y * z).sum())
+
+        axes = step * np.eye(2)
+        gradient = np.array([loss(theta + d) - loss(theta - d) for d in axes]) / (2 * step)
+        hessian = np.array(
+            [
+                [loss(theta + d + e) - loss(theta + d - e) - loss(theta - d + e) + loss(theta - d - e) for e in axes]
+                for d in axes
+            ]
+        ) / (4 * step**2)
+        information = prior + kept * (information - prior) + hessian
+        platt.learn(q[s], y, np.ones(SIZE, np.bool_))
+        assert np.array([platt.a[0], platt.b[0]]) == pytest.approx(
+            theta - np.linalg.solve(information, gradient), abs=1e-6
+        )

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from models import exact
 from models.evaluate import Cohorts, Prequential, merge
+from models.exact import ECE_BINS
 
 HOUR = 3_600_000
 NAMES = ("uniform", "shifted", "mixture")
@@ -135,7 +136,7 @@ def brute_ranking(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, fl
     return ndcg / orders, reciprocal / orders
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=2, max_size=7).filter(
         lambda r: any(y for y, _ in r)
@@ -158,7 +159,7 @@ def test_ndcg_sees_ten_places_and_is_one_for_the_ideal_order() -> None:
     assert reciprocal == pytest.approx(1 / 11)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5)), min_size=2, max_size=60))
 def test_auc_is_antisymmetric_invariant_to_monotone_maps_and_sklearns(rows: list[tuple[int, int]]) -> None:
     labels = np.array([y for y, _ in rows], np.uint8)
@@ -178,6 +179,20 @@ def test_a_constant_base_rate_has_entropy_one_and_no_calibration_error() -> None
     p = np.full(1_000, 0.02)
     assert exact.logloss(labels, p) / exact.entropy(0.02) == pytest.approx(1.0, abs=1e-12)
     assert exact.ece_of_groups(np.array([1000.0]), np.array([20.0]), np.array([0.02])) == 0.0
+
+
+def test_the_calibration_error_is_that_of_twenty_bins_of_equal_mass_less_what_chance_alone_makes() -> None:
+    chance = np.random.default_rng(13)
+    p = chance.permutation(np.linspace(0.01, 0.6, ECE_BINS * 40)).astype(np.float32)
+    labels = (chance.random(len(p)) < p**1.5).astype(np.uint8)
+    want = 0.0
+    ranked = sorted(zip(p.tolist(), labels.tolist(), strict=True))
+    for first in range(0, len(ranked), 40):
+        rows = ranked[first : first + 40]
+        gap = sum(said - label for said, label in rows) / 40
+        by_chance = sum(said * (1 - said) for said, _ in rows) / 40**2
+        want += max(gap**2 - by_chance, 0.0) ** 0.5 / ECE_BINS
+    assert exact.ece(labels, p) == pytest.approx(want, rel=1e-9)
 
 
 def test_the_calibration_error_of_a_calibrated_model_is_mostly_debiased_away_and_a_real_one_stays() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -364,7 +365,7 @@ def ended(streams: list[list[Event]]) -> list[list[Event]]:
 turns = st.lists(st.integers(0, 3), max_size=60)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(streams, turns)
 def test_records_are_those_of_the_reference_whatever_the_interleaving(
     streams: list[list[Event]], turns: list[int]
@@ -374,7 +375,7 @@ def test_records_are_those_of_the_reference_whatever_the_interleaving(
     assert [record for record in records if not isinstance(record, Shown)] == reference(streams, SMALL)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams, turns)
 def test_every_event_has_one_fate_or_is_pending_and_keys_only_rise(
     streams: list[list[Event]], turns: list[int]
@@ -386,7 +387,7 @@ def test_every_event_has_one_fate_or_is_pending_and_keys_only_rise(
     assert keys == sorted(set(keys))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     streams, turns, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=4), turns, st.integers(0, 40)
 )
@@ -433,7 +434,7 @@ def test_doing_the_same_again_from_any_cut_gives_the_same(
     assert snapshot.encode(again.state()) == snapshot.encode(live.state())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(streams)
 def test_sessions_never_hold_the_future_nor_the_slates_own_clicks(streams: list[list[Event]]) -> None:
     joiner = Joiner(SMALL, ["impressions", "clicks", "orders", "actions"])
@@ -458,3 +459,41 @@ def test_equal_states_of_a_joiner_are_equal_bytes() -> None:
     with pytest.raises(ValueError, match="names 2"):
         Joiner.restore(JoinConfig(), ["a", "b"], state)
     assert state["frontier"] == joiner.frontier
+
+
+GOLDEN = Path(__file__).parent / "golden" / "joiner_v1.bin"
+BEFORE = [
+    *(impression(f"r{n}", f"u{n % 3}", at=n * MINUTE, event_id=f"e{n}") for n in range(1, 16)),
+    impression("bot", "u9", at=15 * MINUTE, bot=True),
+    *(click(f"r{n}", "a", f"u{n % 3}", at=n * MINUTE + 30 * SECOND) for n in range(1, 16, 2)),
+    click("not yet", "b", "u1", at=16 * MINUTE - 3 * SECOND),
+    order("o1", "a", "u1", at=12 * MINUTE, value=3.5),
+    order("o2", "a", "u1", at=16 * MINUTE - 5 * SECOND),
+    action("b", "u2", at=14 * MINUTE),
+    *crowd(16 * MINUTE),
+]
+AFTER = [
+    impression("not yet", "u1", at=16 * MINUTE),
+    impression("again", "u3", at=16 * MINUTE, event_id="e15"),
+    click("r15", "b", "u0", at=16 * MINUTE),
+    order("o3", "a", "u1", at=17 * MINUTE),
+    impression("last", "u2", at=17 * MINUTE),
+    *END,
+]
+
+
+def test_a_joiner_saved_today_goes_on_tomorrow() -> None:
+    """The file holds `state` after the events before, with slates, clicks, orders, acts and ids that still matter."""
+    records, whole = joined([*BEFORE, *AFTER])
+    raw = GOLDEN.read_bytes()
+    joiner = Joiner.restore(JoinConfig(), ["log"], snapshot.decode(raw))
+    assert snapshot.encode(joiner.state()) == raw
+    assert (joiner.open_slates, joiner.open_clicks, joiner.frontier) == (10, 8, T0 + 16 * MINUTE - 10 * SECOND)
+    after = []
+    for offset, event in enumerate(AFTER, start=len(BEFORE)):
+        joiner.push(0, offset, encode(event))
+        after += joiner.drain()
+    after += joiner.finish()
+    assert len(after) > 20
+    assert [record for _, record in after] == records[-len(after) :]
+    assert joiner.fates == whole.fates

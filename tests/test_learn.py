@@ -120,7 +120,7 @@ def test_orders_are_learned_from_clicked_items_when_they_mature() -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, BOUNDED], ids=["small", "bounded"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, len(RECORDS)), st.integers(0, len(RECORDS)))
 def test_a_learner_restored_anywhere_goes_on_to_the_same_digest(config: LearnerConfig, first: int, second: int) -> None:
     cuts = sorted((first, second))
@@ -252,3 +252,26 @@ def test_after_the_warm_up_learning_compiles_and_loads_nothing() -> None:
         [sys.executable, "-c", AFTER_THE_WARM_UP], cwd=Path(__file__).parent.parent, capture_output=True, text=True
     )
     assert fresh.stdout.split() == ["True", "0"], fresh.stdout + fresh.stderr
+
+
+def test_a_learner_saved_today_goes_on_tomorrow() -> None:
+    """The file holds `state` and its segments after the first 200 records, packed as a snapshot."""
+    golden = Path(__file__).parent / "golden" / "learner_v1.heft"
+    saved = snapshot.unpack(golden.read_bytes(), golden.name)
+    learner = Learner.restore(SMALL, saved["state"], saved["segments"])
+    assert (learner.samples, learner.open_slates, learner.open_clicks) == (232, 34, 24)
+    shown = learner.click.predict(learner.featurizer.shown(impression("new", at=3 * DAY, items="abc"), []))
+    assert shown.p == pytest.approx(
+        np.array([[0.084425, 0.086409, 0.084425], [0.060332, 0.064245, 0.060332], [0.059455, 0.064406, 0.059455]]),
+        abs=1e-6,
+    )
+    measured = learner.report()["click"]
+    assert (measured["samples"], measured["positives"]) == (232, 24)
+    assert measured["policies"]["uniform"]["logloss"] == pytest.approx(0.5415034, abs=1e-6)
+    for record in RECORDS[200:]:
+        learner.apply(0, record)
+    learner.flush()
+    whole = learned(RECORDS)
+    whole.flush()
+    assert learner.counts == whole.counts
+    assert (learner.samples, learner.order.positives) == (whole.samples, whole.order.positives)

@@ -133,3 +133,11 @@ def test_people_can_read_a_message_as_json() -> None:
 def test_messages_of_today_are_read_tomorrow() -> None:
     golden = Path(__file__).parent / "golden" / "message_v1.bin"
     assert messages.decode(golden.read_bytes()) == message(RECORDS, marks=[Mark(1, True, (3, 4))])
+
+
+def test_a_reader_saved_today_goes_on_tomorrow() -> None:
+    saved = bytes.fromhex("9192009301a17794cf000001748c94f37004a27231a161")
+    reader = ScoredReader.restore(saved)
+    assert reader.key(0) == RECORDS[-1].key
+    assert reader.epoch(0) == (1, "w")
+    assert reader.state() == saved

@@ -143,3 +143,16 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     serve(p[:5], labels[:5], first, 0)  # what was taken is a copy
     serve(p[100:], labels[100:], second, 0)
     assert np.array_equal(second.weights, straight.weights)
+
+
+def test_after_each_slate_a_share_for_each_sample_flows_back_to_the_prior() -> None:
+    p, labels = world(30, seed=8)
+    hedge = Hedge(ARMS, probation=0, share=0.01)
+    prior = hedge.weights.copy()
+    want = prior
+    for s in range(30):
+        hedge.learn(p[s], labels[s])
+        likelihood = np.where(labels[s][:, None] == 1, p[s], 1 - p[s].astype(np.float64)).prod(axis=0, dtype=np.float64)
+        kept = 0.99 ** len(labels[s])
+        want = kept * want * likelihood / (want @ likelihood) + (1 - kept) * prior
+        assert hedge.weights == pytest.approx(want, rel=1e-6)

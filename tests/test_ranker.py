@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from river import linear_model, optim
 
 from models.features import Vectors
-from models.hashing import hash_text
 from models.ranker import CLICK_ARMS, Arm, Bank, RankerConfig
 
 BITS = 12
@@ -359,9 +358,3 @@ def test_arms_and_configs_refuse_what_cannot_be() -> None:
         RankerConfig(click_arms=(Arm("uniform"), Arm("uniform")))
     with pytest.raises(ValueError, match="click_bits is 40"):
         RankerConfig(click_bits=40)
-
-
-def test_requests_and_items_hash_to_known_values() -> None:
-    assert hash_text("red shoes") == -6028982350642308374
-    assert hash_text("") == -5426141060434712860
-    assert hash_text("Zürich") == 636548684707296368

@@ -33,7 +33,7 @@ class Plain:
                 del self.users[user]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(acts, st.integers(0, 20))
 def test_they_keep_what_looking_through_everything_would_keep(steps: list[tuple[int, str, str]], cut: int) -> None:
     sessions, plain, now = Sessions(TTL, ACTS, USERS), Plain(), 0

@@ -66,6 +66,27 @@ def test_no_event_tells_the_truth_and_the_file_beside_the_log_tells_all(tmp_path
     assert not fields & {"click", "human", "order", "order_ever", "relevance"}
 
 
+def test_truths_of_today_are_read_tomorrow() -> None:
+    golden = Path(__file__).parent / "golden" / "truth_v1.jsonl"
+    world, slates = read_truth(golden)
+    assert world == Shop(SMALL).world
+    slate = SlateTruth(
+        request_id="r1", at_ms=world.start_ms, items=["a", "b"], click=[0.5, 1e-7], human=[0.25, 0.0],
+        order=[0.125, 0.25], order_ever=[0.5, 0.75], relevance=[-1.5, 0.0], new=[True, False], bot=True,
+    )  # fmt: skip
+    assert list(slates) == [slate]
+    assert golden.read_bytes() == encode_truth(world) + encode_truth(slate)
+
+
+def test_a_log_interrupted_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_log(Shop(SMALL), 1_000, tmp_path / "shop.jsonl.zst", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_default_shop_stays_what_it_is() -> None:
     """Published figures are about it. Whoever changes it on purpose measures them again and freezes it anew."""
     config = hashlib.sha256(msgspec.json.encode(ShopConfig())).hexdigest()[:16]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,13 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import KafkaProducer
+from typer.testing import CliRunner
 
 from models.sample import FIRST_KEY
 from stream.broker import running_broker
+from stream.cli import app
 from stream.clients import TopicError, client_settings
 from stream.config import Config, KafkaConfig
 from stream.config import Topics as TopicNames
-from stream.events import Event, EventError, decode, encode
+from stream.events import Action, Click, Event, EventError, Impression, Order, decode, encode
+from stream.explain import to_toml
 from stream.log import read_lines
 from stream.mapping import MappingTable
 from stream.messages import Message
@@ -261,3 +266,32 @@ def test_the_newest_records_of_any_topic_are_shown_as_json(bootstrap: str, tmp_p
     assert rejected["value"]["length"] == 2
     with pytest.raises(TopicError, match="there is no topic nowhere"):
         list(newest_json(config, "nowhere", 1))
+
+
+@pytest.mark.kafka
+def test_the_simulated_shop_sends_what_happens_from_now_on_by_type_and_user(bootstrap: str, tmp_path: Path) -> None:
+    config = config_of(bootstrap, "simulated")
+    with Topics(config) as topics:
+        topics.create()
+    file = tmp_path / "heft.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    began_ms = time.time_ns() // 1_000_000
+    options = ["--publish", "--requests", "50", "--speed", "1e6", "--config", str(file)]
+    told = CliRunner().invoke(app, ["simulate", *options], catch_exceptions=False).stdout
+
+    found: Counter[str] = Counter()
+    partitions: dict[str, set[int]] = {}
+    names = {config.kafka.topics.impressions: Impression, config.kafka.topics.clicks: Click}
+    names |= {config.kafka.topics.orders: Order, config.kafka.topics.actions: Action}
+    for topic, kind in names.items():
+        for partition in range(3):
+            for sent in read_partition(client_settings(config.kafka), topic, partition):
+                event = decode(sent.value)
+                assert isinstance(event, kind)
+                assert began_ms <= event.at_ms
+                found[topic] += 1
+                partitions.setdefault(event.user_id, set()).add(partition)
+    assert found[config.kafka.topics.impressions] == 50
+    assert dict(each.rsplit(" ", 1) for each in told.strip().split(", ")) == {t: str(n) for t, n in found.items()}
+    assert all(len(each) == 1 for each in partitions.values())
+    assert len(set().union(*partitions.values())) == 3

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from stream.events import Event, encode
-from stream.log import open_log
+from stream.log import new_log
 
 RUN_BYTES = 64 * 1024 * 1024
 """Lines sorted in memory at a time."""
@@ -51,17 +51,11 @@ def write_log(lines: Iterable[bytes], out: Path) -> int:
     ValueError
         If the name ends in none of ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"unfinished-{out.name}")
     count = 0
-    try:
-        with open_log(unfinished, "wb") as log:
-            for line in lines:
-                log.write(line + b"\n")
-                count += 1
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with new_log(out) as log:
+        for line in lines:
+            log.write(line + b"\n")
+            count += 1
     return count
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stream.config import Config
 from stream.events import encode
-from stream.log import open_log
+from stream.log import new_log
 from stream.publish import Publisher
 from stream.shop.traffic import Arrival, Shop, ShopConfig
 from stream.shop.truth import encode_truth
@@ -35,10 +35,13 @@ def truth_path(log: Path) -> Path:
 
 
 def write_log(shop: Shop, requests: int, out: Path, progress: Progress | None = None) -> Counter[str]:
-    """Write a log of so many requests and, beside it, its truth; return how many events of each type it holds."""
+    """Write a log of so many requests and, beside it, its truth; return how many events of each type it holds.
+
+    Both are whole or absent.
+    """
     counts: Counter[str] = Counter()
     pending = 0
-    with open_log(out, "wb") as log, open_log(truth_path(out), "wb") as truths:
+    with new_log(out) as log, new_log(truth_path(out)) as truths:  # the log has its name last
         truths.write(encode_truth(shop.world))
         for arrival in shop.arrivals(requests):
             log.write(encode(arrival.event) + b"\n")
