@@ -136,6 +136,9 @@ def _watch(
     console: Console, config: Config, worker: subprocess.Popen[bytes], folder: Path, seconds: float, seed: int
 ) -> int:
     shop, oracle = Shop(seed=seed), Oracle()
+    with console.status("The worker compiles what it learns with; up to a minute, the first time only ..."):
+        while worker.poll() is None and not Seen(config.metrics.port).answered:
+            time.sleep(0.2)
     started = next_look = time.monotonic()
     sent, seen = 0, Seen(config.metrics.port)
     with Live(console=console, refresh_per_second=4) as live, closing(Publisher(config)) as publisher:

@@ -222,6 +222,11 @@ class Seen:
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             pass  # not up yet, or busy: the next look comes in a second
 
+    @property
+    def answered(self) -> bool:
+        """Whether the worker is up and said anything."""
+        return bool(self._values)
+
     def total(self, name: str, **labels: str) -> float:
         """Return the sum over all samples of a metric that have these labels."""
         wanted = set(labels.items())
