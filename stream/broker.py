@@ -175,7 +175,8 @@ class Broker:
         log, properties = self.data / "log", self.data / "server.properties"
         properties.write_text(_PROPERTIES.format(port=self.port, controller=free_port(), log=log))
         if not (log / "meta.properties").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # Sixteen bytes in base64; one in 64 would begin with a dash, which the tool takes for an option.
+            cluster = "heft" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[4:]
             arguments = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
             made = subprocess.run([*java_with_jars, *arguments], capture_output=True, text=True, check=False)
             if made.returncode:
