@@ -54,14 +54,15 @@ class ConfidenceSequence:
         self._alpha = alpha
         self._rho2 = (-2.0 * log(alpha) + log(-2.0 * log(alpha) + 1.0)) / tightest_at
         self._start = start
-        self.restart(policies)
-
-    def restart(self, policies: int | None = None) -> None:
-        """Forget everything: after a drift alarm the mean of the past says little of what comes."""
-        size = len(self.mean) if policies is None else policies
         self.slates = 0
-        self.mean = np.zeros(size)
-        self._squares = np.zeros(size)
+        self.mean = np.zeros(policies)
+        self._squares = np.zeros(policies)
+
+    def restart(self) -> None:
+        """Forget everything: after a drift alarm the mean of the past says little of what comes."""
+        self.slates = 0
+        self.mean = np.zeros_like(self.mean)
+        self._squares = np.zeros_like(self._squares)
 
     def add(self, differences: NDArray[np.float64]) -> None:
         """Add one slate: its summed loss under each policy less that under `uniform` [K].
