@@ -21,8 +21,8 @@ EPOCH = 10_000
 HALF_LIFE = 50_000
 """Samples after which what was measured counts half."""
 
-ALARM, STOP = 0.5, 0.25
-"""Shares of samples left in effect below which to warn, and below which weights are 1 until warm again."""
+STOP = 0.25
+"""Share of samples left in effect below which weights are 1 until warm again."""
 
 _ENOUGH = 100
 """Weights that must have been counted before their mean divides; values of a class before its spread is believed."""
@@ -137,7 +137,8 @@ class Normaliser:
                 return 0.0, 0.0, 1.0
             centre = total / n
             deviation = sqrt(max(squares / n - centre * centre, 0.0))
-            scale = 1.0 / deviation if deviation > 1e-9 * max(1.0, abs(centre)) else 0.0
+            # Below a millionth of the centre, a deviation from sums of squares is rounding.
+            scale = 1.0 / deviation if deviation > 1e-6 * max(1.0, abs(centre)) else 0.0
         if self._held > 0:
             return float(self.now[k, STRENGTH]), centre, scale
         most = tempered(policy.strength, self._spread(k) * scale, pipe.ess_target)
