@@ -54,9 +54,9 @@ class Gate:
 
     def slices(self, counts: NDArray[np.float64], surface: str) -> NDArray[np.int64]:
         """Return the slice [n] of items shown ``counts`` [n] times before."""
-        place = self._surfaces.setdefault(surface, len(self._surfaces)) if len(self._surfaces) < SURFACES - 1 else None
-        if place is None:
-            place = self._surfaces.get(surface, SURFACES - 1)
+        if surface not in self._surfaces and len(self._surfaces) < SURFACES - 1:
+            self._surfaces[surface] = len(self._surfaces)
+        place = self._surfaces.get(surface, SURFACES - 1)
         return np.asarray(_slices(counts, place * COUNTS))
 
     def learn(
@@ -67,7 +67,10 @@ class Gate:
         labels: NDArray[np.uint8],
         judged: NDArray[np.bool_],
     ) -> None:
-        """Take probabilities [n, K] as shown, r [n] and labels [n] of the rows that are ``judged`` [n]."""
+        """Take probabilities [n, K] as shown, r [n] and labels [n] of the rows that are ``judged`` [n].
+
+        Rows of which the student said nothing, NaN, are not.
+        """
         _learn(slices, shown, reference, labels, judged, self._kept, self._student, self._reference, self._samples)
 
     def turn(self) -> None:
@@ -108,7 +111,7 @@ def _learn(
     kept: float, student: NDArray[Any], losses: NDArray[Any], samples: NDArray[Any],
 ) -> None:  # fmt: skip
     for row in range(slices.size):
-        if judged[row]:
+        if judged[row] and not np.isnan(shown[row]).any():
             place = slices[row]
             samples[place] += 1
             losses[place] = kept * losses[place] + (1.0 - kept) * _loss(reference[row], labels[row])

@@ -131,7 +131,7 @@ class Importance:
     missing : int64 [K, 6]
         Samples by `Missing`, of the policies that read the reference.
     normaliser, gate
-        Strengths, normalisers and effective sample sizes; open slices.
+        Strengths, normalisers and effective sample sizes; open slices, of the gated policies in their order.
     """
 
     def __init__(self, policies: tuple[Policy, ...], seed: int) -> None:
@@ -141,17 +141,18 @@ class Importance:
             raise ValueError(msg)
         self.policies = policies
         self.normaliser = Normaliser(policies)
-        self.gate = Gate(len(policies))
+        self._gated = np.array([k for k, policy in enumerate(policies) if policy.gated], np.int64)
+        self.gate = Gate(len(self._gated))
         self.missing = np.zeros((len(policies), len(Missing)), np.int64)
         self._seed = np.uint64(seed)
         self._in_epoch = 0
-        order = list(Measure)
+        order, gates = list(Measure), {int(k): place for place, k in enumerate(self._gated)}
         self._flags = np.array(
             [
                 (
-                    order.index(policy.measure), policy.reads_reference, policy.input is not Input.NONE, policy.gated,
-                    policy.offset, policy.mode is Mode.SAMPLE, policy.update is Update.LINEAR, standardised(policy),
-                    _source(policies, k),
+                    order.index(policy.measure), policy.reads_reference, policy.input is not Input.NONE,
+                    gates.get(k, -1), policy.offset, policy.mode is Mode.SAMPLE, policy.update is Update.LINEAR,
+                    standardised(policy), _source(policies, k),
                 )
                 for k, policy in enumerate(policies)
             ],
@@ -196,8 +197,9 @@ class Importance:
             evidence.learned, slices, self._remembered,
             normaliser.values, normaliser.counted, normaliser.masses, self.missing, floats, masks,
         )  # fmt: skip
-        usable = (why == Missing.PRESENT) | (why == Missing.LATE)
-        self.gate.learn(slices, evidence.shown, r, evidence.labels, evidence.learned & usable)
+        if len(self._gated):
+            judged = evidence.learned & ((why == Missing.PRESENT) | (why == Missing.LATE))
+            self.gate.learn(slices, evidence.shown[:, self._gated], r, evidence.labels, judged)
         self._in_epoch += int(np.count_nonzero(evidence.learned))
         if self._in_epoch >= EPOCH:
             normaliser.turn(self._in_epoch)
@@ -331,7 +333,7 @@ def _weigh(
     stream = mix(seed, request)
     place = 0
     for k in range(policies):
-        code, reads, is_input, gated, offset, sampler, linear, centred, source = flags[k]
+        code, reads, is_input, gate, offset, sampler, linear, centred, source = flags[k]
         limit, distill, denoise, keep = numbers[k, 0], numbers[k, 4], numbers[k, 5], numbers[k, 6]
         for row in range(n):
             label = labels[row]
@@ -346,7 +348,7 @@ def _weigh(
             if is_input:
                 masks[1, row, k] = why[row] != Missing.PRESENT
                 continue
-            listens = not lacks and (not gated or opened[slices[row], k])
+            listens = not lacks and (gate < 0 or opened[slices[row], gate])
             if distill > 0.0 and listens:
                 floats[3, row, k] = (1.0 - distill) * label + distill * r[row]
             elif denoise > 0.0 and listens and label == 1:

@@ -87,3 +87,22 @@ def test_certain_and_wrong_costs_much_and_stays_finite() -> None:
     state = gate.state()
     assert np.isfinite(state["student"]).all()
     assert np.isfinite(state["reference"]).all()
+
+
+def test_what_the_student_said_nothing_of_is_not_judged() -> None:
+    gate = Gate(1)
+    feed(gate, student=float("nan"), reference=0.1)
+    assert not gate.state()["samples"].any()
+
+
+def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
+    straight, second = Gate(1), Gate(1)
+    feed(straight, student=0.03, reference=0.1, surface="browse")
+    straight.turn()
+    second.restore(straight.state())
+    for gate in (straight, second):
+        feed(gate, student=0.085, reference=0.1)
+        gate.turn()
+    left, right = straight.state(), second.state()
+    assert left["surfaces"] == right["surfaces"] == ["browse", "search"]
+    assert all(np.array_equal(left[name], right[name]) for name in ("open", "student", "reference", "samples"))

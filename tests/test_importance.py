@@ -350,7 +350,7 @@ def ready() -> dict[str, Any]:
     return warmed(POLICIES, slates=2_000).state()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)  # the first example may wait for the compiler
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 1), EDGES, st.one_of(EDGES, st.just(float("nan")), st.just(7.0), st.just(-1e9))),
