@@ -236,12 +236,13 @@ def _source(policies: tuple[Policy, ...], k: int) -> int:
     if policy.measure is not Measure.PERMUTED:
         return -1
     for place, other in enumerate(policies[:k]):
-        if other.name == policy.source and other.measure is not Measure.UNIFORM and other.mode is Mode.REPEAT:
+        weighs = other.measure is not Measure.UNIFORM and other.update is Update.SUB_STEPS
+        if other.name == policy.source and weighs:
             return place
     earlier = ", ".join(other.name for other in policies[:k])
     msg = (
         f"importance: policy {policy.name!r} takes its weights from {policy.source!r}; expected a policy that weighs, "
-        f"by repetition, among the earlier ones: {earlier}"
+        f"in sub-steps, among the earlier ones: {earlier}"
     )
     raise ValueError(msg)
 

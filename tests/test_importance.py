@@ -507,6 +507,10 @@ def test_permuted_needs_an_earlier_policy_that_weighs() -> None:
     for policies in (
         (Policy("p", Measure.PERMUTED, source="rho", diagnostic=True), Policy("rho", Measure.RHO, diagnostic=True)),
         (Policy("uniform"), Policy("p", Measure.PERMUTED, source="uniform", diagnostic=True)),
+        (
+            Policy("sampler", Measure.LOSS, mode=Mode.SAMPLE, update=Update.LINEAR),
+            Policy("p", Measure.PERMUTED, source="sampler", diagnostic=True),
+        ),
     ):
         with pytest.raises(ValueError, match=r"'p' takes its weights from .*; expected a policy that weighs"):
             Importance(policies, 1)
