@@ -1,0 +1,112 @@
+"""Is a policy better than `uniform`? An answer that stays valid however often one looks.
+
+One difference of losses enters per slate and policy, summed over the slate's samples: those of one slate are not
+independent of each other, slates nearly are. A fixed confidence interval that is looked at after each of them errs
+without bound; a confidence sequence covers the mean at all times at once.
+"""
+
+from __future__ import annotations
+
+from math import log, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ConfidenceSequence:
+    """Asymptotic confidence sequences of K running means.
+
+    The half-width after t slates is sigma_t sqrt(2 (t rho^2 + 1) / (t rho)^2 ln(sqrt(t rho^2 + 1) / alpha)).
+
+    Parameters
+    ----------
+    policies
+        K, how many.
+    alpha
+        Probability, over all time, that the mean is ever outside; in (0, 1).
+    tightest_at
+        Slates after which the sequence is as narrow as it can be; at least 1.
+    start
+        Slates before which nothing is said: the variance is not known and the sum not yet normal.
+
+    References
+    ----------
+    Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, Time-uniform central limit theory and asymptotic confidence
+    sequences, theorem 2.2 and appendix B.2 for rho.
+
+    Examples
+    --------
+    >>> sequence = ConfidenceSequence(2, start=100)
+    >>> for slate in range(2_000):
+    ...     sequence.add(np.array([0.0, 0.1 if slate % 2 else 0.3]))
+    >>> sequence.above.tolist(), sequence.below.tolist()
+    ([False, True], [False, False])
+    """
+
+    def __init__(self, policies: int, alpha: float = 0.05, tightest_at: int = 10_000, start: int = 500) -> None:
+        if not 0.0 < alpha < 1.0 or tightest_at < 1 or start < 2:
+            msg = (
+                f"confidence: alpha {alpha}, tightest_at {tightest_at}, start {start}; expected alpha in (0, 1), "
+                "tightest_at at least 1, start at least 2"
+            )
+            raise ValueError(msg)
+        self._alpha = alpha
+        self._rho2 = (-2.0 * log(alpha) + log(-2.0 * log(alpha) + 1.0)) / tightest_at
+        self._start = start
+        self.slates = 0
+        self.mean = np.zeros(policies)
+        self._squares = np.zeros(policies)
+
+    def restart(self) -> None:
+        """Forget everything: after a drift alarm the mean of the past says little of what comes."""
+        self.slates = 0
+        self.mean = np.zeros_like(self.mean)
+        self._squares = np.zeros_like(self._squares)
+
+    def add(self, differences: NDArray[np.float64]) -> None:
+        """Add one slate: its summed loss under each policy less that under `uniform` [K].
+
+        Raises
+        ------
+        ValueError
+            If a difference is not finite; nothing is added then.
+        """
+        if not np.isfinite(differences).all():
+            msg = (
+                f"confidence: differences {differences.tolist()}; expected finite numbers; give 0 where a policy sleeps"
+            )
+            raise ValueError(msg)
+        self.slates += 1
+        before = differences - self.mean
+        self.mean = self.mean + before / self.slates
+        self._squares = self._squares + before * (differences - self.mean)
+
+    @property
+    def half_width(self) -> NDArray[np.float64]:
+        """Half the width of each interval [K]; infinite before ``start`` slates."""
+        if self.slates < self._start:
+            return np.full_like(self.mean, np.inf)
+        t = self.slates
+        grown = t * self._rho2 + 1.0
+        factor = sqrt(2.0 * grown / (t * t * self._rho2) * log(sqrt(grown) / self._alpha))
+        return np.asarray(np.sqrt(self._squares / t) * factor)
+
+    @property
+    def below(self) -> NDArray[np.bool_]:
+        """Which policies are significantly better than `uniform`: the whole interval is below 0 [K]."""
+        return np.asarray(self.mean + self.half_width < 0.0)
+
+    @property
+    def above(self) -> NDArray[np.bool_]:
+        """Which policies are significantly worse than `uniform`: the whole interval is above 0 [K]."""
+        return np.asarray(self.mean - self.half_width > 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of what was added."""
+        return {"slates": self.slates, "mean": self.mean.copy(), "squares": self._squares.copy()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.slates = int(state["slates"])
+        self.mean, self._squares = state["mean"].copy(), state["squares"].copy()
