@@ -2,7 +2,8 @@
 
 Things are numbered as they come. Each snapshot ends a segment; it names the segments of which something still waits,
 and says by a byte for each thing which do. So what a snapshot costs follows the traffic since the one before, however
-much waits, and it is taken in no time.
+much waits, and it is taken in no time. A segment also ends when it is full, and is forgotten when nothing of it waits,
+so that memory is bounded where no snapshot is ever taken.
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class _Segment(NamedTuple, Generic[T]):
-    first: int
-    things: list[T]
-    waits: bytearray
+MOST = 4_096
+"""Things in a segment."""
+
+
+class _Segment(Generic[T]):
+    __slots__ = ("first", "things", "waiting", "waits")
+
+    def __init__(self, first: int, things: list[T], waits: bytearray) -> None:
+        self.first = first
+        self.things = things
+        self.waits = waits
+        self.waiting = sum(waits)
 
 
 class Segments(Generic[T]):
@@ -51,12 +60,14 @@ class Segments(Generic[T]):
 
     def add(self, thing: T) -> int:
         """Take a thing that will not change; return its number."""
-        if not self._grows:
+        if not self._grows or len(self._segments[-1].things) == MOST:
+            self._forget()
             self._segments.append(_Segment(self.next_number, [], bytearray()))
             self._grows = True
         segment, number = self._segments[-1], self.next_number
         segment.things.append(thing)
         segment.waits.append(1)
+        segment.waiting += 1
         self.next_number += 1
         return number
 
@@ -64,11 +75,12 @@ class Segments(Generic[T]):
         """Say that a thing waits no longer."""
         segment = self._segments[bisect_right(self._segments, number, key=_FIRST) - 1]
         segment.waits[number - segment.first] = 0
+        segment.waiting -= 1
 
     def state(self) -> tuple[dict[str, Any], list[tuple[str, Sequence[T]]]]:
         """Return what a snapshot says, and the segments it names; these do not change any more."""
         self._grows = False
-        self._segments = [segment for segment in self._segments if 1 in segment.waits]
+        self._forget()
         contents: list[tuple[str, Sequence[T]]] = [(self._name(each), each.things) for each in self._segments]
         waits = [(self._name(each), each.first, bytes(each.waits)) for each in self._segments]
         return {"next": self.next_number, "segments": waits}, contents
@@ -81,6 +93,10 @@ class Segments(Generic[T]):
             for thing, waits in zip(segment.things, segment.waits, strict=True):
                 if waits:
                     yield thing
+
+    def _forget(self) -> None:
+        """Drop the segments of which nothing waits; only where none grows."""
+        self._segments = [segment for segment in self._segments if segment.waiting]
 
     def _name(self, segment: _Segment[T]) -> str:
         last = segment.first + len(segment.things) - 1
