@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
 from models.teacher import measure
-from models.teacher.data import examples_of
+from models.teacher.data import FEWEST_QUERIES, examples_of
 
 
 def counted(seed: int, n: int = 300) -> tuple[measure.Floats, measure.Floats, measure.Floats]:
@@ -58,7 +58,7 @@ def test_labels_that_separate_still_give_finite_numbers() -> None:
 
 
 def test_too_few_queries_do_not_calibrate() -> None:
-    for queries, wanted in ((measure.FEWEST_GROUPS - 1, True), (measure.FEWEST_GROUPS, False)):
+    for queries, wanted in ((FEWEST_QUERIES - 1, True), (FEWEST_QUERIES, False)):
         pairs = [(f"q{n % queries}", f"t{n}") for n in range(500)]
         labels = np.zeros((500, 3))
         labels[::4] = 1.0

@@ -30,6 +30,9 @@ CLICK, CONVERSION, RELEVANCE = HEADS = ("click", "conversion", "relevance")
 _MOST_POSITIONS = 100  # positions from here on share a base rate
 _PRIOR_SHOWS = 100.0  # a base rate of a position is believed like the whole surface's for so many shows
 
+FEWEST_QUERIES = 50
+"""Queries that a decision is taken on at least: to stop, or to calibrate. On fewer it was worse than none."""
+
 Pairs = list[tuple[str, str]]
 
 
@@ -334,18 +337,26 @@ def read_relevance(path: Path, low: float | None = None, high: float | None = No
 
 
 def split_by_query(examples: Examples) -> Split:
-    """Split judgements by query: a fifth to measure with (``md5(query) % 5 == 0``), an eighth of the rest to validate.
+    """Split judgements by query: those with ``md5(query) % 5 == 0`` to measure with, an eighth of the rest to validate.
 
-    Queries are what generalisation is about: other products of a query that was trained on would flatter.
+    Queries are what generalisation is about: other products of a query that was trained on would flatter. With fewer
+    than `FEWEST_QUERIES` to validate on, chance decides when to stop: then all but the measured are trained on.
+
+    Raises
+    ------
+    DataError
+        If every query is one to measure with.
     """
-    numbers = np.array([_md5(query) % 40 for query, _ in examples.pairs])
+    numbers = np.array([_md5(query) % 40 for query, _ in examples.pairs], np.int64)
     test = numbers % 5 == 0
     validation = ~test & (numbers // 5 == 0)
-    parts = [take(examples, np.flatnonzero(rows)) for rows in (~test & ~validation, validation, test)]
-    for name, part in zip(("training", "validation", "test"), parts, strict=True):
-        if not len(part):
-            msg = f"the {name} part of the judgements is empty: more queries are needed"
-            raise DataError(msg)
+    if len(np.unique(examples.groups[validation])) < FEWEST_QUERIES:
+        validation[:] = False
+    train = ~test & ~validation
+    if not train.any():
+        msg = "no judgement is left to train on: every query has md5(query) % 5 == 0, which is kept to measure with"
+        raise DataError(msg)
+    parts = [take(examples, np.flatnonzero(rows)) for rows in (train, validation, test)]
     return Split(parts[0], parts[1], parts[2], None, None, None)
 
 

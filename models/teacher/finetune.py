@@ -119,7 +119,7 @@ def finetune(
         model,
         encoded[0],
         _loss_of(model, encoded[0], train, heads, settings.batch, device),
-        lambda: _validate(model, encoded[1], split.validation, heads),
+        (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
         settings,
         fast=("linear.",),
     )
@@ -276,11 +276,11 @@ def _before(
                     z[head] = calibration.scale * raw[:, at] + calibration.shift + _offset(split.test, head)
                     model.linear.weight[n] = teacher.linear.weight[at]
     if len(z) < len(heads):
-        cosines = [_cosine(model, tokenizer, part, settings.max_tokens) for part in split[1:3]]
+        held_out = split.validation if len(split.validation) else split.train
+        cosines = [_cosine(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
         for head in set(heads) - set(z):
-            validation = split.validation
             scale, shift = measure.fit_platt(
-                cosines[0], _offset(validation, head), validation.trials[:, head], validation.positives[:, head]
+                cosines[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
             )
             z[head] = scale * cosines[1] + shift + _offset(split.test, head)
     metrics = [

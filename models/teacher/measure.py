@@ -8,12 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import exact
-from models.teacher.data import Examples
+from models.teacher.data import FEWEST_QUERIES, Examples
 
 Floats = NDArray[np.float64]
-
-FEWEST_GROUPS = 50
-"""Queries that a calibration is learned from at least: one learned on fewer was worse than none."""
 
 BINS = 10
 
@@ -51,7 +48,7 @@ def calibrate(z: Floats, offset: Floats, examples: Examples, head: int) -> tuple
     rows = trials > 0
     groups = len(np.unique(examples.groups[rows]))
     total = positives[rows].sum()
-    if groups < FEWEST_GROUPS or not 0 < total < trials[rows].sum():
+    if groups < FEWEST_QUERIES or not 0 < total < trials[rows].sum():
         return 1.0, 0.0
     return fit_platt(z[rows], offset[rows], trials[rows], positives[rows])
 

@@ -24,7 +24,10 @@ from transformers.utils import logging
 from models.teacher.data import BaseRates, DataError, Pairs
 from models.teacher.vocabulary import train_tokenizer
 
-logging.disable_progress_bar()  # of its own for every file; what takes long is told through `Progress`
+# Of its own for every file; what takes long is told through `Progress`. And no words about the parts that a folder has
+# no weights for: a head for masked tokens or a pooling layer, which nothing here uses.
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 SIZES = {"tiny": (2, 128), "small": (6, 384)}
 """Layers and width of the models made from nothing."""
@@ -78,6 +81,8 @@ class Model(nn.Module):
 
     def __init__(self, encoder: Any, heads: Sequence[str], pooling: str, dropout: float = 0.1) -> None:
         super().__init__()
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None  # the first token's, untrained in many a base
         self.encoder = encoder
         self.heads = tuple(heads)
         self.pooling = pooling

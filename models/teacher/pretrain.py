@@ -64,8 +64,11 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     )
     causal = pooling_of(encoder) == "last"
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    model = kind.from_config(encoder.config)  # type: ignore[no-untyped-call]
-    getattr(model, model.base_model_prefix).load_state_dict(encoder.state_dict(), strict=False)
+    path = resolve_base(settings.base)
+    if path is None:
+        model = kind.from_config(encoder.config)  # type: ignore[no-untyped-call]
+    else:
+        model = kind.from_pretrained(path, config=encoder.config, local_files_only=True, dtype=torch.float32)
     model.to(device)
     held_out = [n % _HELD_OUT == 0 for n in range(len(pairs))]
     parts = [[pair for pair, held in zip(pairs, held_out, strict=True) if held == wanted] for wanted in (False, True)]
@@ -83,7 +86,7 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     tokenizer.save_pretrained(out)
     card = {
         "base": settings.base,
-        "licence": cards.licence_of(resolve_base(settings.base)),
+        "licence": cards.licence_of(path),
         "objective": "causal language model" if causal else "masked language model",
         "texts": len(pairs),
         "digest": digest,

@@ -65,7 +65,8 @@ class Trainer:
     loss
         From a model's input rows to the loss of a batch, whose mean over all examples is the objective.
     validate
-        The validation loss of the model as it is, and further numbers for the log.
+        The validation loss of the model as it is, and further numbers for the log. None: all steps are done, and the
+        last weights are kept.
     fast
         Names of parameters that begin at nothing: they learn at 1e-3 at least.
     """
@@ -75,7 +76,7 @@ class Trainer:
         model: nn.Module,
         encoded: Encoded,
         loss: Callable[[NDArray[np.int64]], torch.Tensor],
-        validate: Callable[[], tuple[float, dict[str, float]]],
+        validate: Callable[[], tuple[float, dict[str, float]]] | None,
         settings: TrainSettings,
         fast: tuple[str, ...] = (),
     ) -> None:
@@ -129,7 +130,7 @@ class Trainer:
                     loss = self._train_step(batches)
                     self.step += 1
                     log.add_scalar("loss/train", loss, self.step)
-                    if self.step % every == 0 or self.step == self.steps:
+                    if self._validate is not None and (self.step % every == 0 or self.step == self.steps):
                         note = f"validation loss {self._evaluate(log):.4f}"
                         self._save(out, identity)
                     elif self.step % self.settings.checkpoint_steps == 0:
@@ -138,6 +139,8 @@ class Trainer:
                         progress(self.step, self.steps, note)
                     if self._worse >= self.settings.patience:
                         break
+        if self._validate is None:
+            self.best = Best(float("nan"), self.step)
         with torch.no_grad():
             for name, tensor in self._best_weights.items():
                 self._trainable[name].copy_(tensor)
@@ -182,6 +185,7 @@ class Trainer:
         return (self.steps - self.step) / max(1, self.steps - warmup)
 
     def _evaluate(self, log: Any) -> float:
+        assert self._validate is not None
         loss, more = self._validate()
         for name, value in {"loss/validation": loss, **more}.items():
             log.add_scalar(name, value, self.step)
