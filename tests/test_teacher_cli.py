@@ -91,11 +91,11 @@ def test_without_its_libraries_the_teacher_says_how_to_get_them(tmp_path: Path) 
 
 def test_a_log_becomes_a_teacher_of_clicks_and_conversions(log: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
-    small = ("--base", "tiny", "--max-tokens", 16, "--device", "cpu")
+    small = ("--base", "tiny", "--max-tokens", "16", "--device", "cpu", "--epochs", "4", "--learning-rate", "0.002")
     out = tmp_path / "teacher"
-    run("finetune", log, "--out", out, "--epochs", 4, "--learning-rate", 2e-3, *map(str, small))
+    run("finetune", log, "--out", out, *small)
     card = json.loads((out / "card.json").read_text())
-    assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.9
+    assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.85  # of two lovely ones one is clicked: .9 at best
     assert card["heads"]["conversion"]["after_calibrated"]["auc"] > 0.9
     assert card["data"]["begins_ms"] == T0
     assert T0 + 269 * HOUR <= card["data"]["ends_ms"] < T0 + 271 * HOUR
@@ -103,7 +103,7 @@ def test_a_log_becomes_a_teacher_of_clicks_and_conversions(log: Path, tmp_path: 
     report = json.loads(run("evaluate", log, "--model", out, "--device", "cpu", "--json"))
     assert report["head"] == "click"
     assert set(report["heads"]) == {"click", "conversion"}
-    assert report["auc"] > 0.9
+    assert report["auc"] > 0.85
     assert report["labels"] == 1_800
     table = CliRunner().invoke(app, ["teacher", "evaluate", str(log), "--model", str(out), "--device", "cpu"])
     assert "conversion" in table.output

@@ -56,7 +56,14 @@ def split(train: int = 400) -> Split:
 
 
 def settings(**more: Any) -> FinetuneSettings:
-    given = {"base": "tiny", "epochs": 3, "learning_rate": 2e-3, "max_tokens": 16, "device": "cpu", "dropout": 0.0}
+    given: dict[str, Any] = {
+        "base": "tiny",
+        "epochs": 3,
+        "learning_rate": 2e-3,
+        "max_tokens": 16,
+        "device": "cpu",
+        "dropout": 0.0,
+    }
     return FinetuneSettings(template="{query} | {item.text}", **(given | more))
 
 
@@ -180,8 +187,10 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
         folder = tmp_path / str(batch)
         part = split()._replace(train=shop(32, 5))  # one step
         finetune(part, folder, settings(epochs=1, batch=batch, accumulate=accumulate), SOURCES)
-        weights.append(load_teacher(folder, "cpu")[0].linear.bias.detach().numpy())
-    assert weights[0] == pytest.approx(weights[1], abs=1e-5)
+        weights.append(load_teacher(folder, "cpu")[0].linear.weight.detach().numpy())
+    # A step of 1e-3 or more each; where the gradient is next to nothing, Adam makes much of its rounding.
+    assert np.abs(weights[0]).mean() > 1e-3
+    assert np.abs(weights[0] - weights[1]).mean() < 2e-5
 
 
 def test_the_bias_begins_at_the_class_prior_beside_the_offset(tmp_path: Path) -> None:
