@@ -5,14 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
+TEACHER_READY := $(VENV)/.ready-teacher
 WHAT := stream models tests bench
 
-.PHONY: help setup demo test check bench format lock
+.PHONY: help setup teacher demo test check bench format lock
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with everything heft needs; .venv/bin/heft is the command
+
+teacher: $(TEACHER_READY)  ## add what the teacher needs: torch and its libraries
 
 demo: $(READY)  ## a simulated shop, a broker and a worker; three minutes, Ctrl-C ends it
 	@$(BIN)/heft demo
@@ -53,4 +56,9 @@ $(READY): pyproject.toml requirements.lock | $(BIN)/python
 $(BENCH_READY): $(READY)
 	@echo "Installing the peers to compare with ..."
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,bench]'
+	@touch $@
+
+$(TEACHER_READY): $(READY)
+	@echo "Installing the teacher's libraries (some minutes, some gigabytes) ..."
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,teacher]'
 	@touch $@

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stream import teacher_cli
+
 app = typer.Typer(
     name="heft",
     no_args_is_help=True,
@@ -14,6 +16,8 @@ app = typer.Typer(
     help="Importance-weighted online learning for e-commerce search and recommendation.",
 )
 
+
+app.add_typer(teacher_cli.app, name="teacher")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; heft.toml by default, if it is there.")]
 

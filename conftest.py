@@ -1,0 +1,5 @@
+"""Where the teacher's libraries are not installed its modules cannot be imported, not even for their examples."""
+
+from importlib.util import find_spec
+
+collect_ignore_glob = [] if find_spec("torch") else ["models/teacher/*"]

@@ -1,0 +1,383 @@
+"""From the records of a log, or a file of judgements, to what a teacher is trained on: pairs of texts with counts.
+
+Samples with the same two texts are one example with counts: the teacher could not tell them apart. A label belongs to
+the part of the log in which it became known (`closed` for a click, `matured` for a conversion), so nothing that the
+training part contains was unknown at its end. Slates whose window has not ended by the end of the log have no labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b, md5
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.hashing import hash_text
+from models.sample import Closed, Converted, Matured, Record, Shown
+from models.teacher.text import Template
+
+CLICK, CONVERSION, RELEVANCE = HEADS = ("click", "conversion", "relevance")
+
+_MOST_POSITIONS = 100  # positions from here on share a base rate
+_PRIOR_SHOWS = 100.0  # a base rate of a position is believed like the whole surface's for so many shows
+
+FEWEST_QUERIES = 50
+"""Queries that a decision is taken on at least: to stop, or to calibrate. On fewer it was worse than none."""
+
+Pairs = list[tuple[str, str]]
+
+
+class DataError(ValueError):
+    """Data that no teacher can be trained on or measured with; the message says what is missing and where."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Unique pairs of texts, and what is known of them for each head.
+
+    Attributes
+    ----------
+    pairs
+        [N] texts of query and item.
+    trials, positives : float64 [N, 3]
+        For click, conversion and relevance: how many labels, and how many of them (or how much of one) positive.
+    offset : float64 [N]
+        Logit that the positions shown add to the click head: 0 at the average position.
+    groups : int64 [N]
+        Which query a pair belongs to.
+    """
+
+    pairs: Pairs
+    trials: NDArray[np.float64]
+    positives: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    groups: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def digest(self) -> str:
+        """Return what identifies these examples: 16 bytes of BLAKE2b, in hexadecimal."""
+        digest = blake2b(digest_size=16)
+        for pair in self.pairs:
+            digest.update(msgspec.json.encode(pair))
+        for array in (self.trials, self.positives, self.offset):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def of_head(self, head: int) -> NDArray[np.int64]:
+        """Return the rows that have labels for a head."""
+        return np.flatnonzero(self.trials[:, head] > 0)
+
+
+class BaseRates(msgspec.Struct, frozen=True):
+    """Click rate of each position of each surface, and of everything: what a click says of the position alone."""
+
+    overall: float
+    surfaces: dict[str, list[float]]
+
+    def offset(self, expected: float, shows: float) -> float:
+        """Return the logit by which these shows were better placed than the average."""
+        return _logit(expected / shows) - _logit(self.overall)
+
+    def rate(self, surface: str, position: int) -> float:
+        """Return the click rate of a position; of what was never seen, the overall one."""
+        rates = self.surfaces.get(surface)
+        return self.overall if rates is None else rates[min(position, len(rates) - 1)]
+
+
+class Split(NamedTuple):
+    """A log in the order of its time, or judgements by query: train, then stop and calibrate, then measure."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    rates: BaseRates | None
+    begins_ms: int | None
+    ends_ms: int | None  # nothing that training or validation used became known later
+
+
+class _Row(NamedTuple):
+    pair: int
+    surface: str
+    position: int
+    key: int  # stable hash of request and item
+    known_ms: int
+    label: int
+    head: int
+
+
+class Log:
+    """The labelled samples of a log.
+
+    Parameters
+    ----------
+    records
+        What the join made of the log, in its order; several logs one after the other.
+    template
+        How a sample is rendered.
+    """
+
+    def __init__(self, records: Iterable[Record], template: Template) -> None:
+        self.pairs: Pairs = []
+        self.begins_ms: int | None = None
+        self._ids: dict[tuple[str, str], int] = {}
+        self._rows: list[_Row] = []
+        open_slates: dict[str, list[tuple[str, int, str, int]]] = {}
+        clicked: dict[tuple[str, str], tuple[str, int, str, int]] = {}
+        for record in records:
+            match record:
+                case Shown(slate=slate):
+                    if self.begins_ms is None or slate.at_ms < self.begins_ms:
+                        self.begins_ms = slate.at_ms
+                    query = template.query(slate)
+                    open_slates[slate.request_id] = [
+                        (
+                            item.item_id,
+                            self._id(query, template.item(slate, item)),
+                            slate.surface,
+                            place if item.position is None else item.position,
+                        )
+                        for place, item in enumerate(slate.items)
+                        if item.seen
+                    ]
+                case Closed(due_ms=due, request_id=request):
+                    for row in open_slates.pop(request, ()):
+                        item, pair, surface, position = row
+                        label = int((request, item) in clicked)
+                        key = hash_text(f"{request}\0{item}")
+                        self._rows.append(_Row(pair, surface, position, key, due, label, 0))
+                case Matured(due_ms=due, request_id=request, item_id=item, converted=converted):
+                    found = clicked.pop((request, item), None)
+                    if found is not None:
+                        _, pair, surface, position = found
+                        self._rows.append(_Row(pair, surface, position, 0, due, int(converted), 1))
+                case Converted():
+                    pass  # the early signal; the label is `matured`
+                case _:
+                    for row in open_slates.get(record.request_id, ()):
+                        if row[0] == record.item_id:
+                            clicked[record.request_id, record.item_id] = row
+
+    def _id(self, query: str, item: str) -> int:
+        pair = (query, item)
+        found = self._ids.get(pair)
+        if found is None:
+            found = self._ids[pair] = len(self.pairs)
+            self.pairs.append(pair)
+        return found
+
+    def base_rates(self) -> BaseRates:
+        """Return the click rates of the positions of the whole log."""
+        return base_rates(self._rows)
+
+    def examples(self, rates: BaseRates) -> Examples:
+        """Return all samples as examples."""
+        return self._examples(self._rows, rates)
+
+    def split(self, train: float = 0.8, validation: float = 0.1, keep_negatives: float = 1.0, seed: int = 0) -> Split:
+        """Cut the log in the order of its time.
+
+        Parameters
+        ----------
+        train, validation
+            Shares of the samples; the rest is for measuring.
+        keep_negatives
+            Share in (0, 1] of the training part's unclicked samples that is kept, chosen by request and item; the
+            offset of what is left is log(1 / share), so what the click head learns is the rate before thinning.
+        seed
+            Of the thinning.
+
+        Raises
+        ------
+        DataError
+            If a part has no click or nothing unclicked.
+        """
+        known = np.sort(np.array([row.known_ms for row in self._rows if row.head == 0], np.int64))
+        if not len(known):
+            msg = "the log has no slate whose click window has ended"
+            raise DataError(msg)
+        first, second = (
+            int(known[min(int(share * len(known)), len(known) - 1)]) for share in (train, train + validation)
+        )
+        parts = (
+            [row for row in self._rows if row.known_ms < first],
+            [row for row in self._rows if first <= row.known_ms < second],
+            [row for row in self._rows if second <= row.known_ms],
+        )
+        for name, rows in zip(("training", "validation", "test"), parts, strict=True):
+            clicks = sum(row.label for row in rows if row.head == 0)
+            shows = sum(row.head == 0 for row in rows)
+            if not 0 < clicks < shows:
+                msg = f"the {name} part of the log has {clicks} clicks on {shows} samples; a longer log is needed"
+                raise DataError(msg)
+        rates = base_rates(parts[0])
+        kept = parts[0] if keep_negatives == 1.0 else [row for row in parts[0] if _keeps(row, keep_negatives, seed)]
+        thinned = self._examples(kept, rates)
+        return Split(
+            replace(thinned, offset=thinned.offset + math.log(1.0 / keep_negatives)),
+            self._examples(parts[1], rates),
+            self._examples(parts[2], rates),
+            rates,
+            self.begins_ms,
+            max(row.known_ms for part in parts[:2] for row in part),
+        )
+
+    def _examples(self, rows: Sequence[_Row], rates: BaseRates) -> Examples:
+        at: dict[int, int] = {}
+        for row in rows:
+            at.setdefault(row.pair, len(at))
+        trials, positives = np.zeros((len(at), len(HEADS))), np.zeros((len(at), len(HEADS)))
+        expected = np.zeros(len(at))
+        for row in rows:
+            n = at[row.pair]
+            trials[n, row.head] += 1.0
+            positives[n, row.head] += row.label
+            if row.head == 0:
+                expected[n] += rates.rate(row.surface, row.position)
+        shows = trials[:, 0]
+        offset = [rates.offset(e, s) if s else 0.0 for e, s in zip(expected, shows, strict=True)]
+        return examples_of([self.pairs[pair] for pair in at], trials, positives, np.array(offset))
+
+
+def examples_of(
+    pairs: Pairs, trials: NDArray[np.float64], positives: NDArray[np.float64], offset: NDArray[np.float64]
+) -> Examples:
+    """Return examples, grouped by query."""
+    ids: dict[str, int] = {}
+    groups = np.array([ids.setdefault(query, len(ids)) for query, _ in pairs], np.int64)
+    return Examples(pairs, trials, positives, offset, groups)
+
+
+def base_rates(rows: Iterable[_Row]) -> BaseRates:
+    """Return the click rate of each position, drawn to its surface's where shows are few."""
+    counts: dict[str, NDArray[np.float64]] = {}
+    for row in rows:
+        if row.head == 0:
+            of_surface = counts.setdefault(row.surface, np.zeros((2, _MOST_POSITIONS)))
+            of_surface[:, min(row.position, _MOST_POSITIONS - 1)] += (1.0, row.label)
+    shows, clicks = np.sum([each.sum(1) for each in counts.values()], axis=0)
+    overall = clicks / shows
+    surfaces = {}
+    for surface, (shown, clicked) in sorted(counts.items()):
+        prior = (clicked.sum() + _PRIOR_SHOWS * overall) / (shown.sum() + _PRIOR_SHOWS)
+        rates = (clicked + _PRIOR_SHOWS * prior) / (shown + _PRIOR_SHOWS)
+        surfaces[surface] = rates[: int(np.flatnonzero(shown)[-1]) + 1].tolist()
+    return BaseRates(float(overall), surfaces)
+
+
+def _keeps(row: _Row, share: float, seed: int) -> bool:
+    if row.head or row.label:
+        return True
+    digest = blake2b(row.key.to_bytes(8, "little", signed=True), key=seed.to_bytes(8, "little"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") < share * 2**64
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1.0 - p))
+
+
+def read_relevance(path: Path, low: float | None = None, high: float | None = None) -> tuple[Examples, float, float]:
+    """Read a file of human judgements.
+
+    Parameters
+    ----------
+    path
+        CSV, plain or ``.gz``, with the columns ``query``, ``text`` and ``grade``; further columns are ignored.
+    low, high
+        Grades that mean a probability of 0 and 1; what lies between is mapped linearly, what lies beyond is clipped.
+        By default the lowest and the highest grade of the file.
+
+    Returns
+    -------
+    Examples, and the grades that mean 0 and 1. Judgements of the same pair are one example.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, a grade is no number, or all grades are the same.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
+        reader = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
+        missing = {"query", "text", "grade"} - set(reader.fieldnames or ())
+        if missing:
+            msg = f"{path}: no column {', '.join(sorted(missing))}; expected query, text and grade"
+            raise DataError(msg)
+        at: dict[tuple[str, str], int] = {}
+        rows: list[tuple[int, float]] = []
+        for row in reader:
+            try:
+                grade = float(row["grade"])
+            except (TypeError, ValueError):
+                grade = math.nan
+            if not math.isfinite(grade):
+                msg = f"{path}, line {reader.line_num}: the grade {row['grade']!r} is no number"
+                raise DataError(msg)
+            pair = (" ".join(row["query"].split()), " ".join((row["text"] or "").split()))
+            rows.append((at.setdefault(pair, len(at)), grade))
+    grades = [grade for _, grade in rows] or [0.0]
+    low, high = min(grades) if low is None else low, max(grades) if high is None else high
+    if not low < high:
+        msg = f"{path}: grades from {low:g} to {high:g} cannot be mapped to probabilities from 0 to 1"
+        raise DataError(msg)
+    trials, positives = np.zeros((len(at), len(HEADS))), np.zeros((len(at), len(HEADS)))
+    for n, grade in rows:
+        trials[n, 2] += 1.0
+        positives[n, 2] += min(max((grade - low) / (high - low), 0.0), 1.0)
+    return examples_of(list(at), trials, positives, np.zeros(len(at))), low, high
+
+
+def split_by_query(examples: Examples) -> Split:
+    """Split judgements by query: those with ``md5(query) % 5 == 0`` to measure with, an eighth of the rest to validate.
+
+    Queries are what generalisation is about: other products of a query that was trained on would flatter. With fewer
+    than `FEWEST_QUERIES` to validate on, chance decides when to stop: then all but the measured are trained on.
+
+    Raises
+    ------
+    DataError
+        If every query is one to measure with.
+    """
+    numbers = np.array([_md5(query) % 40 for query, _ in examples.pairs], np.int64)
+    test = numbers % 5 == 0
+    validation = ~test & (numbers // 5 == 0)
+    if len(np.unique(examples.groups[validation])) < FEWEST_QUERIES:
+        validation[:] = False
+    train = ~test & ~validation
+    if not train.any():
+        msg = "no judgement is left to train on: every query has md5(query) % 5 == 0, which is kept to measure with"
+        raise DataError(msg)
+    parts = [take(examples, np.flatnonzero(rows)) for rows in (train, validation, test)]
+    return Split(parts[0], parts[1], parts[2], None, None, None)
+
+
+def _md5(text: str) -> int:
+    return int(md5(text.encode(), usedforsecurity=False).hexdigest(), 16)
+
+
+def take(examples: Examples, rows: NDArray[np.int64]) -> Examples:
+    """Return some of the examples."""
+    pairs = [examples.pairs[n] for n in rows]
+    return Examples(
+        pairs, examples.trials[rows], examples.positives[rows], examples.offset[rows], examples.groups[rows]
+    )
+
+
+def together(first: Split, second: Split) -> Split:
+    """Return a log and judgements as one split; the log keeps its times."""
+    parts = []
+    for one, two in zip(first[:3], second[:3], strict=True):
+        trials = np.concatenate([one.trials, two.trials])
+        positives = np.concatenate([one.positives, two.positives])
+        offset = np.concatenate([one.offset, two.offset])
+        parts.append(examples_of(one.pairs + two.pairs, trials, positives, offset))
+    return Split(parts[0], parts[1], parts[2], first.rates, first.begins_ms, first.ends_ms)

@@ -1,0 +1,301 @@
+"""Fine-tuning: a base learns from examples what is clicked, what converts, and what people judged relevant.
+
+All heads are trained together. The click head sees the logit that the position adds as a fixed offset, which scoring
+leaves out; the conversion head sees only clicks whose window has ended. Held-out examples decide when to stop and
+calibrate each head; later ones, seen by nothing, say how good it is.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from models.teacher import card as cards
+from models.teacher import measure
+from models.teacher.data import HEADS, RELEVANCE, Examples, Split
+from models.teacher.model import (
+    Encoded,
+    HeadState,
+    Model,
+    Progress,
+    TeacherState,
+    device_of,
+    load_base,
+    load_teacher,
+    pooling_of,
+    predict,
+    read_state,
+    require_labels,
+    resolve_base,
+    save_teacher,
+)
+from models.teacher.train import CHECKPOINT, Trainer, TrainSettings
+
+
+def learning_rate_of(base: str, lora: int) -> float:
+    """Return the peak learning rate that suits a base: adapters and random weights learn ten times as fast."""
+    return 5e-4 if lora or resolve_base(base) is None else 5e-5
+
+
+class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
+    """How a base is fine-tuned."""
+
+    base: str = "minilm"
+    template: str = ""
+    max_tokens: int = 128
+    """Longer pairs of texts are cut."""
+    dropout: float = 0.1
+    lora: int = 0
+    """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One file of the data: its name, size and digest."""
+
+    name: str
+    bytes: int
+    digest: str
+
+
+def finetune(
+    split: Split,
+    out: Path,
+    settings: FinetuneSettings,
+    sources: list[Source],
+    grades: tuple[float, float] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a base, write the teacher into its folder and return its card.
+
+    Parameters
+    ----------
+    split
+        What to train on, to stop and calibrate on, and to measure with.
+    out
+        The folder. When it holds the checkpoint of the same run, that run goes on.
+    settings
+        How; a learning rate is that of the base where it is the default.
+    sources
+        For the card.
+    grades
+        Grades of judgements that mean 0 and 1.
+    progress
+        Told every step.
+
+    Raises
+    ------
+    TeacherError
+        If the base cannot be loaded, or the folder holds another unfinished run.
+    DataError
+        If no head has labels of both kinds.
+    """
+    heads = [n for n in range(len(HEADS)) if 0 < split.train.positives[:, n].sum() < split.train.trials[:, n].sum()]
+    require_labels([HEADS[n] for n in heads])
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    device = device_of(settings.device)
+    train = split.train
+    encoder, tokenizer = load_base(
+        settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
+    )
+    model = Model(encoder, [HEADS[n] for n in heads], pooling_of(encoder), settings.dropout)
+    encoded = [Encoded(tokenizer, part.pairs, settings.max_tokens) for part in split[:3]]
+    model.to(device)
+    before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
+    with torch.no_grad():
+        prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
+        model.linear.bias.copy_(torch.tensor(prior))
+    _prepare(model, settings)
+    trainer = Trainer(
+        model,
+        encoded[0],
+        _loss_of(model, encoded[0], train, heads, settings.batch, device),
+        (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
+        settings,
+        fast=("linear.",),
+    )
+    identity = blake2b(msgspec.json.encode(settings) + train.digest().encode() + split.validation.digest().encode())
+    trainer.run(out, identity.hexdigest(), progress)
+    if settings.lora:
+        model.encoder = model.encoder.merge_and_unload()
+
+    raw = [predict(model, part).astype(np.float64) for part in encoded[1:]]
+    states, measured = {}, {}
+    for n, head in enumerate(heads):
+        offsets = [_offset(part, head) for part in split[1:3]]
+        scale, shift = measure.calibrate(raw[0][:, n], offsets[0], split.validation, head)
+        states[HEADS[head]] = HeadState(scale, shift)
+        measured[HEADS[head]] = {
+            "scale": scale,
+            "shift": shift,
+            "before_is": before_is[n],
+            "before": before[n],
+            **_after(raw[1][:, n], offsets[1], split.test, head, scale, shift),
+        }
+    state = TeacherState(
+        heads=states,
+        template=settings.template,
+        max_tokens=settings.max_tokens,
+        pooling=model.pooling,
+        version="",
+        data_ends_ms=split.ends_ms,
+        rates=split.rates,
+        grades=grades,
+    )
+    state = save_teacher(out, model, tokenizer, state)
+    card = {
+        "version": state.version,
+        "base": settings.base,
+        "licence": cards.licence_of(resolve_base(settings.base)),
+        "template": settings.template,
+        "data": {
+            "sources": [msgspec.to_builtins(source) for source in sources],
+            "digest": train.digest(),
+            "begins_ms": split.begins_ms,
+            "ends_ms": split.ends_ms,
+            "training_examples": len(train),
+            "validation_examples": len(split.validation),
+            "test_examples": len(split.test),
+        },
+        "training": {
+            "steps": trainer.step,
+            "best_step": trainer.best.step,
+            "validation_loss": trainer.best.loss,
+            "device": device.type,
+        },
+        "heads": measured,
+        "settings": msgspec.to_builtins(settings),
+    }
+    cards.write_card(out, card)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return card
+
+
+def _offset(examples: Examples, head: int) -> NDArray[np.float64]:
+    return examples.offset if HEADS[head] == "click" else np.zeros(len(examples))
+
+
+def _prior(offset: NDArray[np.float64], trials: NDArray[np.float64], positives: NDArray[np.float64]) -> float:
+    """The intercept at which the expected positives are the actual ones."""
+    low, high = -30.0, 30.0
+    while high - low > 1e-9:
+        middle = 0.5 * (low + high)
+        if (trials * measure.sigmoid(middle + offset)).sum() < positives.sum():
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _prepare(model: Model, settings: FinetuneSettings) -> None:
+    if settings.gradient_checkpointing:
+        model.encoder.gradient_checkpointing_enable()
+    if settings.lora:
+        from peft import LoraConfig, get_peft_model
+
+        adapters = LoraConfig(
+            r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=settings.dropout, target_modules="all-linear"
+        )
+        if settings.gradient_checkpointing:
+            model.encoder.enable_input_require_grads()
+        model.encoder = get_peft_model(model.encoder, adapters)
+        model.encoder.to(next(model.linear.parameters()).device)
+
+
+def _loss_of(
+    model: Model, encoded: Encoded, train: Examples, heads: list[int], batch: int, device: torch.device
+) -> Any:
+    # The mean over a batch of each head's log loss per label of the whole part: unbiased, whatever the batch holds.
+    scale = 1.0 / (batch * train.trials[:, heads].mean(0))
+    trials = torch.tensor(train.trials[:, heads] * scale, dtype=torch.float32)
+    positives = torch.tensor(train.positives[:, heads] * scale, dtype=torch.float32)
+    offsets = torch.tensor(np.stack([_offset(train, head) for head in heads], 1), dtype=torch.float32)
+
+    def loss(rows: NDArray[np.int64]) -> torch.Tensor:
+        among = torch.from_numpy(rows)
+        z = model(encoded.batch(rows, device)).float() + offsets[among].to(device)
+        n, k = trials[among].to(device), positives[among].to(device)
+        return (k * functional.softplus(-z) + (n - k) * functional.softplus(z)).sum()
+
+    return loss
+
+
+def _validate(model: Model, encoded: Encoded, part: Examples, heads: list[int]) -> tuple[float, dict[str, float]]:
+    """The mean over the heads of log loss over that of the base rate, so that a rare label counts like a common one."""
+    z = predict(model, encoded).astype(np.float64)
+    found = {
+        f"ne/{HEADS[head]}": measure.metrics(
+            z[:, n] + _offset(part, head), part.trials[:, head], part.positives[:, head]
+        )["ne"]
+        for n, head in enumerate(heads)
+    }
+    known = [value for value in found.values() if np.isfinite(value)]
+    return (float(np.mean(known)) if known else 0.0), found
+
+
+def _after(
+    z: NDArray[np.float64], offset: NDArray[np.float64], test: Examples, head: int, scale: float, shift: float
+) -> dict[str, Any]:
+    trials, positives = test.trials[:, head], test.positives[:, head]
+    graded = HEADS[head] == RELEVANCE
+    calibrated = scale * z + shift
+    return {
+        "after_raw": measure.metrics(z + offset, trials, positives, graded),
+        "after_calibrated": measure.metrics(calibrated + offset, trials, positives, graded),
+        # A score leaves the position out: how well text alone orders, and with it the only honest AUC of a teacher.
+        "after_without_position": measure.metrics(calibrated, trials, positives, graded),
+        "calibration_table": measure.calibration_table(calibrated + offset, trials, positives),
+    }
+
+
+def _before(
+    model: Model, tokenizer: Any, split: Split, heads: list[int], settings: FinetuneSettings, encoded: list[Encoded]
+) -> tuple[list[dict[str, float]], list[str]]:
+    """Metrics of the base: of its own heads where it is a teacher, of the cosine of the two texts where it is not."""
+    folder = resolve_base(settings.base)
+    state = read_state(folder) if folder is not None else None
+    own = list(state.heads) if state is not None else []
+    z: dict[int, NDArray[np.float64]] = {}
+    if folder is not None and state is not None:
+        teacher, _, _ = load_teacher(folder, settings.device)
+        raw = predict(teacher, encoded[2]).astype(np.float64)
+        with torch.no_grad():
+            for n, head in enumerate(heads):
+                if HEADS[head] in own:
+                    at = own.index(HEADS[head])
+                    calibration = state.heads[HEADS[head]]
+                    z[head] = calibration.scale * raw[:, at] + calibration.shift + _offset(split.test, head)
+                    model.linear.weight[n] = teacher.linear.weight[at]
+    if len(z) < len(heads):
+        held_out = split.validation if len(split.validation) else split.train
+        cosines = [_cosine(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
+        for head in set(heads) - set(z):
+            scale, shift = measure.fit_platt(
+                cosines[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
+            )
+            z[head] = scale * cosines[1] + shift + _offset(split.test, head)
+    metrics = [
+        measure.metrics(z[head], split.test.trials[:, head], split.test.positives[:, head], HEADS[head] == RELEVANCE)
+        for head in heads
+    ]
+    return metrics, ["the base's own head" if HEADS[head] in own else "cosine, calibrated" for head in heads]
+
+
+def _cosine(model: Model, tokenizer: Any, part: Examples, max_tokens: int) -> NDArray[np.float64]:
+    unit = []
+    for side in range(2):
+        texts = list(dict.fromkeys(pair[side] for pair in part.pairs))
+        at = {text: n for n, text in enumerate(texts)}
+        vectors = predict(model, Encoded(tokenizer, [(text, "") for text in texts], max_tokens), vectors=True)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit.append((vectors / np.maximum(lengths, 1e-9))[[at[pair[side]] for pair in part.pairs]])
+    return np.asarray((unit[0] * unit[1]).sum(1), np.float64)

