@@ -41,9 +41,28 @@ class Platt:
         """Return calibrated probabilities of raw logits [n, K]."""
         return np.asarray(_probability(q, self.a, self.b))
 
-    def learn(self, q: NDArray[np.float32], labels: NDArray[np.uint8], learned: NDArray[np.bool_]) -> None:
-        """Learn from the logits [n, K] as shown and the labels [n] of the rows that are ``learned`` [n]."""
-        _learn(q, labels, learned, self.a, self.b, self._information, self._prior, self._fade)
+    def learn(
+        self,
+        q: NDArray[np.float32],
+        labels: NDArray[np.uint8],
+        learned: NDArray[np.bool_],
+        asleep: NDArray[np.bool_] | None = None,
+        reading: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Learn from the logits [n, K] as shown and the labels [n] of the rows that are ``learned`` [n].
+
+        Policies ``reading`` [K] learn nothing from rows ``asleep`` [n]; what they said there was not theirs.
+        """
+        if asleep is None or reading is None:
+            asleep, reading = ~learned, np.zeros(len(self.a), np.bool_)
+        _learn(q, labels, learned, asleep, reading, self.a, self.b, self._information, self._prior, self._fade)
+
+    def bear(self, anew: NDArray[np.bool_], like_first: NDArray[np.bool_]) -> None:
+        """Let some policies [K] begin at identity again, and others go on as the first is calibrated now."""
+        self.a[anew], self.b[anew], self._information[anew] = 1.0, 0.0, self._prior
+        self.a[like_first], self.b[like_first], self._information[like_first] = (
+            self.a[0], self.b[0], self._information[0],
+        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """Return a copy of what was learned."""
@@ -65,20 +84,22 @@ def _probability(q: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[n
 
 @njit(cache=True)
 def _learn(
-    q: NDArray[Any], labels: NDArray[Any], learned: NDArray[Any],
+    q: NDArray[Any], labels: NDArray[Any], learned: NDArray[Any], asleep: NDArray[Any], reading: NDArray[Any],
     a: NDArray[Any], b: NDArray[Any], information: NDArray[Any], prior: NDArray[Any], fade: float,
 ) -> None:  # fmt: skip
     n, policies = q.shape
-    rows = 0
+    rows, awake = 0, 0
     for row in range(n):
         rows += learned[row]
-    if rows == 0:
-        return
-    kept = fade**rows
+        awake += learned[row] and not asleep[row]
     for k in range(policies):
+        mine = awake if reading[k] else rows
+        if mine == 0:
+            continue
+        kept = fade**mine
         ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0
         for row in range(n):
-            if learned[row]:
+            if learned[row] and not (reading[k] and asleep[row]):
                 x = float(q[row, k])
                 p = 1.0 / (1.0 + np.exp(-(a[k] * x + b[k])))
                 ga += (p - labels[row]) * x

@@ -7,10 +7,11 @@ without bound; a confidence sequence covers the mean at all times at once.
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import log
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 
@@ -54,15 +55,18 @@ class ConfidenceSequence:
         self._alpha = alpha
         self._rho2 = (-2.0 * log(alpha) + log(-2.0 * log(alpha) + 1.0)) / tightest_at
         self._start = start
-        self.slates = 0
+        self.slates = np.zeros(policies, np.int64)
         self.mean = np.zeros(policies)
         self._squares = np.zeros(policies)
 
-    def restart(self) -> None:
-        """Forget everything: after a drift alarm the mean of the past says little of what comes."""
-        self.slates = 0
-        self.mean = np.zeros_like(self.mean)
-        self._squares = np.zeros_like(self._squares)
+    def restart(self, which: NDArray[np.bool_] | None = None) -> None:
+        """Forget everything, or what is known of some policies [K].
+
+        After a drift alarm the mean of the past says little of what comes.
+        """
+        some = slice(None) if which is None else which
+        self.slates[some] = 0
+        self.mean[some] = self._squares[some] = 0.0
 
     def add(self, differences: NDArray[np.float64]) -> None:
         """Add one slate: its summed loss under each policy less that under `uniform` [K].
@@ -72,25 +76,19 @@ class ConfidenceSequence:
         ValueError
             If a difference is not finite; nothing is added then.
         """
-        if not np.isfinite(differences).all():
+        if not _add(differences, self.slates, self.mean, self._squares):
             msg = (
                 f"confidence: differences {differences.tolist()}; expected finite numbers; give 0 where a policy sleeps"
             )
             raise ValueError(msg)
-        self.slates += 1
-        before = differences - self.mean
-        self.mean = self.mean + before / self.slates
-        self._squares = self._squares + before * (differences - self.mean)
 
     @property
     def half_width(self) -> NDArray[np.float64]:
         """Half the width of each interval [K]; infinite before ``start`` slates."""
-        if self.slates < self._start:
-            return np.full_like(self.mean, np.inf)
-        t = self.slates
+        t = np.maximum(self.slates, 1).astype(np.float64)
         grown = t * self._rho2 + 1.0
-        factor = sqrt(2.0 * grown / (t * t * self._rho2) * log(sqrt(grown) / self._alpha))
-        return np.asarray(np.sqrt(self._squares / t) * factor)
+        factor = np.sqrt(2.0 * grown / (t * t * self._rho2) * np.log(np.sqrt(grown) / self._alpha))
+        return np.where(self.slates < self._start, np.inf, np.sqrt(self._squares / t) * factor)
 
     @property
     def below(self) -> NDArray[np.bool_]:
@@ -104,9 +102,25 @@ class ConfidenceSequence:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of what was added."""
-        return {"slates": self.slates, "mean": self.mean.copy(), "squares": self._squares.copy()}
+        return {"slates": self.slates.copy(), "mean": self.mean.copy(), "squares": self._squares.copy()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.slates = int(state["slates"])
+        self.slates = state["slates"].copy()
         self.mean, self._squares = state["mean"].copy(), state["squares"].copy()
+
+
+@njit(cache=True)
+def _add(
+    differences: NDArray[np.float64], slates: NDArray[np.int64], mean: NDArray[np.float64], squares: NDArray[np.float64]
+) -> bool:
+    """Add to count, mean and sum of squared deviations (Welford 1962); False if a difference is not finite."""
+    for k in range(differences.size):
+        if not np.isfinite(differences[k]):
+            return False
+    for k in range(differences.size):
+        slates[k] += 1
+        before = differences[k] - mean[k]
+        mean[k] += before / slates[k]
+        squares[k] += before * (differences[k] - mean[k])
+    return True

@@ -136,16 +136,20 @@ def learn(
     cells: NDArray[np.float64],
     arms: NDArray[np.float64],
     touched: NDArray[np.bool_],
-    labels: NDArray[np.uint8],
+    targets: NDArray[np.float64],
     weights: NDArray[np.float64],
     structural: NDArray[np.float64],
     offsets: NDArray[np.float64],
     active: NDArray[np.bool_],
+    inputs: NDArray[np.float64],
+    reads: NDArray[np.bool_],
+    dense: NDArray[np.float64],
 ) -> int:
     """Update every active policy on every row in turn; return -1, or ``row * K + policy`` of a weight that is none.
 
     Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each policy, lanes without one
-    included.
+    included. ``inputs`` [n, J]: numbers that the policies which ``reads`` [K] take in beside their slots, with weights
+    of their own ``dense`` [K, J, (z, root of n, weight)].
     """
     rows, many = weights.shape
     for row in range(rows):
@@ -177,7 +181,6 @@ def learn(
         places[size] = bias
         for e in range(size + 1):
             touched[places[e]] = True
-        label = float(labels[row])
         for step in range(most):
             margin[:] = 0.0
             _add_weights(cells, places, 0, size, blocks, margin)
@@ -188,7 +191,10 @@ def learn(
                 fades |= share[k] > 0.0 and keep[k] < 1.0
                 base = cells[(bias * blocks + k // LANES) * CELL + _WEIGHT + k % LANES]
                 q = margin[k] * x + base + offsets[row, k]
-                whole[k] = (sigmoid(q) - label) * structural[row, k] if share[k] > 0.0 else 0.0
+                if reads[k]:
+                    for j in range(inputs.shape[1]):
+                        q += dense[k, j, 2] * inputs[row, j]
+                whole[k] = (sigmoid(q) - targets[row, k]) * structural[row, k] if share[k] > 0.0 else 0.0
                 push[k] = share[k] * (whole[k] * x)
                 grow[k] = push[k] * (whole[k] * x)
             if fades:
@@ -198,7 +204,61 @@ def learn(
                 push[k] = share[k] * whole[k]
                 grow[k] = push[k] * whole[k]
             _move(cells, places, size, size + 1, push, grow, inverse_alpha, beta, unregularised, unregularised)
+            for k in range(many):
+                if reads[k] and share[k] > 0.0:
+                    for j in range(inputs.shape[1]):
+                        _move_one(dense[k, j], share[k], whole[k] * inputs[row, j], inverse_alpha[k], beta[k])
     return -1
+
+
+@njit(cache=True, error_model="numpy")
+def _move_one(cell: NDArray[np.float64], share: float, gradient: float, inverse_alpha: float, beta: float) -> None:
+    """Add a gradient to z, root of n and weight ``cell`` [3] of one number, not regularised."""
+    before = cell[1]
+    cell[1] = sqrt(before * before + share * gradient * gradient)
+    cell[0] += share * gradient - (cell[1] - before) * inverse_alpha * cell[2]
+    cell[2] = -cell[0] / ((beta + cell[1]) * inverse_alpha)
+
+
+@njit(cache=True)
+def lean(
+    q: NDArray[np.float64],
+    rank: NDArray[np.float64],
+    inputs: NDArray[np.float64],
+    asleep: NDArray[np.bool_],
+    slopes: NDArray[np.float64],
+    reads: NDArray[np.bool_],
+) -> None:
+    """Add ``slopes`` [K, J] times ``inputs`` [n, J] to both logits [n, K] of the policies that ``reads`` [K].
+
+    On rows where the input is missing, ``asleep`` [n], they say what the first policy says.
+    """
+    for k in range(reads.size):
+        if reads[k]:
+            for row in range(asleep.size):
+                if asleep[row]:
+                    q[row, k], rank[row, k] = q[row, 0], rank[row, 0]
+                    continue
+                moved = 0.0
+                for j in range(inputs.shape[1]):
+                    moved += slopes[k, j] * inputs[row, j]
+                q[row, k] += moved
+                rank[row, k] += moved
+
+
+@njit(cache=True, error_model="numpy")
+def adopt(cells: NDArray[np.float64], places: NDArray[np.int64], k: int, arms: NDArray[np.float64]) -> None:
+    """Give policy ``k`` the accumulators and weights of the first at some places, the bias last among them."""
+    blocks = arms.shape[1] // LANES
+    for e in range(places.size):
+        first = places[e] * blocks * CELL
+        cell = (places[e] * blocks + k // LANES) * CELL + k % LANES
+        root, w = cells[first + _ROOT], cells[first + _WEIGHT]
+        l1, l2 = (arms[L1, k], arms[L2, k]) if e < places.size - 1 else (0.0, 0.0)
+        cells[cell + _ROOT], cells[cell + _WEIGHT] = root, w
+        cells[cell] = 0.0
+        if w != 0.0:
+            cells[cell] = -w * ((arms[BETA, k] + root) * arms[INVERSE_ALPHA, k] + l2) - np.copysign(l1, w)
 
 
 @njit(cache=True, error_model="numpy")

@@ -16,12 +16,20 @@ from numpy.typing import NDArray
 from models.calibration import Platt
 from models.evaluate import Prequential
 from models.features import Vectors
+from models.importance import Evidence, Importance, Weights
 from models.mixture import Hedge
+from models.policies import Input, Measure, Policy
 from models.ranker import Arm, Bank
+from models.reference import Missing, Reference, Scores
+
+_NOTHING = np.zeros(0, np.float32)
 
 
 class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What K policies said of n items when they were shown, and their mixture as the last column."""
+    """What K policies said of n items when they were shown, and their mixture as the last column.
+
+    A policy that reads the reference says what `uniform` does of items whose score was not there.
+    """
 
     raw: NDArray[np.float32]
     """[n, K + 1] raw logits."""
@@ -29,15 +37,21 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
     """[n, K + 1] logits with every item at the same position."""
     p: NDArray[np.float32]
     """[n, K + 1] calibrated probabilities; NaN where the head abstained."""
+    inputs: NDArray[np.float32] = _NOTHING
+    """What those that read the reference took in [n], NaN where they slept; empty where nothing was said."""
+    births: int = 0
+    """How many versions of the teacher had taken over by then."""
 
     def one(self, row: int) -> Prediction:
         """Return one row alone."""
         rows = slice(row, row + 1)
-        return Prediction(self.raw[rows].copy(), self.rank[rows].copy(), self.p[rows].copy())
+        return Prediction(
+            self.raw[rows].copy(), self.rank[rows].copy(), self.p[rows].copy(), self.inputs[rows].copy(), self.births
+        )
 
     def state(self) -> tuple[Any, ...]:
-        """Return arrays; ``Prediction(*state)`` is the same again."""
-        return self.raw, self.rank, self.p
+        """Return arrays and a number; ``Prediction(*state)`` is the same again."""
+        return self.raw, self.rank, self.p, self.inputs, self.births
 
 
 class Head:
@@ -46,53 +60,167 @@ class Head:
     Parameters
     ----------
     arms
-        The policies; `uniform` is the first.
+        The policies' models; `uniform` is the first.
     bits
         2^bits slots.
     seed
-        Which negatives a thinned policy learns.
+        Which negatives a thinned policy learns, and all draws of the policies.
     abstain_below
         Positives that must have been learned before the head says anything; until then probabilities are NaN.
+    policies
+        How much each sample counts under each arm; default: once.
     """
 
-    def __init__(self, arms: tuple[Arm, ...], bits: int, seed: int, abstain_below: int = 0) -> None:
+    def __init__(
+        self,
+        arms: tuple[Arm, ...],
+        bits: int,
+        seed: int,
+        abstain_below: int = 0,
+        policies: tuple[Policy, ...] = (),
+    ) -> None:
         names = tuple(arm.name for arm in arms)
-        self.bank = Bank(arms, bits, seed)
+        self.policies = policies or tuple(Policy(name) for name in names)
+        self.bank = Bank(arms, bits, seed, [policy.input for policy in self.policies])
         self.platt = Platt(len(arms))
-        self.hedge = Hedge(names)
+        self.hedge = Hedge(names, served=np.array([not policy.diagnostic for policy in self.policies]))
         self.metrics = Prequential((*names, "mixture"))
         self.positives = 0
         self._abstain_below = abstain_below
+        plain = all(policy == Policy(policy.name) for policy in self.policies)
+        self.importance = None if plain else Importance(self.policies, seed)
+        self.reference = Reference() if any(policy.reads_reference for policy in self.policies) else None
+        self._reading = np.array([policy.input is not Input.NONE for policy in self.policies])
+        self._leaning = np.array([policy.input is Input.FEATURE for policy in self.policies])
+        self._weighing = any(policy.measure is not Measure.UNIFORM for policy in self.policies)
 
-    def predict(self, vectors: Vectors) -> Prediction:
-        """Return what could be served now; changes nothing."""
-        q, rank = self.bank.predict(vectors)
+    def predict(
+        self, vectors: Vectors, scores: Scores | None = None, z: NDArray[np.float64] | None = None
+    ) -> Prediction:
+        """Return what could be served now; changes nothing.
+
+        ``scores`` is what the teacher had said in time, ``z`` [n] those of its logits that are for this head.
+        """
+        inputs, births = _NOTHING, 0
+        if self.reference is not None and scores is not None and z is not None and scores.version:
+            inputs, births = self.reference.inputs(z, self.reference.why(scores, vectors.at_ms)), self.reference.births
+        q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
         shown = np.empty((3, len(q), q.shape[1] + 1), np.float32)
-        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, shown)
+        asleep = self._asleep(inputs, len(q))
+        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, asleep, self._reading, shown)
         if self.positives < self._abstain_below:
             shown[2] = np.nan
-        return Prediction(shown[0], shown[1], shown[2])
+        return Prediction(shown[0], shown[1], shown[2], inputs, births)
+
+    @staticmethod
+    def _asleep(inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
+        return np.isnan(inputs) if inputs.size else np.ones(n, np.bool_)
 
     def observe(
-        self, vectors: Vectors, shown: Prediction, labels: NDArray[np.uint8], surface: str, measured: bool
+        self,
+        vectors: Vectors,
+        shown: Prediction,
+        labels: NDArray[np.uint8],
+        surface: str,
+        measured: bool,
+        scores: Scores | None = None,
+        z: NDArray[np.float64] | None = None,
+        counts: NDArray[np.float64] | None = None,
     ) -> None:
-        """Take the labels [n] of a slate; ``measured``: whether it counts in the metrics."""
+        """Take the labels [n] of a slate.
+
+        Parameters
+        ----------
+        vectors, shown
+            The slate, and what was said of it, as it was shown.
+        labels
+            0 or 1 [n].
+        surface
+            Where it was shown.
+        measured
+            Whether it counts in the metrics.
+        scores, z
+            What the teacher has said of it by now, and those of its logits that are for this head [n].
+        counts
+            How often each item had been shown [n]; needed by policies that weigh.
+        """
         seen, k = vectors.seen, shown.raw.shape[1] - 1
         abstained = bool(np.isnan(shown.p[0, 0]))
         if measured and not abstained:
             self.metrics.add(
                 vectors.user, labels, shown.raw, shown.p, shown.rank, seen, vectors.positions, vectors.new, surface
             )
+        # An arm born since then has said nothing of this slate; what it took in was scaled for the one before it.
+        current = self.reference is None or shown.births == self.reference.births
+        inputs = shown.inputs if current else _NOTHING
+        asleep = self._asleep(inputs, len(labels))
         if not abstained:
-            self.hedge.learn(shown.p[seen, :k], labels[seen])
+            self.hedge.learn(shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k])
             # While it abstained the raw logits were those of a model that knew nothing: bringing them to the base rate
             # would count it twice as soon as the model knows it too, for as long as labels are behind.
-            self.platt.learn(shown.raw[:, :k], labels, seen)
+            self.platt.learn(shown.raw[:, :k], labels, seen, asleep, self._reading)
         active, offsets = self.bank.thin(vectors, labels)
-        weights = active.astype(np.float64)
+        if self.importance is None:
+            weights = active.astype(np.float64)
+            self.bank.learn(vectors, labels, offsets=offsets, active=active)
+        else:
+            w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, scores, z, counts)
+            active &= w.kept & ~(asleep[:, None] & self._reading)
+            weights = active * w.policy * w.structural
+            self.bank.learn(
+                vectors,
+                labels,
+                w.policy,
+                w.structural,
+                offsets + w.offsets,
+                active,
+                w.targets,
+                inputs if inputs.size else None,
+            )
         self.metrics.weigh(labels[seen], weights[seen])
-        self.bank.learn(vectors, labels, offsets=offsets, active=active)
         self.positives += int(labels[seen].sum())
+        if self.reference is not None and scores is not None and z is not None:
+            learned = seen | (labels == 1)
+            if self.reference.learn(scores, z, labels, learned, vectors.positions, surface, vectors.at_ms):
+                self._bear(self.reference)
+
+    def _weigh(
+        self,
+        importance: Importance,
+        vectors: Vectors,
+        shown: Prediction,
+        labels: NDArray[np.uint8],
+        surface: str,
+        inputs: NDArray[np.float32],
+        scores: Scores | None,
+        z: NDArray[np.float64] | None,
+        counts: NDArray[np.float64] | None,
+    ) -> Weights:
+        n = len(labels)
+        if self._weighing:
+            q = 1.0 / (1.0 + np.exp(-self.bank.predict(vectors, inputs if inputs.size else None)[0]))
+        else:
+            q = np.zeros((n, len(self.policies)))
+        r, why = np.full(n, np.nan), np.full(n, Missing.ABSENT, np.uint8)
+        if self.reference is not None and scores is not None and z is not None and scores.version:
+            why = self.reference.why(scores, vectors.at_ms)
+            r = self.reference.probability(z, vectors.positions, surface)
+            r[(why != Missing.PRESENT) & (why != Missing.LATE)] = np.nan
+        return importance.weigh(
+            Evidence(
+                labels=labels, q=q, shown=shown.p[:, :-1], reference=r, missing=why,
+                counts=np.zeros(n) if counts is None else counts, learned=vectors.seen | (labels == 1),
+                items=vectors.items, request=vectors.request, surface=surface,
+            )
+        )  # fmt: skip
+
+    def _bear(self, reference: Reference) -> None:
+        """Let the arms that read the reference begin with its new version; strengths stay as they are for a while."""
+        self.bank.bear(reference.offset)
+        self.platt.bear(self._reading & ~self._leaning, self._leaning)
+        self.hedge.bear(self._reading)
+        if self.importance is not None:
+            self.importance.normaliser.hold()
 
     def state(self) -> dict[str, Any]:
         """Return copies of everything that future predictions and reports depend on."""
@@ -102,6 +230,8 @@ class Head:
             "hedge": self.hedge.state(),
             "metrics": self.metrics.state(),
             "positives": self.positives,
+            "importance": None if self.importance is None else self.importance.state(),
+            "reference": None if self.reference is None else self.reference.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -111,22 +241,37 @@ class Head:
         self.hedge.restore(state["hedge"])
         self.metrics.restore(state["metrics"])
         self.positives = state["positives"]
+        if self.importance is not None:
+            self.importance.restore(state["importance"])
+        if self.reference is not None:
+            self.reference.restore(state["reference"])
 
 
 @njit(cache=True)
 def _serve(
-    q: NDArray[Any], rank: NDArray[Any], a: NDArray[Any], b: NDArray[Any], weights: NDArray[Any], shown: NDArray[Any]
+    q: NDArray[Any],
+    rank: NDArray[Any],
+    a: NDArray[Any],
+    b: NDArray[Any],
+    weights: NDArray[Any],
+    asleep: NDArray[Any],
+    reading: NDArray[Any],
+    shown: NDArray[Any],
 ) -> None:
-    """Fill raw logits, position-free logits and calibrated probabilities, with the mixture as the last column."""
+    """Fill raw logits, position-free logits and calibrated probabilities, with the mixture as the last column.
+
+    On rows ``asleep`` [n], arms that are ``reading`` [K] are calibrated as the first is, whose logits they have.
+    """
     n, k = q.shape
     for row in range(n):
         mixed, in_order = 0.0, 0.0
         for arm in range(k):
-            p = 1.0 / (1.0 + np.exp(-(a[arm] * q[row, arm] + b[arm])))
+            by = 0 if asleep[row] and reading[arm] else arm
+            p = 1.0 / (1.0 + np.exp(-(a[by] * q[row, arm] + b[by])))
             shown[0, row, arm], shown[1, row, arm], shown[2, row, arm] = q[row, arm], rank[row, arm], p
             if weights[arm] > 0.0:
                 mixed += weights[arm] * p
-                in_order += weights[arm] / (1.0 + np.exp(-(a[arm] * rank[row, arm] + b[arm])))
+                in_order += weights[arm] / (1.0 + np.exp(-(a[by] * rank[row, arm] + b[by])))
         shown[0, row, k], shown[1, row, k], shown[2, row, k] = _logit(mixed), _logit(in_order), mixed
 
 

@@ -243,6 +243,10 @@ class History:
         clicks, shows, expected = (self.counts[relation, place] * left).tolist()
         return clicks, shows, expected
 
+    def shows_of(self, items: NDArray[np.uint64], at_ms: int) -> NDArray[np.float64]:
+        """Return how often items [n], by their hashes, had been shown as of ``at_ms``."""
+        return np.asarray(_shows(items, at_ms, self.keys[ITEM], self.times[ITEM], self.counts[ITEM], self.half_life_ms))
+
     def state(self) -> dict[str, Any]:
         """Return a copy of everything: the places in use, and their contents."""
         places = np.flatnonzero(self.keys)
@@ -269,3 +273,20 @@ class History:
         self.by_position[:] = state["by_position"]
         self.position_ms[0] = state["position_ms"]
         self._evicted[0] = state["evicted"]
+
+
+@njit(cache=True)
+def _shows(
+    items: NDArray[np.uint64],
+    at_ms: int,
+    keys: NDArray[np.uint64],
+    times: NDArray[np.int64],
+    counts: NDArray[np.float64],
+    half_life_ms: float,
+) -> NDArray[np.float64]:
+    out = np.zeros(items.size)
+    for row in range(items.size):
+        place = find(keys, relation_key(ITEM, items[row], np.uint64(0)))
+        if place >= 0:
+            out[row] = counts[place, SHOWS] * decay(at_ms - times[place], half_life_ms)
+    return out

@@ -8,7 +8,6 @@ normalised or clipped with the others. A sample without a score counts exactly 1
 
 from __future__ import annotations
 
-from enum import IntEnum
 from math import cos, exp, isnan, log, log1p, pi, sqrt
 from typing import Any
 
@@ -35,6 +34,7 @@ from models.normaliser import (
     standardised,
 )  # fmt: skip
 from models.policies import Input, Measure, Mode, Policy, Update
+from models.reference import Missing
 
 LEAST_PI = 0.05
 """A sampler keeps every sample with at least this probability, so that no structural weight is above 20."""
@@ -52,22 +52,6 @@ _Q_RANGES = 10  # of q, one unit of logit each
 
 # What is drawn for one purpose tells nothing of what is drawn for another, nor of which negatives are thinned.
 _DRAW_RANDOM, _DRAW_SAMPLE, _DRAW_SLOT = np.uint64(0x52), np.uint64(0x53), np.uint64(0x54)
-
-
-class Missing(IntEnum):
-    """Why a sample has no reference score."""
-
-    PRESENT = 0
-    ABSENT = 1
-    """None came before the window closed."""
-    LATE = 2
-    """It came, but too late to be an input at serving; weights and soft labels use it."""
-    OTHER_VERSION = 3
-    """Of another teacher."""
-    IN_SAMPLE = 4
-    """Shown before the teacher's data ends: it may have learned the label."""
-    INVALID = 5
-    """Not a probability."""
 
 
 class Evidence(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -8,15 +8,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.confidence import ConfidenceSequence
+
 _MIN_P = 1e-12
+_LOOK_EVERY = 100  # slates
+_AFRESH = 10_000  # slates after which the evidence on a benched policy is gathered anew
 
 
 class Hedge:
     """Fixed-share Hedge over policies by log loss as shown; half the prior is on the first, `uniform`.
 
     One update a slate: each policy pays the sum of its log losses on the slate's samples. A policy that is asleep on a
-    slate stands in with the prediction of `uniform`, so it is charged nothing of its own. Labels come a window late,
+    sample stands in with the prediction of `uniform`, so it is charged nothing of its own. Labels come a window late,
     so no regret bound is claimed here: what the mixture costs is measured (LOG.md).
+
+    Beside it runs a confidence sequence of each policy's losses against `uniform`. A policy that is significantly worse
+    is *benched*: it goes on learning and has no weight. It returns when it is significantly better, or when 10,000
+    slates have not shown it to be worse. Should the mixture itself be significantly worse, all begin anew, on
+    probation. What happens on probation is no evidence.
 
     Parameters
     ----------
@@ -26,6 +35,15 @@ class Hedge:
         Weight that flows back to the prior a sample, at most 1e-5.
     probation
         Samples that must have closed before any other policy than `uniform` has weight.
+    served
+        Whether each policy may have weight at all [K]; diagnostic policies and placebos never do. Default: all.
+
+    Attributes
+    ----------
+    sequence : ConfidenceSequence
+        Of the K policies and, last, the mixture: sums per slate of log losses less those of `uniform`.
+    benched : bool [K]
+        Who is not believed now.
 
     References
     ----------
@@ -33,24 +51,39 @@ class Hedge:
     that sleep.
     """
 
-    def __init__(self, policies: tuple[str, ...], share: float = 1e-6, probation: int = 20_000) -> None:
-        others = len(policies) - 1
-        self._prior = np.array([0.5] + [0.5 / others] * others) if others else np.ones(1)
+    def __init__(
+        self,
+        policies: tuple[str, ...],
+        share: float = 1e-6,
+        probation: int = 20_000,
+        served: NDArray[np.bool_] | None = None,
+    ) -> None:
+        many = len(policies)
+        able = np.ones(many, np.bool_) if served is None else served
+        others = int(able[1:].sum())
+        self._prior = np.where(able, 0.5 / max(others, 1), 0.0)
+        self._prior[0] = 0.5 if others else 1.0
         self._share = share
         self._probation = probation
         self._weights = self._prior.copy()
+        self._enters = np.full(many, probation)  # samples from which on each has weight
+        self._waiting = np.ones(many, np.bool_)  # for that
+        self._waiting[0] = False
+        self._born = np.zeros(many, np.bool_)  # on a probation of its own
         self.samples = 0
+        self.sequence = ConfidenceSequence(many + 1)
+        self.benched = np.zeros(many, np.bool_)
+        self._differences = np.empty(many + 1)
+        self._slates = 0
+        self._enter()
+        self._serve()
 
     @property
     def weights(self) -> NDArray[np.float64]:
         """How much each policy is believed [K]; sums to 1."""
-        if self.samples >= self._probation:
-            return self._weights
-        alone = np.zeros_like(self._prior)
-        alone[0] = 1.0
-        return alone
+        return self._served
 
-    def mix(self, p: NDArray[np.float64], awake: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    def mix(self, p: NDArray[Any], awake: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Return the mixture [n] of probabilities [n, K]; policies not ``awake`` [K] say what `uniform` does."""
         return np.asarray(self._stand_in(p, awake) @ self.weights)
 
@@ -59,13 +92,83 @@ class Hedge:
         p: NDArray[np.float32],
         labels: NDArray[np.uint8],
         awake: NDArray[np.bool_] | None = None,
+        mixture: NDArray[np.float32] | None = None,
     ) -> None:
-        """Learn from the probabilities [n, K] as shown and the labels [n] of one slate."""
-        if not len(labels):
+        """Learn from the probabilities [n, K] as shown and the labels [n] of one slate.
+
+        ``mixture`` [n] is what was served then; by default what would be served now.
+        """
+        n = len(labels)
+        if not n:
             return
         said = p if awake is None else self._stand_in(p, awake)
-        _learn(said, labels, (1.0 - self._share) ** len(labels), self._prior, self._weights)
-        self.samples += len(labels)
+        served = self.mix(said) if mixture is None else mixture
+        _learn(
+            said, served, labels, (1.0 - self._share) ** n, self._prior, self._weights, self._born, self._differences
+        )
+        self.sequence.add(self._differences)
+        self.samples += n
+        self._slates += 1
+        if self._slates % _LOOK_EVERY == 0:
+            self._bench()
+        if self._waiting.any():
+            self._enter()
+
+    def _enter(self) -> None:
+        entering = self._waiting & (self._enters <= self.samples)
+        if entering.any():
+            born = entering & self._born
+            if born.any():
+                self._weights[born] = self._prior[born]
+                self._weights /= self._weights.sum()
+            self._born &= ~entering
+            self._waiting &= ~entering
+            self.sequence.restart(np.append(entering, self._waiting.sum() == 0))
+            self._serve()
+
+    def bear(self, policies: NDArray[np.bool_]) -> None:
+        """Put some policies [K] on a probation of their own: their models have just begun.
+
+        Until it ends they have no weight and are charged nothing; then they enter with their prior.
+        """
+        born = policies & (self._prior > 0.0)
+        self._born |= born
+        self._waiting |= policies
+        self._enters[policies] = self.samples + self._probation
+        self._weights[self._born] = 0.0
+        self._weights /= self._weights.sum()
+        self.benched &= ~policies
+        self._serve()
+
+    def restart(self) -> None:
+        """Forget the evidence, for and against: the world has changed. Who is benched stays so."""
+        self.sequence.restart()
+
+    def _bench(self) -> None:
+        worse, better = self.sequence.above, self.sequence.below
+        if worse[-1] and not self._waiting[1:].all():
+            self._weights[:] = self._prior
+            self._enters[1:] = self.samples + self._probation
+            self._waiting[1:], self._born[:] = True, False
+            self._serve()
+            return
+        long_enough = self.sequence.slates[:-1] >= _AFRESH
+        back = self.benched & (better[:-1] | (long_enough & ~worse[:-1]))
+        out = ~self.benched & worse[:-1] & ~self._waiting
+        # What decided is not evidence for the next decision, and a benched policy need not make up for all of its past.
+        anew = back | out | (self.benched & long_enough)
+        if anew.any():
+            self.sequence.restart(np.append(anew, False))
+            self.benched ^= back | out
+            self._serve()
+
+    def _serve(self) -> None:
+        able = ~self._waiting & ~self.benched
+        if able.all():
+            self._served = self._weights
+            return
+        self._served = np.where(able, self._weights, 0.0)
+        self._served[0] += 1.0 - self._served.sum()
 
     @staticmethod
     def _stand_in(p: NDArray[Any], awake: NDArray[np.bool_] | None) -> NDArray[Any]:
@@ -73,23 +176,50 @@ class Hedge:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of what was learned."""
-        return {"weights": self._weights.copy(), "samples": self.samples}
+        return {
+            "weights": self._weights.copy(),
+            "samples": self.samples,
+            "enters": self._enters.copy(),
+            "waiting": self._waiting.copy(),
+            "born": self._born.copy(),
+            "benched": self.benched.copy(),
+            "slates": self._slates,
+            "sequence": self.sequence.state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._weights, self.samples = state["weights"].copy(), int(state["samples"])
+        self._enters, self._born = state["enters"].copy(), state["born"].copy()
+        self._waiting = state["waiting"].copy()
+        self.benched, self._slates = state["benched"].copy(), int(state["slates"])
+        self.sequence.restore(state["sequence"])
+        self._serve()
 
 
 @njit(cache=True)
-def _learn(p: Any, labels: Any, kept: float, prior: Any, weights: Any) -> None:
-    """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior."""
+def _learn(
+    p: Any, served: Any, labels: Any, kept: float, prior: Any, weights: Any, born: Any, differences: Any
+) -> None:
+    """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior.
+
+    Fill ``differences`` [K + 1] with the losses of policies and mixture less those of the first.
+    """
     policies = p.shape[1]
-    gain = np.log(weights)
-    for k in range(policies):
+    gained = np.zeros(policies + 1)
+    for k in range(policies + 1):
         for row in range(p.shape[0]):
-            said = min(max(np.float64(p[row, k]), _MIN_P), 1.0 - _MIN_P)
-            gain[k] += np.log(said) if labels[row] == 1 else np.log1p(-said)
-    gain = np.exp(gain - gain.max())
+            p_of = np.float64(p[row, k]) if k < policies else np.float64(served[row])
+            said = min(max(p_of, _MIN_P), 1.0 - _MIN_P)
+            gained[k] += np.log(said) if labels[row] == 1 else np.log1p(-said)
+    most = -np.inf
+    gain = np.empty(policies)
+    for k in range(policies):
+        differences[k] = gained[0] - gained[k]
+        gain[k] = np.log(weights[k]) + gained[k] if weights[k] > 0.0 else -np.inf
+        most = max(most, gain[k])
+    differences[policies] = gained[0] - gained[policies]
+    gain = np.exp(gain - most)
     gain /= gain.sum()
     for k in range(policies):
-        weights[k] = kept * gain[k] + (1.0 - kept) * prior[k]
+        weights[k] = 0.0 if born[k] else kept * gain[k] + (1.0 - kept) * prior[k]

@@ -6,6 +6,7 @@ sub-steps; a *structural* weight keeps an expectation unbiased and multiplies th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from models import ftrl
 from models.features import Vectors
 from models.hashing import mix, unit
+from models.policies import POLICIES, Input, Policy, Reading, as_written
+
+_NO_INPUTS = np.zeros((0, 0))
 
 
 class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +45,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the negatives that is learned, in (0, 1]; a training offset of log(1 / keep) makes up for the rest."""
     half_life: float | None = None
     """Updates of a slot after which its accumulator counts half, so that an old model still follows; none: never."""
+    policy: str = "uniform"
+    """How much each sample counts, by the name of a policy of heft's or of ``ranker.policies``."""
 
     def __post_init__(self) -> None:
         for name, fine, wanted in (
@@ -69,6 +75,21 @@ CONVERSION_ARMS = (
     Arm("slower", alpha=0.15),
     Arm("faster", alpha=0.6),
 )
+TEACHER_ARMS = (
+    Arm("feature", policy="feature"),
+    Arm("offset", policy="offset"),
+    Arm("distill", policy="distill"),
+    Arm("distill_gate", policy="distill_gate"),
+    Arm("rho", policy="rho"),
+    Arm("rho_gate", policy="rho_gate"),
+    Arm("denoise", policy="denoise"),
+    Arm("exp_score", policy="exp_score"),
+    Arm("gradient", policy="gradient"),
+    Arm("permuted", policy="permuted"),
+)
+CONVERSION_TEACHER_ARMS = (Arm("feature", alpha=0.3, policy="feature"),)
+
+_KNOWN = {policy.name: policy for policy in (*POLICIES, *map(as_written, Reading))}
 
 
 class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,13 +111,50 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The policies of the click head, learned side by side; the first is named uniform."""
     conversion_arms: tuple[Arm, ...] = CONVERSION_ARMS
     """Those of the conversion head, likewise."""
+    click_teacher_arms: tuple[Arm, ...] = TEACHER_ARMS
+    """Further policies of the click head where there is a teacher."""
+    conversion_teacher_arms: tuple[Arm, ...] = CONVERSION_TEACHER_ARMS
+    """Those of the conversion head, likewise."""
+    policies: tuple[Policy, ...] = ()
+    """Policies of one's own; a name of heft's is replaced."""
+
+    def taught(self) -> RankerConfig:
+        """Return the same with the policies of the teacher among the others."""
+        return msgspec.structs.replace(
+            self,
+            click_arms=self.click_arms + self.click_teacher_arms,
+            conversion_arms=self.conversion_arms + self.conversion_teacher_arms,
+            click_teacher_arms=(),
+            conversion_teacher_arms=(),
+        )
+
+    def policies_of(self, arms: tuple[Arm, ...]) -> tuple[Policy, ...]:
+        """Return the policy of each arm, named as the arm.
+
+        Raises
+        ------
+        ValueError
+            If there is no such policy; the message lists those there are.
+        """
+        known = _KNOWN | {policy.name: policy for policy in self.policies}
+        found = []
+        for arm in arms:
+            if arm.policy not in known:
+                msg = f"ranker: arm {arm.name!r} has policy {arm.policy!r}; there are {', '.join(sorted(known))}"
+                raise ValueError(msg)
+            found.append(msgspec.structs.replace(known[arm.policy], name=arm.name))
+        return tuple(found)
 
     def __post_init__(self) -> None:
-        for arms in (self.click_arms, self.conversion_arms):
+        for arms in (self.click_arms + self.click_teacher_arms, self.conversion_arms + self.conversion_teacher_arms):
             names = [arm.name for arm in arms]
             if not names or names[0] != "uniform":
                 msg = f"ranker: the first arm is {names[0] if names else 'missing'!r}; expected 'uniform'"
                 raise ValueError(msg)
+            if self.policies_of(arms[:1])[0] != Policy("uniform"):
+                msg = f"ranker: the first arm has policy {arms[0].policy!r}; expected 'uniform', the control"
+                raise ValueError(msg)
+            self.policies_of(arms)
             if len(set(names)) < len(names):
                 msg = f"ranker: every arm needs a name of its own, got {', '.join(names)}"
                 raise ValueError(msg)
@@ -117,6 +175,8 @@ class Bank:
         2^bits slots, 4 to 28.
     seed
         Which negatives a thinned policy learns.
+    inputs
+        Whether and how each policy reads the reference; default: none does.
 
     Examples
     --------
@@ -131,7 +191,9 @@ class Bank:
     True
     """
 
-    def __init__(self, arms: tuple[Arm, ...] | list[Arm], bits: int, seed: int = 1) -> None:
+    def __init__(
+        self, arms: tuple[Arm, ...] | list[Arm], bits: int, seed: int = 1, inputs: Sequence[Input] = ()
+    ) -> None:
         self.arms = tuple(arms)
         self.bits = bits
         self._seed = np.uint64(seed)
@@ -145,18 +207,61 @@ class Bank:
         self._keep = np.array([arm.keep for arm in arms])
         self._offset = np.array([log(1.0 / arm.keep) for arm in arms])
         self._thins = bool((self._keep < 1.0).any())
+        takes = tuple(inputs) or (Input.NONE,) * len(arms)
+        self._learns = np.array([each is Input.FEATURE for each in takes])
+        self._reads = np.array([each is not Input.NONE for each in takes])
+        self._any_reads = bool(self._reads.any())
+        self._fixed = np.zeros((len(arms), 2))
+        self._dense = np.zeros((len(arms), 2, 3))
 
     @property
     def touched(self) -> int:
         """How many slots have been learned, the bias included."""
         return int(np.count_nonzero(self._touched))
 
-    def predict(self, vectors: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing."""
+    def predict(
+        self, vectors: Vectors, inputs: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing.
+
+        Where ``inputs`` [n], what the reference said, are NaN or not given, a policy that reads them says what the
+        first does.
+        """
         q = np.empty((len(vectors), len(self.arms)))
         rank = np.empty_like(q)
         ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._cells, q, rank)
+        if self._any_reads:
+            taken, asleep = self._inputs(vectors, inputs)
+            ftrl.lean(q, rank, taken, asleep, self._fixed + self._dense[:, :, 2], self._reads)
         return q, rank
+
+    def _inputs(
+        self, vectors: Vectors, inputs: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return what the reading policies take in, for all items and again for new ones [n, 2], and who sleeps."""
+        if inputs is None:
+            inputs = np.full(len(vectors), np.nan, np.float32)
+        asleep = np.isnan(inputs)
+        taken = np.zeros((len(vectors), 2))
+        taken[:, 0] = np.where(asleep, 0.0, inputs)
+        taken[:, 1] = taken[:, 0] * vectors.new
+        return taken, asleep
+
+    def bear(self, offset: float) -> None:
+        """Let the policies that read the reference begin: a new version of it has taken over.
+
+        One with the reference as a feature goes on from the first policy's model, with which it agrees until it has
+        learned what the feature is worth. One with a fixed summand, ``offset`` for each unit of the input, begins from
+        nothing: the first policy's model knows part of what the summand says, and would count it twice.
+        """
+        places = np.flatnonzero(self._touched)
+        for k in np.flatnonzero(self._reads).tolist():
+            if self._learns[k] and places.size:
+                ftrl.adopt(self._cells, places, k, self._numbers)
+            elif not self._learns[k]:
+                self._blocks[:, k // ftrl.LANES, :, k % ftrl.LANES] = 0.0
+                self._fixed[k, 0] = offset
+            self._dense[k] = 0.0
 
     def thin(self, vectors: Vectors, labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Return which rows each policy learns [n, K], and its training offsets [n, K].
@@ -182,6 +287,8 @@ class Bank:
         structural_weights: NDArray[np.float64] | None = None,
         offsets: NDArray[np.float64] | None = None,
         active: NDArray[np.bool_] | None = None,
+        targets: NDArray[np.float64] | None = None,
+        inputs: NDArray[np.float32] | None = None,
     ) -> None:
         """Learn a slate, row by row, each policy from its own prediction at that moment.
 
@@ -199,6 +306,11 @@ class Bank:
             Added to the logit in training only [n, K]; default those of `thin`.
         active
             Whether a policy learns a row [n, K]; default that of `thin`.
+        targets
+            What each policy learns in place of the labels, soft labels among them, 0 to 1 [n, K].
+        inputs
+            What the reference said, as `models.reference.Reference.inputs` has it; NaN where a policy that reads it
+            learns nothing [n]. Default: everywhere.
 
         Raises
         ------
@@ -211,9 +323,17 @@ class Bank:
             offsets = shifted if offsets is None else offsets
         policy = np.ones(active.shape) if policy_weights is None else policy_weights
         structural = np.ones(active.shape) if structural_weights is None else structural_weights
+        if targets is None:
+            targets = np.empty(active.shape)
+            targets[:] = labels[:, None]
+        taken = _NO_INPUTS
+        if self._any_reads:
+            taken, asleep = self._inputs(vectors, inputs)
+            active = active & ~(self._reads & asleep[:, None])
+            offsets = offsets + self._fixed[:, 0] * taken[:, :1]
         refused = ftrl.learn(
             vectors.indptr, vectors.slots, self._shift, self._cells, self._numbers, self._touched,
-            labels, policy, structural, offsets, active,
+            targets, policy, structural, offsets, active, taken, self._learns, self._dense,
         )  # fmt: skip
         if refused >= 0:
             row, k = divmod(refused, len(self.arms))
@@ -228,7 +348,12 @@ class Bank:
         places = np.flatnonzero(self._touched)
         table = np.empty((len(places), 2, len(self.arms)))
         ftrl.collect(self._cells, places, table)
-        return {"places": places.astype(np.uint32), "table": table}
+        return {
+            "places": places.astype(np.uint32),
+            "table": table,
+            "fixed": self._fixed.copy(),
+            "dense": self._dense.copy(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same arms and bits.
@@ -244,6 +369,7 @@ class Bank:
                 f"expected a state of {len(self.arms)} policies and 2^{self.bits} slots, got {table.shape[2]} policies"
             )
             raise ValueError(msg)
+        self._fixed, self._dense = state["fixed"].copy(), state["dense"].copy()
         self._touched.fill(False)
         self._cells.fill(0.0)
         self._touched[places] = True

@@ -73,7 +73,7 @@ class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
 
 
 class ReferenceScore(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A teacher's logit for one item, in steps of 1/256.
+    """A teacher's logits for one item, in steps of 1/256: of a click and, where it says one, of an order after it.
 
     ``on_time``: a ranker could have known it at the slate's ``at_ms``.
     """
@@ -82,6 +82,7 @@ class ReferenceScore(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logit_256: int
     version: str
     on_time: bool
+    order_256: int | None = None
 
 
 class Shown(msgspec.Struct, frozen=True, array_like=True, tag=0):

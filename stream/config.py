@@ -123,7 +123,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def learner(self) -> LearnerConfig:
         """What determines what a learner makes of a log."""
-        return LearnerConfig(learn=self.learn, features=self.features, ranker=self.ranker)
+        ranker = self.ranker.taught() if self.teacher.model else self.ranker
+        return LearnerConfig(learn=self.learn, features=self.features, ranker=ranker)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from models.features import FeatureConfig, Featurizer, Vectors
 from models.hashing import hash_text
 from models.head import Head, Prediction
 from models.ranker import RankerConfig
-from models.sample import MIN_AT_MS, Act, Clicked, Closed, Item, Key, Matured, Record, Shown, Slate
+from models.reference import Scores
+from models.sample import MIN_AT_MS, Act, Clicked, Closed, Item, Key, Matured, Record, ReferenceScore, Shown, Slate
 from stream import snapshot
 from stream.segments import Segments
 
@@ -65,6 +66,8 @@ class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
     vectors: Vectors
     order: Prediction
     click: Prediction
+    scores: Scores | None
+    """What the teacher had said in time; None without a teacher."""
 
 
 class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -76,6 +79,8 @@ class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
     measured: bool
     vectors: Vectors
     order: Prediction
+    scores: Scores | None
+    """All that the teacher had said by the time the slate closed."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -123,8 +128,12 @@ class Learner:
         self.counts: Counter[str] = Counter()
         self.featurizer = Featurizer(self.config.features)
         ranker = self.config.ranker
-        self.click = Head(ranker.click_arms, ranker.click_bits, ranker.seed)
-        self.order = Head(ranker.conversion_arms, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS)
+        clicks, orders = ranker.click_arms, ranker.conversion_arms
+        self.click = Head(clicks, ranker.click_bits, ranker.seed, 0, ranker.policies_of(clicks))
+        self.order = Head(
+            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.policies_of(orders)
+        )
+        self._taught = any(head.reference is not None for head in (self.click, self.order))
         self.cohorts = Cohorts()
         self._open: OrderedDict[str, _Slate] = OrderedDict()
         self._clicked_rows: dict[str, list[int]] = {}
@@ -166,14 +175,16 @@ class Learner:
             return
         vectors = self.featurizer.shown(slate, record.session)
         measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
+        scores = Scores.shown(vectors.items, record.scores) if self._taught else None
         shown = _Slate(
             self._slates.next_number,
             slate.request_id,
             slate.surface,
             measured,
             vectors,
-            self.order.predict(vectors),
-            self.click.predict(vectors),
+            self.order.predict(vectors, scores, None if scores is None else scores.order),
+            self.click.predict(vectors, scores, None if scores is None else scores.click),
+            scores,
         )
         self._open[slate.request_id] = shown
         self._slates.add(shown)
@@ -209,18 +220,22 @@ class Learner:
         self.counts["unseen"] += len(vectors) - int(seen.sum())
         if self._observer is not None:
             self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
-        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured)
+        scores = slate.scores if slate.scores is None else slate.scores.with_later(vectors.items, record.scores)
+        counts = self.featurizer.history.shows_of(vectors.items, vectors.at_ms) if self.click.importance else None
+        z = None if scores is None else scores.click
+        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, scores, z, counts)
         self.featurizer.closed(vectors, labels)
         expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
         counted = slate.measured and not np.isnan(expected)
         if counted:
             self.cohorts.shown(vectors.at_ms, float(expected), len(rows))
         for row in rows:
-            self._keep_click(slate, row, counted)
+            self._keep_click(slate, row, counted, scores)
 
-    def _keep_click(self, slate: _Slate, row: int, counted: bool) -> None:
+    def _keep_click(self, slate: _Slate, row: int, counted: bool, scores: Scores | None) -> None:
         number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
-        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order)
+        its = None if scores is None else scores.one(row)
+        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, its)
         dropped = self._clicks.pop(click.key, None)  # of a slate long closed whose id has come again
         self._clicks[click.key] = click
         self._clicked_items.add(click)
@@ -239,7 +254,10 @@ class Learner:
         labels = np.array([record.converted], np.uint8)
         if self._observer is not None:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
-        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured)
+        z, counts = None if click.scores is None else click.scores.order, None
+        if self.order.importance:
+            counts = self.featurizer.history.shows_of(click.vectors.items, click.vectors.at_ms)
+        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.scores, z, counts)
         if click.measured:
             self.cohorts.matured(click.vectors.at_ms, record.converted)
 
@@ -324,11 +342,12 @@ def warm_up(config: LearnerConfig) -> None:
     learner = Learner(config)
     at_ms = MIN_AT_MS
     items = [Item("a", features={"number": 1.0, "text": "a"}, text="a"), Item("b")]
+    scores = [ReferenceScore("a", 0, "v@0", True, 0), ReferenceScore("b", 0, "v@0", False)]
     for request in "rs":
         slate = Slate(request_id=request, user_id="u", at_ms=at_ms, items=items, query="a", context={"text": "a"})
-        learner.apply(0, Shown(at_ms, slate, [Act("a", "click", at_ms - 1)]))
+        learner.apply(0, Shown(at_ms, slate, [Act("a", "click", at_ms - 1)], scores[:1]))
         learner.apply(0, Clicked(at_ms + 1, request, "a"))
-        learner.apply(0, Closed(at_ms + 2, request))
+        learner.apply(0, Closed(at_ms + 2, request, scores[1:]))
         learner.apply(0, Matured(at_ms + 3, request, "a", True, 1.0))
         learner.flush()
         at_ms += 4
@@ -337,7 +356,10 @@ def warm_up(config: LearnerConfig) -> None:
 
 
 def _plain(each: _Slate | _Click) -> tuple[Any, ...]:
-    plain = (each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state())
+    scores = None if each.scores is None else each.scores.state()
+    plain = (
+        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), scores,
+    )  # fmt: skip
     return (*plain, each.click.state()) if isinstance(each, _Slate) else plain
 
 
@@ -346,10 +368,14 @@ def _plain_all(things: Sequence[_Slate] | Sequence[_Click]) -> list[tuple[Any, .
 
 
 def _slate(plain: list[Any]) -> _Slate:
-    number, request, surface, measured, vectors, order, click = plain
-    return _Slate(number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click))
+    number, request, surface, measured, vectors, order, scores, click = plain
+    return _Slate(
+        number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click),
+        None if scores is None else Scores(*scores),
+    )  # fmt: skip
 
 
 def _click(plain: list[Any]) -> _Click:
-    number, request, surface, measured, vectors, order = plain
-    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order))
+    number, request, surface, measured, vectors, order, scores = plain
+    its = None if scores is None else Scores(*scores)
+    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), its)

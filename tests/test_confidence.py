@@ -27,8 +27,8 @@ def test_under_the_null_it_is_seldom_wrong_however_often_one_looks() -> None:
         sequence.add(differences[t])
         ever |= sequence.below | sequence.above
         if t >= START:
-            deviation = np.sqrt(sequence.state()["squares"] / sequence.slates)
-            fixed |= np.abs(sequence.mean) > 1.96 * deviation / sqrt(sequence.slates)
+            deviation = np.sqrt(sequence.state()["squares"] / sequence.slates[0])
+            fixed |= np.abs(sequence.mean) > 1.96 * deviation / sqrt(sequence.slates[0])
     assert ever.mean() <= 0.05 + 3 * sqrt(0.05 * 0.95 / sims)
     assert fixed.mean() > 0.25  # what looking at a fixed interval each time does
 
@@ -46,9 +46,9 @@ def test_it_contains_the_fixed_interval_at_all_times() -> None:
     sequence = ConfidenceSequence(3, tightest_at=2_000, start=2)
     for differences in skewed(3, 5_000, seed=2):
         sequence.add(differences)
-        if sequence.slates >= 2:
-            deviation = np.sqrt(sequence.state()["squares"] / sequence.slates)
-            assert (sequence.half_width >= 1.96 * deviation / sqrt(sequence.slates)).all()
+        if sequence.slates[0] >= 2:
+            deviation = np.sqrt(sequence.state()["squares"] / sequence.slates[0])
+            assert (sequence.half_width >= 1.96 * deviation / sqrt(sequence.slates[0])).all()
 
 
 def test_the_width_is_that_of_the_formula() -> None:
@@ -78,7 +78,7 @@ def test_before_its_start_and_after_a_restart_it_says_nothing() -> None:
     sequence.add(np.ones(1))
     assert sequence.above[0]
     sequence.restart()
-    assert (sequence.slates, sequence.mean.tolist()) == (0, [0.0])
+    assert (sequence.slates.tolist(), sequence.mean.tolist()) == ([0], [0.0])
     assert not sequence.above[0]
 
 
@@ -86,7 +86,7 @@ def test_what_is_not_finite_is_refused_and_nothing_is_added() -> None:
     sequence = ConfidenceSequence(2)
     with pytest.raises(ValueError, match="expected finite numbers"):
         sequence.add(np.array([0.0, np.nan]))
-    assert sequence.slates == 0
+    assert sequence.slates.tolist() == [0, 0]
     with pytest.raises(ValueError, match="expected alpha in"):
         ConfidenceSequence(1, alpha=1.0)
 

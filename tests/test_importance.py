@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.importance import LEAST_P, Evidence, Importance, Missing, Weights, measured
+from models.importance import LEAST_P, Evidence, Importance, Weights, measured
 from models.normaliser import EPOCH, MEAN, STRENGTH
 from models.policies import AS_WRITTEN, POLICIES, Input, Measure, Mode, Pipeline, Policy, Reading, Update, as_written
+from models.reference import Missing
 
 IMMEDIATE = Pipeline(quiet=0, ramp=0)
 UNCUT = Pipeline(quiet=0, ramp=0, ess_target=0.0, low=0.0, high=1_000.0, mix=1.0)

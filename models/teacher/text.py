@@ -35,6 +35,8 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What it reads: {query}, {surface}, {context.NAME}, {item.text} and {item.NAME}, a feature of the item. A part
     between bars whose fields are all missing is left out. Parts that name the item are its text,
     the others the text of the query."""
+    model: str = ""
+    """Folder of the teacher that scores the stream; empty: none, and every sample counts once."""
 
     def __post_init__(self) -> None:
         Template(self.template)

@@ -1,0 +1,311 @@
+"""What a teacher's logit is worth here: which scores may be used, calibrated for place and surface on plain traffic.
+
+A teacher reads text. It knows nothing of the place an item was shown at, and its base rate is that of its own data. So
+its logit z is never used as it is: r = sigmoid(a z + b[surface] + c[place]), fitted as labels come, unweighted. A new
+version of the teacher is calibrated beside the old one first and takes over once it has seen enough; that is when the
+arms that read it are *born*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from models.hashing import hash_text
+from models.sample import ReferenceScore
+
+SETTLED_SAMPLES = 10_000
+SETTLED_POSITIVES = 100
+"""What a version must have been calibrated on before it is used."""
+
+PLACES = 12
+"""Half octaves of the position, the last one open."""
+
+SURFACES = 8
+"""Surfaces kept apart, in the order they come; the last place is shared by all others."""
+
+_SLOPE, _FIRST_PLACE, _FIRST_SURFACE = 0, 1, 1 + PLACES
+_SIZE = 1 + PLACES + SURFACES
+_PRIOR_VARIANCE = np.array([0.1] + [4.0] * (PLACES + SURFACES))
+# Per sample: with a click in thirty, what was learned 100,000 samples ago counts half.
+_DRIFT = 3e-9
+
+
+class Missing(IntEnum):
+    """Why a sample has no reference score."""
+
+    PRESENT = 0
+    ABSENT = 1
+    """None came before the window closed."""
+    LATE = 2
+    """It came, but too late to be an input at serving; weights and soft labels use it."""
+    OTHER_VERSION = 3
+    """Of another teacher."""
+    IN_SAMPLE = 4
+    """Shown before the teacher's data ends: it may have learned the label."""
+    INVALID = 5
+    """Not a probability."""
+
+
+class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What one version of the teacher said of a slate's n items."""
+
+    version: str
+    """Digest of the teacher, ``@``, and the time its data ends, in milliseconds; empty: nothing was said."""
+    click: NDArray[np.float64]
+    """Logits of a click [n]; NaN where missing."""
+    order: NDArray[np.float64]
+    """Logits of an order after a click [n]; NaN where missing."""
+    missing: NDArray[np.uint8]
+    """`Missing` [n]: present, absent, late, or of another version."""
+
+    @classmethod
+    def none(cls, n: int) -> Scores:
+        """Return what is known of n items that nothing was said of."""
+        nothing = np.full(n, np.nan)
+        return cls("", nothing, nothing, np.full(n, Missing.ABSENT, np.uint8))
+
+    @classmethod
+    def shown(cls, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Scores:
+        """Return what was said in time of items [n], given by their hashes."""
+        return cls.none(len(items))._joined(items, [score for score in scores if score.on_time], Missing.PRESENT)
+
+    def with_later(self, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Scores:
+        """Return these and what else has come by the time the slate closed, which is late whatever it says of itself.
+
+        The version is that of the last score; what another version said is missing.
+        """
+        return self._joined(items, scores, Missing.LATE)
+
+    def _joined(self, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing) -> Scores:
+        if not scores:
+            return self
+        click, order, missing = self.click.copy(), self.order.copy(), self.missing.copy()
+        version = scores[-1].version
+        if self.version not in ("", version):
+            missing[missing != Missing.ABSENT] = Missing.OTHER_VERSION
+            click[:] = order[:] = np.nan
+        rows = {item: row for row, item in enumerate(items.tolist())}
+        for score in scores:
+            row = rows.get(hash_text(score.item_id) % 2**64)
+            if row is None or missing[row] == Missing.PRESENT:
+                continue
+            if score.version != version:
+                missing[row] = Missing.OTHER_VERSION
+                continue
+            click[row] = score.logit_256 / 256.0
+            order[row] = np.nan if score.order_256 is None else score.order_256 / 256.0
+            missing[row] = as_
+        return Scores(version, click, order, missing)
+
+    def one(self, row: int) -> Scores:
+        """Return one row alone."""
+        rows = slice(row, row + 1)
+        return Scores(self.version, self.click[rows].copy(), self.order[rows].copy(), self.missing[rows].copy())
+
+    def state(self) -> tuple[Any, ...]:
+        """Return a string and arrays; ``Scores(*state)`` is the same again."""
+        return self.version, self.click, self.order, self.missing
+
+
+def data_ends_ms(version: str) -> int:
+    """Return when the data of a teacher ends: labels of what was shown until then may be known to it.
+
+    Examples
+    --------
+    >>> data_ends_ms("9f3c2a1b@1541548939000"), data_ends_ms("9f3c2a1b")
+    (1541548939000, 0)
+    """
+    end = version.rpartition("@")[2]
+    return int(end) if "@" in version and end.isdigit() else 0
+
+
+class _Calibration:
+    """One version's slope and intercepts, with their covariance: the extended Kalman filter of logistic regression."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.theta = np.zeros(_SIZE)
+        self.theta[_SLOPE] = 1.0
+        self.covariance = np.diag(_PRIOR_VARIANCE)
+        self.moments = np.zeros(4)
+        """Samples, positives, sums of z and of its square."""
+
+    @property
+    def settled(self) -> bool:
+        return bool(self.moments[0] >= SETTLED_SAMPLES and self.moments[1] >= SETTLED_POSITIVES)
+
+    def state(self) -> tuple[Any, ...]:
+        return self.version, self.theta.copy(), self.covariance.copy(), self.moments.copy()
+
+    @classmethod
+    def restore(cls, state: Sequence[Any]) -> _Calibration:
+        one = cls(state[0])
+        one.theta, one.covariance, one.moments = (np.array(each) for each in state[1:])
+        return one
+
+
+class Reference:
+    """The teacher as one head of one stream sees it.
+
+    Attributes
+    ----------
+    births : int
+        How many versions have taken over.
+    offset : float
+        What the logit of an offset arm moves by for each unit of `inputs`, since the last birth.
+    """
+
+    def __init__(self) -> None:
+        self.births = 0
+        self.offset = 0.0
+        self._centre, self._scale = 0.0, 1.0
+        self._current = _Calibration("")
+        self._next = _Calibration("")
+        self._surfaces: dict[str, int] = {}
+
+    @property
+    def version(self) -> str:
+        """The version in use; empty before the first birth."""
+        return self._current.version
+
+    @property
+    def slope(self) -> float:
+        """The a of sigmoid(a z + ...) of the version in use: near 0, the teacher tells nothing here."""
+        return float(self._current.theta[_SLOPE])
+
+    def why(self, scores: Scores, at_ms: int) -> NDArray[np.uint8]:
+        """Return for each row of a slate why its score may not be used, `Missing` [n]."""
+        if not scores.version:
+            return scores.missing
+        missing = scores.missing
+        if scores.version != self.version:
+            missing = np.where(missing == Missing.ABSENT, missing, np.uint8(Missing.OTHER_VERSION))
+        if at_ms <= data_ends_ms(scores.version):
+            missing = np.where(missing == Missing.ABSENT, missing, np.uint8(Missing.IN_SAMPLE))
+        return missing
+
+    def inputs(self, z: NDArray[np.float64], why: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what arms take in of logits [n]: centred and scaled as at the birth; NaN where they sleep."""
+        usable = (why == Missing.PRESENT) & (self.births > 0)
+        return np.where(usable, (z - self._centre) / self._scale, np.nan).astype(np.float32)
+
+    def probability(self, z: NDArray[np.float64], positions: NDArray[np.uint16], surface: str) -> NDArray[np.float64]:
+        """Return r [n] of logits [n]; NaN where there is none."""
+        return np.asarray(_probability(self._current.theta, z, positions, self._surface(surface)))
+
+    def learn(
+        self,
+        scores: Scores,
+        z: NDArray[np.float64],
+        labels: NDArray[np.uint8],
+        learned: NDArray[np.bool_],
+        positions: NDArray[np.uint16],
+        surface: str,
+        at_ms: int,
+    ) -> bool:
+        """Learn from the rows of a slate that are samples and have a score; tell whether a new version takes over.
+
+        Parameters
+        ----------
+        scores, z
+            What was said, and the logits [n] of it that are for this head.
+        labels, learned, positions
+            [n]
+        surface, at_ms
+            Where and when the slate was shown.
+        """
+        if not scores.version or at_ms <= data_ends_ms(scores.version):
+            return False
+        if scores.version == self.version:
+            which = self._current
+        else:
+            if scores.version != self._next.version:
+                self._next = _Calibration(scores.version)
+            which = self._next
+        _learn(which.theta, which.covariance, which.moments, z, labels, learned, positions, self._surface(surface))
+        if which is self._current or not which.settled:
+            return False
+        self._current, self._next = which, _Calibration("")
+        n, _, total, squares = which.moments.tolist()
+        self._centre = total / n
+        self._scale = max((squares / n - self._centre**2) ** 0.5, 1e-3)
+        self.offset = self.slope * self._scale
+        self.births += 1
+        return True
+
+    def _surface(self, surface: str) -> int:
+        if surface not in self._surfaces and len(self._surfaces) < SURFACES - 1:
+            self._surfaces[surface] = len(self._surfaces)
+        return self._surfaces.get(surface, SURFACES - 1)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything that future inputs and probabilities depend on."""
+        return {
+            "births": self.births,
+            "offset": self.offset,
+            "centre": self._centre,
+            "scale": self._scale,
+            "current": self._current.state(),
+            "next": self._next.state(),
+            "surfaces": list(self._surfaces),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.births, self.offset = int(state["births"]), float(state["offset"])
+        self._centre, self._scale = float(state["centre"]), float(state["scale"])
+        self._current, self._next = _Calibration.restore(state["current"]), _Calibration.restore(state["next"])
+        self._surfaces = {surface: place for place, surface in enumerate(state["surfaces"])}
+
+
+@njit(cache=True, inline="always")
+def _place(position: int) -> int:
+    return int(min(2.0 * np.log2(1.0 + position), PLACES - 1.0))
+
+
+@njit(cache=True)
+def _probability(
+    theta: NDArray[Any], z: NDArray[Any], positions: NDArray[Any], surface: int
+) -> NDArray[np.float64]:  # fmt: skip
+    out = np.empty(z.size)
+    for row in range(z.size):
+        place = _FIRST_PLACE + _place(positions[row])
+        out[row] = 1.0 / (1.0 + np.exp(-(theta[_SLOPE] * z[row] + theta[place] + theta[_FIRST_SURFACE + surface])))
+    return out
+
+
+@njit(cache=True)
+def _learn(
+    theta: NDArray[Any], covariance: NDArray[Any], moments: NDArray[Any], z: NDArray[Any], labels: NDArray[Any],
+    learned: NDArray[Any], positions: NDArray[Any], surface: int,
+) -> None:  # fmt: skip
+    """One step of the filter a row: P x (y - p) / (1 + v x P x), v = p (1 - p), all x but three being 0."""
+    at = np.empty(3, np.int64)
+    x = np.ones(3)
+    px = np.empty(theta.size)
+    at[0], at[2] = _SLOPE, _FIRST_SURFACE + surface
+    for row in range(z.size):
+        if not learned[row] or np.isnan(z[row]):
+            continue
+        at[1], x[0] = _FIRST_PLACE + _place(positions[row]), z[row]
+        moments += np.array([1.0, labels[row], z[row], z[row] * z[row]])
+        logit = 0.0
+        for i in range(3):
+            covariance[at[i], at[i]] += _DRIFT
+            logit += theta[at[i]] * x[i]
+        for j in range(theta.size):
+            px[j] = covariance[j, at[0]] * x[0] + covariance[j, at[1]] + covariance[j, at[2]]
+        p = 1.0 / (1.0 + np.exp(-logit))
+        v = p * (1.0 - p)
+        spread = 1.0 + v * (px[at[0]] * x[0] + px[at[1]] + px[at[2]])
+        for j in range(theta.size):
+            theta[j] += px[j] * (labels[row] - p) / spread
+            for i in range(theta.size):
+                covariance[j, i] -= v * px[j] * px[i] / spread
