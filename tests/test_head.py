@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from models.features import FeatureConfig, Featurizer, Vectors
 from models.head import Head
-from models.ranker import Arm
+from models.ranker import Arm, RankerConfig
+from models.reference import Missing, Scores
 from tests.builders import SECOND, impression
 
 ARMS = (Arm("uniform", alpha=0.2), Arm("quick", alpha=2.0), Arm("thinned", alpha=0.2, keep=0.3))
@@ -73,3 +74,140 @@ def test_metrics_calibration_and_mixture_see_what_was_shown_and_not_what_would_b
     assert then.hedge.weights == pytest.approx(Head(ARMS, 10, 1).hedge.weights)
     assert (then.platt.a == 1.0).all()  # one half whatever the label: no scale to learn, only a shift
     assert (then.platt.b < -0.5).all()
+
+
+# -------------------------------------------------------------------- with a teacher
+
+VERSION = "abc@0"
+TAUGHT = (
+    Arm("uniform", alpha=0.2),
+    Arm("feature", alpha=0.2, policy="feature"),
+    Arm("offset", alpha=0.2, policy="offset"),
+    Arm("distill", alpha=0.2, policy="distill"),
+    Arm("rho_gate", alpha=0.2, policy="rho_gate"),
+    Arm("random", alpha=0.2, policy="random"),
+)
+READING = [1, 2]
+
+
+def head() -> Head:
+    return Head(TAUGHT, 10, 1, 0, RankerConfig().policies_of(TAUGHT))
+
+
+class World:
+    """Slates of six items, and a teacher that knows what no feature says: how the mood of each slate is."""
+
+    def __init__(self, seed: int, knows: float = 1.0) -> None:
+        self.chance, self.knows, self.many = np.random.default_rng(seed), knows, 0
+
+    def slate(self) -> tuple[Vectors, NDArray[np.uint8], Scores]:
+        self.many += 1
+        items = self.chance.permutation(list("abcdef"))[:4].tolist()
+        vectors = FEATURIZER.shown(impression(f"w{self.many}", at=self.many * SECOND, items=items), [])
+        mood = self.chance.normal(0, 1.5, 4)
+        base = np.array([0.5 if item == "a" else -1.5 for item in items])
+        labels = (self.chance.random(4) < 1 / (1 + np.exp(-(base + mood)))).astype(np.uint8)
+        z = self.knows * mood + (1 - self.knows) * self.chance.normal(0, 1.5, 4)
+        return vectors, labels, Scores(VERSION, z, z, np.zeros(4, np.uint8))
+
+    def teach(self, head: Head, slates: int, said: bool = True, late: bool = False) -> None:
+        for _ in range(slates):
+            vectors, labels, scores = self.slate()
+            if not said:
+                scores = Scores.none(4)
+            elif late:
+                scores = Scores(VERSION, scores.click, scores.order, np.full(4, Missing.LATE, np.uint8))
+            shown = head.predict(vectors, scores, scores.click)
+            head.observe(vectors, shown, labels, "search", True, scores, scores.click, np.full(4, 50.0))
+
+
+def losses(head: Head) -> dict[str, float]:
+    return {name: policy["logloss"] for name, policy in head.metrics.report()["policies"].items()}
+
+
+def column(head: Head, k: int) -> NDArray[np.float64]:
+    return np.asarray(head.bank.state()["table"][:, :, k])
+
+
+def test_without_a_score_every_policy_of_the_teacher_is_uniform_bit_for_bit() -> None:
+    silent, plain = head(), Head((Arm("uniform", alpha=0.2),), 10, 1)
+    World(1).teach(silent, 500, said=False)
+    World(1).teach(plain, 500, said=False)
+    for k in (0, 3, 4):
+        assert np.array_equal(column(silent, k), column(plain, 0))
+    vectors, _, _ = World(2).slate()
+    shown, alone = silent.predict(vectors), plain.predict(vectors)
+    for k in range(5):
+        assert np.array_equal(shown.p[:, k], alone.p[:, 0])
+        assert np.array_equal(shown.rank[:, k], alone.rank[:, 0])
+
+
+def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform() -> None:
+    taught, world = head(), World(1)
+    world.teach(taught, 2_600)  # past the birth
+    assert taught.reference is not None
+    assert taught.reference.births == 1
+    before = [column(taught, k) for k in READING], taught.platt.a[READING].copy()
+    world.teach(taught, 100, late=True)
+    assert all(np.array_equal(column(taught, k)[: len(old)], old) for k, old in zip(READING, before[0], strict=True))
+    assert np.array_equal(taught.platt.a[READING], before[1])
+    vectors, _, scores = world.slate()
+    half = Scores(VERSION, scores.click, scores.order, np.array([0, 0, Missing.ABSENT, Missing.LATE], np.uint8))
+    shown = taught.predict(vectors, half, half.click)
+    for k in READING:
+        assert np.array_equal(shown.p[2:, k], shown.p[2:, 0])
+        assert (shown.p[:2, k] != shown.p[:2, 0]).all()
+
+
+def test_at_its_birth_the_arm_with_the_feature_is_uniform_and_the_one_with_the_offset_knows_nothing() -> None:
+    taught, world = head(), World(1)
+    while taught.reference is None or taught.reference.births == 0:
+        world.teach(taught, 1)
+    vectors, _, scores = world.slate()
+    shown = taught.predict(vectors, scores, scores.click)
+    assert shown.raw[:, 1] == pytest.approx(shown.raw[:, 0], abs=1e-6)
+    assert taught.platt.a[1] == taught.platt.a[0]
+    inputs = taught.reference.inputs(scores.click, scores.missing)
+    assert shown.raw[:, 2] == pytest.approx(taught.reference.offset * inputs, abs=1e-6)
+
+
+def test_a_teacher_that_knows_more_is_worth_something_as_an_input_and_the_mixture_finds_that_out() -> None:
+    taught, world = head(), World(1)
+    world.teach(taught, 12_000)  # the birth and 20,000 samples of probation
+    weights = taught.hedge.weights
+    assert weights[READING].sum() > 0.99
+    assert weights[5] == 0.0  # a placebo is never served
+    before = taught.metrics.report()["policies"]
+    assert before["feature"]["ne"] < before["uniform"]["ne"] - 0.05
+    assert taught.hedge.sequence.below[1]
+
+
+def test_a_teacher_that_knows_nothing_costs_the_mixture_next_to_nothing() -> None:
+    taught, world = head(), World(1, knows=0.0)
+    world.teach(taught, 12_000)
+    loss = losses(taught)
+    assert loss["mixture"] <= loss["uniform"] * 1.001
+
+
+def test_the_reasons_for_missing_scores_are_counted() -> None:
+    taught, world = head(), World(1)
+    world.teach(taught, 10, said=False)
+    world.teach(taught, 10)  # not settled yet
+    assert taught.importance is not None
+    missing = taught.importance.missing
+    assert missing[:, Missing.ABSENT].tolist() == [0, 40, 40, 40, 40, 0]
+    assert missing[:, Missing.OTHER_VERSION].tolist() == [0, 40, 40, 40, 40, 0]
+
+
+def test_a_taught_head_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
+    straight, first, second = head(), head(), head()
+    worlds = World(1), World(1)
+    worlds[0].teach(straight, 2_700)
+    worlds[1].teach(first, 2_450)
+    second.restore(first.state())
+    worlds[1].teach(second, 250)  # with the birth in it
+    vectors, _, scores = worlds[0].slate()
+    shown, again = (each.predict(vectors, scores, scores.click) for each in (straight, second))
+    assert np.array_equal(shown.raw, again.raw)
+    assert np.array_equal(shown.p, again.p)
+    assert all(np.array_equal(column(straight, k), column(second, k)) for k in range(len(TAUGHT)))

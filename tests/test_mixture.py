@@ -156,3 +156,109 @@ def test_after_each_slate_a_share_for_each_sample_flows_back_to_the_prior() -> N
         kept = 0.99 ** len(labels[s])
         want = kept * want * likelihood / (want @ likelihood) + (1 - kept) * prior
         assert hedge.weights == pytest.approx(want, rel=1e-6)
+
+
+# -------------------------------------------------------------------- who is believed
+
+
+def test_a_policy_that_never_is_to_be_served_has_no_weight_however_good_it_is() -> None:
+    p, labels = world(3_000, seed=9)
+    hedge = Hedge(ARMS, served=np.array([True, False, True, True]))
+    served = serve(p, labels, hedge, flight=0)
+    assert hedge.weights[1] == 0.0
+    assert hedge.weights.sum() == pytest.approx(1.0, abs=1e-12)
+    others = Hedge(("uniform", "worse", "noisy"))
+    assert served == pytest.approx(serve(p[..., [0, 2, 3]], labels, others, flight=0), rel=1e-9)
+
+
+def test_what_is_proven_worse_is_benched_and_uniform_never_is() -> None:
+    p, labels = world(4_000, seed=10)
+    hedge = Hedge(ARMS)
+    serve(p, labels, hedge, flight=0)
+    assert hedge.benched.tolist() == [False, False, True, True]
+    assert (hedge.weights[[2, 3]] == 0.0).all()
+    assert hedge.sequence.below[1]
+
+
+def test_what_was_benched_and_has_become_better_returns() -> None:
+    p, labels = world(16_000, seed=11, switch=3_000)
+    hedge = Hedge(ARMS)
+    serve(p[:3_000], labels[:3_000], hedge, flight=0)
+    assert hedge.benched[2]
+    serve(p[3_000:], labels[3_000:], hedge, flight=0)
+    assert hedge.benched.tolist() == [False, True, False, True]
+    assert hedge.weights[2] > 0.9
+
+
+def test_what_was_benched_and_is_worse_no_more_returns_in_the_end() -> None:
+    p, labels = world(3_000, seed=12)
+    hedge = Hedge(ARMS)
+    serve(p, labels, hedge, flight=0)
+    assert hedge.benched[2]
+    same = p.copy()
+    same[..., 2] = same[..., 0]
+    for _ in range(7):
+        serve(same, labels, hedge, flight=0)
+    assert not hedge.benched[2]
+
+
+def test_what_happens_on_probation_benches_nobody() -> None:
+    p, labels = world(2_000, seed=13)
+    hedge = Hedge(ARMS, probation=2_000 * SIZE + 1)
+    serve(p, labels, hedge, flight=0)
+    assert not hedge.benched.any()
+    hedge.learn(p[0], labels[0])
+    assert hedge.sequence.slates[1:4].tolist() == [0, 0, 0]
+
+
+def test_a_newborn_policy_waits_is_charged_nothing_and_enters_with_its_prior() -> None:
+    p, labels = world(3_000, seed=14)
+    hedge = Hedge(ARMS, probation=10_000)
+    serve(p[:1_000], labels[:1_000], hedge, flight=0)
+    hedge.bear(np.array([False, False, False, True]))
+    terrible = p.copy()
+    terrible[..., 3] = 0.999
+    for s in range(1_000, 1_400):
+        assert hedge.weights[3] == 0.0
+        assert hedge.weights.sum() == pytest.approx(1.0, abs=1e-9)
+        hedge.learn(terrible[s], labels[s])
+    assert hedge.weights[3] == pytest.approx((1 / 6) / (1 + 1 / 6), rel=0.01)
+    assert not hedge.benched[3]
+
+
+def test_a_mixture_that_is_proven_worse_than_uniform_begins_anew() -> None:
+    p, labels = world(6_000, seed=15)
+    hedge = Hedge(ARMS)
+    for s in range(1_000):
+        hedge.learn(p[s], labels[s])
+    assert hedge.weights[1] > 0.5
+    for s in range(1_000, 6_000):
+        hedge.learn(p[s], labels[s], mixture=p[s, :, 2])  # served by mistake: what is far from the truth
+        if hedge.weights[0] == 1.0:
+            break
+    assert hedge.weights.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_evidence_is_forgotten_on_demand_and_the_benched_stay() -> None:
+    p, labels = world(4_000, seed=10)
+    hedge = Hedge(ARMS)
+    serve(p, labels, hedge, flight=0)
+    hedge.restart()
+    assert (hedge.sequence.slates == 0).all()
+    assert hedge.benched.tolist() == [False, False, True, True]
+
+
+def test_benched_and_newborn_are_the_same_after_a_cut() -> None:
+    p, labels = world(2_000, seed=16)
+    straight, first, second = (Hedge(ARMS, probation=5_000) for _ in range(3))
+    for hedge, until in ((straight, 2_000), (first, 1_200)):
+        for s in range(until):
+            if s == 1_100:
+                hedge.bear(np.array([False, False, True, False]))
+            hedge.learn(p[s], labels[s])
+    second.restore(first.state())
+    for s in range(1_200, 2_000):
+        second.learn(p[s], labels[s])
+    assert np.array_equal(second.weights, straight.weights)
+    assert second.benched.tolist() == straight.benched.tolist()
+    assert second.sequence.mean.tolist() == straight.sequence.mean.tolist()

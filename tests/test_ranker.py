@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from river import linear_model, optim
 
 from models.features import Vectors
+from models.policies import Input, Measure, Policy
 from models.ranker import CLICK_ARMS, Arm, Bank, RankerConfig
 
 BITS = 12
@@ -358,3 +359,91 @@ def test_arms_and_configs_refuse_what_cannot_be() -> None:
         RankerConfig(click_arms=(Arm("uniform"), Arm("uniform")))
     with pytest.raises(ValueError, match="click_bits is 40"):
         RankerConfig(click_bits=40)
+
+
+# -------------------------------------------------------------------- soft labels, and what the reference says
+
+
+def test_soft_labels_that_are_the_labels_change_nothing_and_others_end_where_they_say() -> None:
+    plain, soft, both = (Bank([UNIFORM, Arm("b", alpha=0.2)], BITS) for _ in range(3))
+    for vectors, y in stream(seed=31):
+        plain.learn(vectors, y)
+        soft.learn(vectors, y, targets=np.repeat(y[:, None].astype(np.float64), 2, axis=1))
+    assert same(plain, soft)
+    for _ in range(3_000):
+        both.learn(slate([[3]]), labels(0), targets=np.array([[0.3, 0.0]]))
+    assert sigmoid(both.predict(slate([[3]]))[0][0, 0]) == pytest.approx(0.3, abs=0.01)
+    assert sigmoid(both.predict(slate([[3]]))[0][0, 1]) < 0.01
+
+
+def reading() -> Bank:
+    arms = [UNIFORM, Arm("feature", alpha=0.6, beta=0.4), Arm("offset", alpha=0.6, beta=0.4)]
+    return Bank(arms, BITS, inputs=[Input.NONE, Input.FEATURE, Input.OFFSET])
+
+
+def test_the_feature_is_learned_by_the_textbooks_rule_beside_the_slots() -> None:
+    bank, book = reading(), Textbook(Arm("feature", alpha=0.6, beta=0.4))
+    rng = np.random.default_rng(32)
+    z = n = 0.0
+    for vectors, y in stream(seed=33, slates=80, rows=1):
+        said = np.float32(rng.normal())
+        names = (vectors.slots[: vectors.indptr[1]] >> (32 - BITS)).tolist()
+        w = -z / ((0.4 + sqrt(n)) / 0.6)
+        logit = book.logit(names) + w * float(said)
+        assert bank.predict(vectors, np.array([said]))[0][0, 1] == pytest.approx(logit, abs=1e-9)
+        bank.learn(vectors, y, inputs=np.array([said]))
+        whole = sigmoid(logit) - y[0]
+        for name in ["bias", *names]:
+            g = whole if name == "bias" else whole / sqrt(len(names))
+            before = book.n.get(name, 0.0)
+            moved = (sqrt(before + g * g) - sqrt(before)) / 0.6 * book.weight(name)
+            book.z[name], book.n[name] = book.z.get(name, 0.0) + g - moved, before + g * g
+        g = whole * float(said)
+        z, n = z + g - (sqrt(n + g * g) - sqrt(n)) / 0.6 * w, n + g * g
+
+
+def test_where_the_input_is_missing_those_that_read_it_learn_nothing_and_say_what_the_first_says() -> None:
+    bank, plain = reading(), Bank([UNIFORM], BITS)
+    for vectors, y in stream(seed=34):
+        bank.learn(vectors, y)
+        plain.learn(vectors, y)
+    state = bank.state()["table"]
+    assert np.array_equal(state[:, :, 0], plain.state()["table"][:, :, 0])
+    assert not state[:, :, 1:].any()
+    vectors, _ = stream(seed=35)[0]
+    q, rank = bank.predict(vectors)
+    assert np.array_equal(q, np.repeat(plain.predict(vectors)[0], 3, axis=1))
+    assert np.array_equal(rank, np.repeat(plain.predict(vectors)[1], 3, axis=1))
+
+
+def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offset_from_nothing() -> None:
+    bank = Bank(
+        [UNIFORM, Arm("feature", alpha=0.1, beta=2.0, l1=0.01, l2=0.3), Arm("offset", alpha=0.6)],
+        BITS, inputs=[Input.NONE, Input.FEATURE, Input.OFFSET],
+    )  # fmt: skip
+    for vectors, y in stream(seed=36):
+        bank.learn(vectors, y, inputs=np.ones(5, np.float32))
+    bank.bear(0.7)
+    said = np.linspace(-2, 2, 5).astype(np.float32)
+    for vectors, _ in stream(seed=37)[:5]:
+        q, _ = bank.predict(vectors, said)
+        assert np.array_equal(q[:, 1], q[:, 0])
+        assert q[:, 2] == pytest.approx(0.7 * said.astype(np.float64), abs=1e-12)
+    again = Bank(bank.arms, BITS, inputs=[Input.NONE, Input.FEATURE, Input.OFFSET])
+    again.restore(bank.state())
+    for vectors, y in stream(seed=38)[:20]:
+        for each in (bank, again):
+            each.learn(vectors, y, inputs=said)
+    vectors, _ = stream(seed=39)[0]
+    assert again.predict(vectors, said)[0] == pytest.approx(bank.predict(vectors, said)[0], abs=1e-9)
+
+
+def test_an_arm_names_a_policy_and_one_that_is_none_is_refused_with_those_there_are() -> None:
+    own = Policy("mine", measure=Measure.NOVELTY, strength=0.1)
+    config = RankerConfig(click_arms=(Arm("uniform"), Arm("n", policy="mine")), policies=(own,))
+    assert config.policies_of(config.click_arms)[1] == Policy("n", measure=Measure.NOVELTY, strength=0.1)
+    assert RankerConfig().policies_of((Arm("x", policy="s6"),))[0].diagnostic
+    with pytest.raises(ValueError, match=r"arm 'n' has policy 'mien'; there are .*rho_gate"):
+        RankerConfig(click_arms=(Arm("uniform"), Arm("n", policy="mien")))
+    with pytest.raises(ValueError, match="expected 'uniform', the control"):
+        RankerConfig(click_arms=(Arm("uniform", policy="rho_gate"),))
