@@ -92,7 +92,7 @@ class Hedge:
         p: NDArray[np.float32],
         labels: NDArray[np.uint8],
         awake: NDArray[np.bool_] | None = None,
-        mixture: NDArray[np.float32] | None = None,
+        mixture: NDArray[Any] | None = None,
     ) -> None:
         """Learn from the probabilities [n, K] as shown and the labels [n] of one slate.
 

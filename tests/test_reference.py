@@ -162,4 +162,4 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     assert np.array_equal(straight.inputs(z, why), second.inputs(z, why))
     assert np.array_equal(straight.probability(z, PLACES, "search"), second.probability(z, PLACES, "search"))
     flat: list[NDArray[np.float64]] = [reference.state()["current"][2] for reference in (straight, second)]
-    assert np.array_equal(*flat)
+    assert np.array_equal(flat[0], flat[1])
