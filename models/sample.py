@@ -73,15 +73,17 @@ class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
 
 
 class ReferenceScore(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A teacher's logit for one item, in steps of 1/256.
+    """A teacher's logits for one item, in steps of 1/256.
 
-    ``on_time``: a ranker could have known it at the slate's ``at_ms``.
+    ``version`` ends with when the teacher's data ends (`models.teacher.logits.wire_version`). ``on_time``: a ranker
+    could have known it at the slate's ``at_ms``. ``order_256``: the conversion's, of a teacher with a head for it.
     """
 
     item_id: str
     logit_256: int
     version: str
     on_time: bool
+    order_256: int | None = None
 
 
 class Shown(msgspec.Struct, frozen=True, array_like=True, tag=0):
