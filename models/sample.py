@@ -73,9 +73,10 @@ class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
 
 
 class ReferenceScore(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A teacher's logits for one item, in steps of 1/256: of a click and, where it says one, of an order after it.
+    """A teacher's logits for one item, in steps of 1/256.
 
-    ``on_time``: a ranker could have known it at the slate's ``at_ms``.
+    ``version`` ends with when the teacher's data ends (`models.teacher.logits.wire_version`). ``on_time``: a ranker
+    could have known it at the slate's ``at_ms``. ``order_256``: the conversion's, of a teacher with a head for it.
     """
 
     item_id: str

@@ -159,24 +159,29 @@ def replay(
     from_topics: Annotated[bool, typer.Option("--from-topics", help="Read the input topics instead of logs.")] = False,
     since: Annotated[str | None, typer.Option(help="Event time to begin at: 2026-11-01T12:00 or milliseconds.")] = None,
     until: Annotated[str | None, typer.Option(help="Event time to stop before.")] = None,
+    in_line_scorer: Annotated[
+        bool, typer.Option("--in-line-scorer", help="Every score of the teacher is on time.")
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Run event logs or topics through join, score and learn at full speed; report how good each policy was."""
     from stream.config import load, parse_time
     from stream.progress import counting
     from stream.replay import replay_logs, replay_topics, write_report
+    from stream.scoring import replay_references
     from stream.terminal import progress_over, show_report
 
     if bool(logs) == from_topics:
         msg = "give event logs to replay, or --from-topics"
         raise typer.BadParameter(msg)
     settings = load(config)
+    reference = replay_references(settings, in_line_scorer)
     if logs:
         with progress_over(logs, "Replaying") as advance:
-            stages, seconds = replay_logs(logs, settings, advance)
+            stages, seconds = replay_logs(logs, settings, advance, reference=reference)
     else:
         with counting("records replayed") as advance:
-            stages, seconds = replay_topics(settings, parse_time(since), parse_time(until), advance)
+            stages, seconds = replay_topics(settings, parse_time(since), parse_time(until), advance, reference)
     report = stages.report(seconds)
     path = write_report(report, out)
     show_report(report)

@@ -123,7 +123,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def learner(self) -> LearnerConfig:
         """What determines what a learner makes of a log."""
-        ranker = self.ranker.taught() if self.teacher.model else self.ranker
+        ranker = self.ranker.taught() if self.teacher.model or self.teacher.url else self.ranker
         return LearnerConfig(learn=self.learn, features=self.features, ranker=ranker)
 
     @property

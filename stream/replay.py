@@ -25,13 +25,16 @@ from stream.join import Joiner
 from stream.learn import Learner, Observer
 from stream.log import read_lines
 from stream.reader import Ended, input_partitions, read_inputs
-from stream.score import Scorer
+from stream.score import Reference, Scorer
 
 _NEVER = sys.maxsize
 _CHUNK = 256  # lines read from one log before the next is considered
 
 Progress = Callable[[int], None]
 """Told the number of lines read since the last call."""
+
+References = Callable[[], Reference]
+"""Makes the reference of one source."""
 
 
 class Replay:
@@ -47,15 +50,22 @@ class Replay:
         Names of the inputs of each partition: one for a log, the topics for a replay from topics.
     observer
         Told each outcome of each learner.
+    reference
+        Makes the reference of each source; None: no teacher.
     """
 
     def __init__(
-        self, config: Config, sources: int = 1, inputs: Sequence[str] = ("log",), observer: Observer | None = None
+        self,
+        config: Config,
+        sources: int = 1,
+        inputs: Sequence[str] = ("log",),
+        observer: Observer | None = None,
+        reference: References | None = None,
     ) -> None:
         self.config = config
         decode = config.decoder()
         self.joiners = [Joiner(config.join, inputs, decode) for _ in range(sources)]
-        self._scorers = [Scorer() for _ in range(sources)]
+        self._scorers = [Scorer(reference() if reference else None) for _ in range(sources)]
         self.learners = [Learner(config.learner, observer) for _ in range(max(1, len(config.join.shards)))]
         self._due: list[deque[tuple[int, Record]]] = [deque() for _ in range(sources)]
         self._ended = [False] * sources
@@ -75,14 +85,18 @@ class Replay:
 
     def flow(self, source: int) -> None:
         """Let everything that is due in all sources pass through the stages."""
-        self._due[source].extend(self.joiners[source].drain())
+        self._take(source, self.joiners[source].drain())
         self._learn()
 
     def end(self, source: int) -> None:
         """End one source: its slates whose window has not ended stay open."""
-        self._due[source].extend(self.joiners[source].finish())
+        self._take(source, self.joiners[source].finish())
         self._ended[source] = True
         self._learn()
+
+    def _take(self, source: int, drained: Sequence[tuple[int, Record]]) -> None:
+        self._scorers[source].expect(record for _, record in drained)
+        self._due[source].extend(drained)
 
     def _learn(self) -> None:
         frontier = min((self.joiners[source].frontier for source in self.alive), default=_NEVER)
@@ -120,6 +134,7 @@ class Replay:
             "samples": samples,
             "seconds": seconds,
             "samples_per_second": samples / seconds if seconds else math.nan,
+            "scores": dict(sum((scorer.counts for scorer in self._scorers), Counter[str]())),
             "digest": digest,
             "config": self.config.plain(),
             "heads": heads[0],
@@ -130,17 +145,26 @@ class Replay:
 
 
 def replay_logs(
-    paths: Sequence[Path], config: Config, progress: Progress | None = None, observer: Observer | None = None
+    paths: Sequence[Path],
+    config: Config,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+    reference: References | None = None,
 ) -> tuple[Replay, float]:
     """Run logs through all stages; return the stages at the end and the seconds it took.
 
-    The learner depends on the logs and the configuration alone: the same logs give the same digest.
+    The learner depends on the logs, the configuration and the reference alone: the same give the same digest.
     """
-    return _run(Replay(config, len(paths), observer=observer), [_lines(path) for path in paths], progress)
+    replay = Replay(config, len(paths), observer=observer, reference=reference)
+    return _run(replay, [_lines(path) for path in paths], progress)
 
 
 def replay_topics(
-    config: Config, since_ms: int | None = None, until_ms: int | None = None, progress: Progress | None = None
+    config: Config,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    progress: Progress | None = None,
+    reference: References | None = None,
 ) -> tuple[Replay, float]:
     """Run the input topics, up to where they end now, through all stages, outside any consumer group.
 
@@ -152,10 +176,12 @@ def replay_topics(
         Event times in milliseconds: from the first on, up to but not with the second.
     progress
         Told the number of records read since the last call.
+    reference
+        Makes the reference of each source; None: no teacher.
     """
     partitions = input_partitions(config)
     feeds = [_records(config, partition, since_ms, until_ms) for partition in range(partitions)]
-    return _run(Replay(config, partitions, config.inputs), feeds, progress)
+    return _run(Replay(config, partitions, config.inputs, reference=reference), feeds, progress)
 
 
 _Fed = tuple[int, int, bytes | None]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from models.teacher.logits import Logits
+from models.teacher.text import Pair, Template
 from stream.broker import running_broker
 from stream.config import load
 from stream.events import Event, encode
 from stream.log import open_log
 from stream.publish import publish
 from stream.replay import replay_logs, replay_topics, write_report
+from stream.score import PairScores, Reference, ReplayReference
 from stream.topics import Topics
 from tests.builders import DAY, crowd
 from tests.test_learn import traffic
@@ -53,6 +57,24 @@ def test_several_logs_are_partitions_of_one_stream(tmp_path: Path) -> None:
     stages, _ = replay_logs(logs, load(environ=CONFIG))
     assert stages.report(1.0)["samples"] == 30 * 4 * 2
     assert stages.learners[0].counts["shown_out_of_order"] == 0
+
+
+def test_a_replay_with_a_reference_scores_each_pair_once_for_all_its_sources(tmp_path: Path) -> None:
+    asked: list[Pair] = []
+
+    def said(pairs: Sequence[Pair]) -> list[Logits | None]:
+        asked.extend(pairs)
+        return [Logits(len(pair.item)) for pair in pairs]
+
+    scores = PairScores(said)
+    logs = [written(tmp_path / f"{n}.jsonl", [*traffic(30, seed=n), *crowd(2 * DAY)]) for n in range(2)]
+
+    def reference() -> Reference:
+        return ReplayReference(scores, Template("{query} | {item.text}"), "v1@0")
+
+    stages, _ = replay_logs(logs, load(environ=CONFIG), reference=reference)
+    assert sum(stages.report(1.0)["scores"].values()) == 30 * 4 * 2
+    assert 0 < len(asked) == len(set(asked)) == scores.scored
 
 
 @pytest.mark.kafka

@@ -8,7 +8,7 @@ can reach the teacher.
 from __future__ import annotations
 
 import string
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -34,9 +34,30 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str = "{query} | {item.text} | brand {item.brand} | {context.device}"
     """What it reads: {query}, {surface}, {context.NAME}, {item.text} and {item.NAME}, a feature of the item. A part
     between bars whose fields are all missing is left out. Parts that name the item are its text,
-    the others the text of the query."""
+    the others the text of the query. It is what `heft teacher finetune` trains with; a teacher reads what it was
+    trained with."""
     model: str = ""
-    """Folder of the teacher that scores the stream; empty: none, and every sample counts once."""
+    """Folder of the teacher that gives reference scores. Empty, and no ``url`` either: none, every sample counts once.
+    A worker notices when the folder holds a new version."""
+    url: str = ""
+    """Where `heft teacher serve` answers (``http://HOST:PORT``), to be asked instead of scoring in the worker."""
+    score_delay_ms: Annotated[int, msgspec.Meta(ge=0)] = 2_000
+    """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers."""
+    ways: Literal["exact", "any"] = "exact"
+    """How the model may be computed. At start each way is timed here and the fastest is taken: of those that are exact,
+    or of any, with int8 and bfloat16 among them."""
+    device: str = "auto"
+    """Where: ``cpu``, ``cuda``, or a GPU where there is one."""
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Pairs that are scored together at most."""
+    linger_ms: Annotated[int, msgspec.Meta(ge=0)] = 20
+    """How long a batch that is not full waits for more pairs."""
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1)] = 5_000
+    """How long ``url`` may take for a batch before it is asked again."""
+    queue: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    """Pairs that wait for a score at most; beyond it those that the fewest slates wait for go without."""
+    cache: Annotated[int, msgspec.Meta(ge=1)] = 200_000
+    """Scores that are remembered, by text and version."""
 
     def __post_init__(self) -> None:
         Template(self.template)

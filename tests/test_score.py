@@ -1,0 +1,182 @@
+"""The score stage and the reference of a replay: which score comes when, by event time alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from models.sample import Closed, Matured, Record, ReferenceScore, Shown
+from models.teacher.logits import Logits, quantise, wire_version
+from models.teacher.text import Pair, Template
+from stream.score import PairScores, ReplayReference, Scorer
+from tests.builders import MINUTE, SECOND, T0, impression
+
+TEMPLATE = Template("{query} | {item.name}")
+VERSION = wire_version("v1", 0)
+
+
+class Teacher:
+    """Scores a pair by the length of its texts; remembers the batches it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Pair]] = []
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Logits | None]:
+        self.batches.append(list(pairs))
+        return [None if "nan" in pair.item else said(pair) for pair in pairs]
+
+
+def said(pair: Pair) -> Logits:
+    return Logits(100 * len(pair.query) + len(pair.item), -len(pair.item))
+
+
+def shown(request: str, at: int, names: str = "a b", query: str = "shoe") -> Shown:
+    """A slate ``at`` milliseconds after T0 whose items are called so."""
+    slate = impression(request, at=at, items=names.split(), query=query)
+    items = [msgspec.structs.replace(item, features={"name": item.item_id * 3}) for item in slate.items]
+    return Shown(slate.at_ms, msgspec.structs.replace(slate, items=items), [])
+
+
+def closed(request: str, at: int) -> Closed:
+    return Closed(T0 + at + 10 * MINUTE, request)
+
+
+def scorer(teacher: Teacher, version: str = VERSION, remembered: int = 1_000, **more: Any) -> Scorer:
+    return Scorer(ReplayReference(PairScores(teacher, remembered), TEMPLATE, version, **more))
+
+
+def scores(record: Record) -> list[tuple[str, bool]]:
+    assert isinstance(record, Shown | Closed)
+    return [(score.item_id, score.on_time) for score in record.scores]
+
+
+def test_a_pair_is_late_for_the_slate_that_shows_it_first_and_comes_when_that_closes() -> None:
+    stage = scorer(Teacher())
+    first = shown("r1", 0)
+    assert stage.score(first) is first, "nothing known, nothing changed"
+    answer = stage.score(closed("r1", 0))
+    assert isinstance(answer, Closed)
+    assert answer.scores == [ReferenceScore(name, 403, VERSION, False, -3) for name in "ab"]
+
+
+def test_a_slate_shown_a_score_delay_later_has_the_score_on_time_and_not_again_at_its_end() -> None:
+    stage = scorer(Teacher(), score_delay_ms=2_000)
+    stage.score(shown("r1", 0))
+    assert scores(stage.score(shown("r2", 1_999))) == []
+    assert scores(stage.score(shown("r3", 2_000, "b c"))) == [("b", True)]
+    assert scores(stage.score(closed("r1", 0))) == [("a", False), ("b", False)]
+    assert scores(stage.score(closed("r2", 1_999))) == [("a", False), ("b", False)]
+    assert scores(stage.score(closed("r3", 2_000))) == [("c", False)]
+
+
+def test_another_query_makes_it_another_pair() -> None:
+    stage = scorer(Teacher())
+    stage.score(shown("r1", 0, query="shoe"))
+    assert scores(stage.score(shown("r2", MINUTE, query="boot"))) == []
+
+
+def test_a_scorer_in_line_with_the_ranker_is_always_on_time() -> None:
+    stage = scorer(Teacher(), in_line=True)
+    assert scores(stage.score(shown("r1", 0))) == [("a", True), ("b", True)]
+    assert scores(stage.score(closed("r1", 0))) == []
+
+
+def test_a_teacher_says_nothing_of_what_was_shown_before_its_data_ends() -> None:
+    teacher = Teacher()
+    stage = scorer(teacher, wire_version("v1", T0 + SECOND))
+    stage.score(shown("r1", SECOND))
+    assert scores(stage.score(shown("r2", MINUTE))) == [], "nobody could have asked it a minute before"
+    assert scores(stage.score(closed("r1", SECOND))) == []
+    assert len(scores(stage.score(closed("r2", MINUTE)))) == 2
+
+
+def test_what_is_not_a_number_is_no_score_and_is_counted() -> None:
+    reference = ReplayReference(PairScores(Teacher()), TEMPLATE, VERSION, in_line=True)
+    assert [score.item_id for score in reference.on_time(shown("r1", 0, "a nan").slate)] == ["a"]
+    assert reference.not_finite == 1
+
+
+@pytest.mark.parametrize("logit", [float("nan"), float("inf"), float("-inf")])
+def test_only_finite_logits_are_quantised(logit: float) -> None:
+    assert quantise(logit) is quantise(0.0, logit) is None
+
+
+def test_items_never_on_screen_are_not_scored() -> None:
+    teacher = Teacher()
+    record = shown("r1", 0)
+    items = [msgspec.structs.replace(item, seen=item.item_id == "a") for item in record.slate.items]
+    slate = msgspec.structs.replace(record.slate, items=items)
+    stage = scorer(teacher, in_line=True)
+    assert scores(stage.score(msgspec.structs.replace(record, slate=slate))) == [("a", True)]
+
+
+def test_pairs_are_scored_together_once_and_only_when_one_is_needed() -> None:
+    teacher = Teacher()
+    stage = scorer(teacher)
+    records = [shown(f"r{n}", n, f"a {n}") for n in range(50)]
+    stage.expect(records)
+    for record in records:
+        stage.score(record)
+    assert teacher.batches == []
+    stage.score(closed("r0", 0))
+    assert [len(batch) for batch in teacher.batches] == [51]
+    for n in range(1, 50):
+        stage.score(closed(f"r{n}", n))
+    assert len(teacher.batches) == 1
+
+
+def test_records_without_scores_pass_untouched() -> None:
+    matured = Matured(T0, "r1", "a", True, 1.0)
+    assert scorer(Teacher()).score(matured) is matured
+
+
+def outcome(seed: int, ahead: int, remembered: int, pairs: int) -> list[list[tuple[str, int, bool]]]:
+    """What comes with the records of a random stream, told so many of them in advance."""
+    chance = random.Random(seed)
+    stage = scorer(Teacher(), remembered=remembered, capacity=pairs)
+    records: list[Record] = []
+    for n in range(300):
+        at = n * 400
+        records.append(shown(f"r{n}", at, " ".join(chance.sample("abcdefgh", 3)), chance.choice(("boot", "shoe"))))
+        records.append(closed(f"r{n}", at))
+    records.sort(key=lambda record: record.key)
+    out = []
+    for start in range(0, len(records), ahead):
+        chunk = records[start : start + ahead]
+        stage.expect(chunk)
+        for record in chunk:
+            answer = stage.score(record)
+            assert isinstance(answer, Shown | Closed)
+            out.append([(score.item_id, score.logit_256, score.on_time) for score in answer.scores])
+    return out
+
+
+def test_how_far_one_looks_ahead_and_how_much_is_remembered_changes_no_score() -> None:
+    expected = outcome(1, 1, 1_000, 1_000)
+    assert outcome(1, 37, 1_000, 1_000) == outcome(1, 600, 3, 1_000) == expected
+    assert any(on_time for record in expected for _, _, on_time in record)
+
+
+def test_a_pair_that_was_forgotten_is_new_when_it_comes_again() -> None:
+    stage = scorer(Teacher(), capacity=2)
+    stage.score(shown("r1", 0, "a b"))
+    assert len(scores(stage.score(shown("r2", 5 * SECOND, "a b")))) == 2
+    stage.score(shown("r3", 6 * SECOND, "c d"))
+    assert scores(stage.score(shown("r4", 20 * SECOND, "a b"))) == []
+    assert outcome(2, 1, 1_000, 4) == outcome(2, 50, 1_000, 4), "however it is asked"
+
+
+def test_slates_that_the_join_dropped_are_forgotten_after_the_window() -> None:
+    stage = scorer(Teacher(), open_for_ms=10 * MINUTE)
+    stage.score(shown("r1", 0))
+    stage.score(shown("r2", 11 * MINUTE))
+    assert scores(stage.score(closed("r1", 0))) == []
+
+
+def test_a_score_of_before_the_second_logit_still_reads() -> None:
+    old = msgspec.msgpack.encode(["a", -512, "v1@0", True])
+    assert msgspec.msgpack.decode(old, type=ReferenceScore) == ReferenceScore("a", -512, "v1@0", True, None)
