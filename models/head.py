@@ -6,6 +6,7 @@ mixture and calibrators on the prediction as shown, always unweighted; then each
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
@@ -221,6 +222,47 @@ class Head:
         self.hedge.bear(self._reading)
         if self.importance is not None:
             self.importance.normaliser.hold()
+
+    def missing(self) -> dict[str, dict[str, int]]:
+        """Return for each policy that reads the reference how many samples had a score and, by reason, had none."""
+        if self.importance is None:
+            return {}
+        return {
+            policy.name: {why.name.lower(): int(n) for why, n in zip(Missing, counted, strict=True) if n}
+            for policy, counted in zip(self.policies, self.importance.missing, strict=True)
+            if policy.reads_reference
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Return the metrics of every policy, what the mixture believes and why, and what became of the teacher.
+
+        ``mixture.against_uniform``: mean difference of log losses a slate from `uniform`'s, and half the width of its
+        95 % confidence sequence (None before there is one), since the evidence was last begun.
+        """
+        names = [policy.name for policy in self.policies]
+        sequence = self.hedge.sequence
+        evidence = {
+            name: {"mean": mean, "half_width": half if half < inf else None, "slates": slates}
+            for name, mean, half, slates in zip(
+                [*names, "mixture"], sequence.mean.tolist(), sequence.half_width.tolist(), sequence.slates.tolist(),
+                strict=True,
+            )
+        }  # fmt: skip
+        told: dict[str, Any] = {
+            "mixture": {
+                "weights": dict(zip(names, self.hedge.weights.tolist(), strict=True)),
+                "benched": [name for name, out in zip(names, self.hedge.benched, strict=True) if out],
+                "against_uniform": evidence,
+            }
+        }
+        if self.reference is not None:
+            told["teacher"] = {
+                "version": self.reference.version,
+                "births": self.reference.births,
+                "slope": self.reference.slope,
+                "missing": self.missing(),
+            }
+        return self.metrics.report() | told
 
     def state(self) -> dict[str, Any]:
         """Return copies of everything that future predictions and reports depend on."""

@@ -276,8 +276,8 @@ class Learner:
     def report(self) -> dict[str, Any]:
         """Return both heads' metrics, and p(click) p(order) against orders over matured impressions."""
         return {
-            "click": self.click.metrics.report(),
-            "conversion": self.order.metrics.report() | {"product": self.cohorts.report()},
+            "click": self.click.report(),
+            "conversion": self.order.report() | {"product": self.cohorts.report()},
         }
 
     def digest(self) -> str:

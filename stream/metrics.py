@@ -178,6 +178,19 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
     clicks = GaugeMetricFamily("heft_learner_open_clicks", "Clicks that wait to mature", labels=labels)
     policy = [*labels, "head", "policy"]
     weight = GaugeMetricFamily("heft_mixture_weight_ratio", "How much the mixture believes a policy", labels=policy)
+    benched = GaugeMetricFamily("heft_policy_benched", "1 while a policy is proven worse than uniform", labels=policy)
+    against = GaugeMetricFamily(
+        "heft_policy_against_uniform_nats",
+        "Log loss a slate less that of uniform: mean, and bounds of a 95 % confidence sequence",
+        labels=[*policy, "bound"],
+    )
+    scores = CounterMetricFamily(
+        "heft_reference_samples", "Samples whose reference score was there, or why not", labels=[*policy, "score"]
+    )
+    slope = GaugeMetricFamily(
+        "heft_reference_slope_ratio", "What a unit of the teacher's logit is worth here; near 0: nothing",
+        labels=[*labels, "head", "version"],
+    )  # fmt: skip
     ess = GaugeMetricFamily("heft_effective_samples_ratio", "Effective share of the samples", labels=[*policy, "label"])
     quality = {
         metric: GaugeMetricFamily(name, f"{metric} over the newest samples", labels=policy)
@@ -195,7 +208,30 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
             for arm, believed in zip(head.bank.arms, head.hedge.weights, strict=True):
                 weight.add_metric([at, name, arm.name], float(believed))
             _head_metrics([at, name], head, quality, ess)
-    yield from (samples, counts, clock, slates, clicks, weight, ess, *quality.values())
+            _policy_metrics([at, name], head, benched, against, scores)
+            if head.reference is not None and head.reference.births:
+                slope.add_metric([at, name, head.reference.version], head.reference.slope)
+    yield from (samples, counts, clock, slates, clicks, weight, benched, against, scores, slope, ess)
+    yield from quality.values()
+
+
+def _policy_metrics(
+    labels: list[str],
+    head: Head,
+    benched: GaugeMetricFamily,
+    against: GaugeMetricFamily,
+    scores: CounterMetricFamily,
+) -> None:
+    names = [arm.name for arm in head.bank.arms]
+    for name, out in zip(names, head.hedge.benched, strict=True):
+        benched.add_metric([*labels, name], float(out))
+    sequence = head.hedge.sequence
+    for name, mean, half in zip([*names, "mixture"], sequence.mean, sequence.half_width, strict=True):
+        for bound, value in (("mean", mean), ("low", mean - half), ("high", mean + half)):
+            against.add_metric([*labels, name, bound], float(value))
+    for name, reasons in head.missing().items():
+        for reason, n in reasons.items():
+            scores.add_metric([*labels, name, reason], n)
 
 
 def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: GaugeMetricFamily) -> None:
