@@ -62,6 +62,7 @@ def test_names_end_in_their_unit() -> None:
         "_slates",
         "_clicks",
         "_idle",
+        "_benched",
         "_created",
     )
     assert names
