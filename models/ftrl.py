@@ -142,14 +142,16 @@ def learn(
     offsets: NDArray[np.float64],
     active: NDArray[np.bool_],
     inputs: NDArray[np.float64],
-    reads: NDArray[np.bool_],
+    reads: NDArray[np.int64],
+    stacked: NDArray[np.bool_],
     dense: NDArray[np.float64],
 ) -> int:
     """Update every active policy on every row in turn; return -1, or ``row * K + policy`` of a weight that is none.
 
     Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each policy, lanes without one
-    included. ``inputs`` [n, J]: numbers that the policies which ``reads`` [K] take in beside their slots, with weights
-    of their own ``dense`` [K, J, (z, root of n, weight)].
+    included. ``inputs`` [n, J]: numbers, of which each policy takes in the first ``reads`` [K] beside its slots, with
+    weights of its own ``dense`` [K, J, (z, root of n, weight)]. Those ``stacked`` [K] add them to the logit of the
+    first policy as it is, and move nothing else.
     """
     rows, many = weights.shape
     for row in range(rows):
@@ -191,22 +193,23 @@ def learn(
                 fades |= share[k] > 0.0 and keep[k] < 1.0
                 base = cells[(bias * blocks + k // LANES) * CELL + _WEIGHT + k % LANES]
                 q = margin[k] * x + base + offsets[row, k]
-                if reads[k]:
-                    for j in range(inputs.shape[1]):
-                        q += dense[k, j, 2] * inputs[row, j]
+                if stacked[k]:
+                    q = margin[0] * x + cells[bias * blocks * CELL + _WEIGHT] + offsets[row, k]
+                for j in range(reads[k]):
+                    q += dense[k, j, 2] * inputs[row, j]
                 whole[k] = (sigmoid(q) - targets[row, k]) * structural[row, k] if share[k] > 0.0 else 0.0
-                push[k] = share[k] * (whole[k] * x)
+                push[k] = 0.0 if stacked[k] else share[k] * (whole[k] * x)
                 grow[k] = push[k] * (whole[k] * x)
             if fades:
                 _fade(cells, places, size, share, arms)
             _move(cells, places, 0, size, push, grow, inverse_alpha, beta, l1, l2)
             for k in range(many):
-                push[k] = share[k] * whole[k]
+                push[k] = 0.0 if stacked[k] else share[k] * whole[k]
                 grow[k] = push[k] * whole[k]
             _move(cells, places, size, size + 1, push, grow, inverse_alpha, beta, unregularised, unregularised)
             for k in range(many):
-                if reads[k] and share[k] > 0.0:
-                    for j in range(inputs.shape[1]):
+                if share[k] > 0.0:
+                    for j in range(reads[k]):
                         _move_one(dense[k, j], share[k], whole[k] * inputs[row, j], inverse_alpha[k], beta[k])
     return -1
 
@@ -228,10 +231,12 @@ def lean(
     asleep: NDArray[np.bool_],
     slopes: NDArray[np.float64],
     reads: NDArray[np.bool_],
+    stacked: NDArray[np.bool_],
 ) -> None:
     """Add ``slopes`` [K, J] times ``inputs`` [n, J] to both logits [n, K] of the policies that ``reads`` [K].
 
-    On rows where the input is missing, ``asleep`` [n], they say what the first policy says.
+    Those that are ``stacked`` [K] add it to the first policy's logits. On rows where the input is missing, ``asleep``
+    [n], all say what the first policy says.
     """
     for k in range(reads.size):
         if reads[k]:
@@ -239,6 +244,8 @@ def lean(
                 if asleep[row]:
                     q[row, k], rank[row, k] = q[row, 0], rank[row, 0]
                     continue
+                if stacked[k]:
+                    q[row, k], rank[row, k] = q[row, 0], rank[row, 0]
                 moved = 0.0
                 for j in range(inputs.shape[1]):
                     moved += slopes[k, j] * inputs[row, j]

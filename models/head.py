@@ -92,7 +92,7 @@ class Head:
         self.importance = None if plain else Importance(self.policies, seed)
         self.reference = Reference() if any(policy.reads_reference for policy in self.policies) else None
         self._reading = np.array([policy.input is not Input.NONE for policy in self.policies])
-        self._leaning = np.array([policy.input is Input.FEATURE for policy in self.policies])
+        self._leaning = np.array([policy.input in (Input.FEATURE, Input.STACKED) for policy in self.policies])
         self._weighing = any(policy.measure is not Measure.UNIFORM for policy in self.policies)
 
     def predict(

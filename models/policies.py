@@ -111,10 +111,13 @@ class Update(Enum):
 
 
 class Input(Enum):
-    """Whether the student reads the logit of r. Such an arm sleeps on samples whose score was not there in time."""
+    """How the student reads the logit of r. Such an arm sleeps on samples whose score was not there in time."""
 
     NONE = "none"
     FEATURE = "feature"
+    """A number among the slots of a model of its own, learned with them."""
+    STACKED = "stacked"
+    """A small model of its own on top of `uniform`: what the logit adds to what clicks have taught."""
     OFFSET = "offset"
     """A fixed summand of the logit, centred when the arm is born; never learned."""
 
@@ -365,6 +368,7 @@ POLICIES = (
     Policy("denoise", denoise=0.005, gated=True),
     Policy("feature", input=Input.FEATURE),
     Policy("offset", input=Input.OFFSET),
+    Policy("stacked", input=Input.STACKED),
     Policy("sampler", Measure.GRADIENT, 1.0, Mode.SAMPLE, Update.LINEAR),
     Policy("random", Measure.RANDOM, diagnostic=True),
     Policy("permuted", Measure.PERMUTED, source="rho_gate", diagnostic=True),

@@ -77,6 +77,7 @@ CONVERSION_ARMS = (
 )
 TEACHER_ARMS = (
     Arm("feature", policy="feature"),
+    Arm("stacked", alpha=0.05, policy="stacked"),
     Arm("offset", policy="offset"),
     Arm("distill", policy="distill"),
     Arm("distill_gate", policy="distill_gate"),
@@ -84,10 +85,9 @@ TEACHER_ARMS = (
     Arm("rho_gate", policy="rho_gate"),
     Arm("denoise", policy="denoise"),
     Arm("exp_score", policy="exp_score"),
-    Arm("gradient", policy="gradient"),
     Arm("permuted", policy="permuted"),
 )
-CONVERSION_TEACHER_ARMS = (Arm("feature", alpha=0.3, policy="feature"),)
+CONVERSION_TEACHER_ARMS = (Arm("stacked", alpha=0.05, policy="stacked"),)
 
 _KNOWN = {policy.name: policy for policy in (*POLICIES, *map(as_written, Reading))}
 
@@ -208,11 +208,13 @@ class Bank:
         self._offset = np.array([log(1.0 / arm.keep) for arm in arms])
         self._thins = bool((self._keep < 1.0).any())
         takes = tuple(inputs) or (Input.NONE,) * len(arms)
-        self._learns = np.array([each is Input.FEATURE for each in takes])
+        # A model of its own has a bias; what is stacked needs one for the rows that have a score.
+        self._learns = np.array([{Input.FEATURE: 2, Input.STACKED: 4}.get(each, 0) for each in takes], np.int64)
+        self._stacked = np.array([each is Input.STACKED for each in takes])
         self._reads = np.array([each is not Input.NONE for each in takes])
         self._any_reads = bool(self._reads.any())
-        self._fixed = np.zeros((len(arms), 2))
-        self._dense = np.zeros((len(arms), 2, 3))
+        self._fixed = np.zeros((len(arms), 4))
+        self._dense = np.zeros((len(arms), 4, 3))
 
     @property
     def touched(self) -> int:
@@ -232,33 +234,40 @@ class Bank:
         ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._cells, q, rank)
         if self._any_reads:
             taken, asleep = self._inputs(vectors, inputs)
-            ftrl.lean(q, rank, taken, asleep, self._fixed + self._dense[:, :, 2], self._reads)
+            ftrl.lean(q, rank, taken, asleep, self._fixed + self._dense[:, :, 2], self._reads, self._stacked)
         return q, rank
 
     def _inputs(
         self, vectors: Vectors, inputs: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return what the reading policies take in, for all items and again for new ones [n, 2], and who sleeps."""
+        """Return what the reading policies take in, and who sleeps [n].
+
+        [n, 4]: the reference's number and 1, for all items and again for new ones; 0 where it is missing.
+        """
         if inputs is None:
             inputs = np.full(len(vectors), np.nan, np.float32)
         asleep = np.isnan(inputs)
-        taken = np.zeros((len(vectors), 2))
+        taken = np.zeros((len(vectors), 4))
         taken[:, 0] = np.where(asleep, 0.0, inputs)
         taken[:, 1] = taken[:, 0] * vectors.new
+        taken[:, 2] = ~asleep
+        taken[:, 3] = ~asleep & vectors.new
         return taken, asleep
 
     def bear(self, offset: float) -> None:
         """Let the policies that read the reference begin: a new version of it has taken over.
 
-        One with the reference as a feature goes on from the first policy's model, with which it agrees until it has
-        learned what the feature is worth. One with a fixed summand, ``offset`` for each unit of the input, begins from
+        One with the reference as a feature goes on from the first policy's model, and one that is stacked on it has
+        that model for good: both agree with it until they have learned what the reference is worth. One with a fixed
+        summand, ``offset`` for each unit of the input, begins from
         nothing: the first policy's model knows part of what the summand says, and would count it twice.
         """
         places = np.flatnonzero(self._touched)
         for k in np.flatnonzero(self._reads).tolist():
-            if self._learns[k] and places.size:
-                ftrl.adopt(self._cells, places, k, self._numbers)
-            elif not self._learns[k]:
+            if self._learns[k]:
+                if places.size and not self._stacked[k]:
+                    ftrl.adopt(self._cells, places, k, self._numbers)
+            else:
                 self._blocks[:, k // ftrl.LANES, :, k % ftrl.LANES] = 0.0
                 self._fixed[k, 0] = offset
             self._dense[k] = 0.0
@@ -333,7 +342,7 @@ class Bank:
             offsets = offsets + self._fixed[:, 0] * taken[:, :1]
         refused = ftrl.learn(
             vectors.indptr, vectors.slots, self._shift, self._cells, self._numbers, self._touched,
-            targets, policy, structural, offsets, active, taken, self._learns, self._dense,
+            targets, policy, structural, offsets, active, taken, self._learns, self._stacked, self._dense,
         )  # fmt: skip
         if refused >= 0:
             row, k = divmod(refused, len(self.arms))

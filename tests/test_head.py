@@ -86,8 +86,9 @@ TAUGHT = (
     Arm("distill", alpha=0.2, policy="distill"),
     Arm("rho_gate", alpha=0.2, policy="rho_gate"),
     Arm("random", alpha=0.2, policy="random"),
+    Arm("stacked", alpha=0.05, policy="stacked"),
 )
-READING = [1, 2]
+READING = [1, 2, 6]
 
 
 def head() -> Head:
@@ -154,6 +155,7 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
     vectors, _, scores = world.slate()
     half = Scores(VERSION, scores.click, scores.order, np.array([0, 0, Missing.ABSENT, Missing.LATE], np.uint8))
     shown = taught.predict(vectors, half, half.click)
+    assert shown.raw[:, 6] != pytest.approx(shown.raw[:, 0])
     for k in READING:
         assert np.array_equal(shown.p[2:, k], shown.p[2:, 0])
         assert (shown.p[:2, k] != shown.p[:2, 0]).all()
@@ -166,6 +168,7 @@ def test_at_its_birth_the_arm_with_the_feature_is_uniform_and_the_one_with_the_o
     vectors, _, scores = world.slate()
     shown = taught.predict(vectors, scores, scores.click)
     assert shown.raw[:, 1] == pytest.approx(shown.raw[:, 0], abs=1e-6)
+    assert np.array_equal(shown.raw[:, 6], shown.raw[:, 0])
     assert taught.platt.a[1] == taught.platt.a[0]
     inputs = taught.reference.inputs(scores.click, scores.missing)
     assert shown.raw[:, 2] == pytest.approx(taught.reference.offset * inputs, abs=1e-6)
@@ -179,7 +182,8 @@ def test_a_teacher_that_knows_more_is_worth_something_as_an_input_and_the_mixtur
     assert weights[5] == 0.0  # a placebo is never served
     before = taught.metrics.report()["policies"]
     assert before["feature"]["ne"] < before["uniform"]["ne"] - 0.05
-    assert taught.hedge.sequence.below[1]
+    assert before["stacked"]["ne"] < before["uniform"]["ne"] - 0.05
+    assert taught.hedge.sequence.below[[1, 6]].all()
 
 
 def test_a_teacher_that_knows_nothing_costs_the_mixture_next_to_nothing() -> None:
@@ -195,8 +199,8 @@ def test_the_reasons_for_missing_scores_are_counted() -> None:
     world.teach(taught, 10)  # not settled yet
     assert taught.importance is not None
     missing = taught.importance.missing
-    assert missing[:, Missing.ABSENT].tolist() == [0, 40, 40, 40, 40, 0]
-    assert missing[:, Missing.OTHER_VERSION].tolist() == [0, 40, 40, 40, 40, 0]
+    assert missing[:, Missing.ABSENT].tolist() == [0, 40, 40, 40, 40, 0, 40]
+    assert missing[:, Missing.OTHER_VERSION].tolist() == [0, 40, 40, 40, 40, 0, 40]
 
 
 def test_a_taught_head_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:

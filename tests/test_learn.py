@@ -320,7 +320,7 @@ def test_scores_change_nothing_of_uniform_and_reach_the_policies_that_read_them(
         assert np.array_equal(head.bank.state()["table"][:, :, 0], other.bank.state()["table"][:, :, 0])
     missing = taught.click.missing()
     assert set(missing) == {arm.name for arm in TAUGHT.ranker.click_arms} & {
-        "feature", "offset", "distill", "distill_gate", "rho", "rho_gate", "denoise", "exp_score",
+        "feature", "stacked", "offset", "distill", "distill_gate", "rho", "rho_gate", "denoise", "exp_score",
     }  # fmt: skip
     # The teacher's data ends with the first slate, and no version is settled by so few.
     counted = dict.fromkeys(("in_sample", "other_version"), 0) | missing["feature"]

@@ -447,3 +447,25 @@ def test_an_arm_names_a_policy_and_one_that_is_none_is_refused_with_those_there_
         RankerConfig(click_arms=(Arm("uniform"), Arm("n", policy="mien")))
     with pytest.raises(ValueError, match="expected 'uniform', the control"):
         RankerConfig(click_arms=(Arm("uniform", policy="rho_gate"),))
+
+
+def test_what_is_stacked_adds_to_the_first_policys_logit_and_learns_only_what_it_adds() -> None:
+    bank, plain = Bank([UNIFORM, Arm("s", alpha=0.3)], BITS, inputs=[Input.NONE, Input.STACKED]), Bank([UNIFORM], BITS)
+    rng = np.random.default_rng(40)
+    added = np.zeros(2)
+    z, n = np.zeros(2), np.zeros(2)
+    for vectors, y in stream(seed=41, slates=80, rows=1):
+        said = np.array([rng.normal()], np.float32)
+        x = np.array([said[0], 1.0])  # and the same for new items, of which there are none
+        added = -z / ((0.18 + np.sqrt(n)) / 0.3)
+        q, rank = bank.predict(vectors, said)
+        base, place_free = plain.predict(vectors)
+        assert q[0, 1] == pytest.approx(base[0, 0] + added @ x, abs=1e-9)
+        assert rank[0, 1] == pytest.approx(place_free[0, 0] + added @ x, abs=1e-9)
+        bank.learn(vectors, y, inputs=said)
+        g = (sigmoid(base[0, 0] + added @ x) - y[0]) * x
+        z, n = z + g - (np.sqrt(n + g * g) - np.sqrt(n)) / 0.3 * added, n + g * g
+        plain.learn(vectors, y)
+    assert (added != 0).all()
+    assert not bank.state()["table"][:, :, 1].any()
+    assert np.array_equal(bank.state()["table"][:, :, 0], plain.state()["table"][:, :, 0])
