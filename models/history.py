@@ -122,6 +122,12 @@ def _close(
             by_position *= decay(at_ms - position_ms[0], half_life_ms)
         position_ms[0] = at_ms
     for relation in range(4):
+        of_keys, of_times, of_counts, of_clicks = (
+            keys[relation],
+            times[relation],
+            counts[relation],
+            clicked_ms[relation],
+        )
         place = -1
         for row in range(items.size):
             if not (seen[row] or labels[row]):
@@ -131,11 +137,11 @@ def _close(
             expected = (clicked + _PRIOR_RATE * _PRIOR_SHOWS) / (shown + _PRIOR_SHOWS)
             if relation != USER or place < 0:  # a slate has one user
                 key = _key_of(relation, user, query, items[row])
-                place = _claim(keys[relation], times[relation], counts[relation], clicked_ms[relation], key, evicted)
-                _age(times[relation], counts[relation], place, at_ms, half_life_ms)
-            counts[relation, place, CLICKS] += float(labels[row])
-            counts[relation, place, SHOWS] += 1.0
-            counts[relation, place, EXPECTED] += expected
+                place = _claim(of_keys, of_times, of_counts, of_clicks, key, evicted)
+                _age(of_times, of_counts, place, at_ms, half_life_ms)
+            of_counts[place, CLICKS] += float(labels[row])
+            of_counts[place, SHOWS] += 1.0
+            of_counts[place, EXPECTED] += expected
     for row in range(items.size):
         if seen[row] or labels[row]:
             place_of = min(int(positions[row]), POSITIONS - 1)
