@@ -35,14 +35,14 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models import fields, slots
-from models.hashing import TextHashes, hash_text, words
+from models.hashing import TextHashes, TripleHashes, hash_text, words
 from models.history import History
 from models.sample import Act, Item, Slate, Value
 
@@ -166,12 +166,7 @@ class Vectors(msgspec.Struct, frozen=True, eq=False, gc=False):
         return tuple(getattr(self, name) for name in self.__struct_fields__)
 
 
-class _Read(NamedTuple):
-    """An item's features and text, and what `models.slots.fill` wants to know of them."""
-
-    features: dict[str, Value]
-    text: str
-    words: bytes
+_as_bytes = msgspec.msgpack.Encoder().encode
 
 
 def _words(item: int, pairs: list[int], number_fields: list[int], letters: list[int], numbers: list[float]) -> bytes:
@@ -220,31 +215,32 @@ class Featurizer:
         self._known: list[str] = []  # the names of context and item fields that are read, as they came
         self._context: dict[str, int] = {}
         self._item: dict[str, int] = {}
+        self._triples = TripleHashes()
         self._texts: dict[str, tuple[list[int], list[int]]] = {}
-        self._items: dict[str, _Read] = {}
+        self._known_words: dict[bytes, bytes] = {}  # of slates and of items, by all that they are made of
         self._compile()
 
     def shown(self, slate: Slate, session: list[Act]) -> Vectors:
         """Return what the model sees of a slate, given what the visitor did strictly before, oldest first."""
-        hashes, items, known = self._hashes, slate.items, self._items
-        n = len(items)
-        words = [self._slate_words(slate)]
-        positions = []
-        seen = np.ones(n, np.bool_)
-        for row, item in enumerate(items):
-            read = known.get(item.item_id)
-            if read is None or read.features != item.features or read.text != item.text:
-                read = self._read(item)
-            words.append(read.words)
-            positions.append(row if item.position is None else item.position)
-            if not item.seen:
-                seen[row] = False
+        hashes, items, known = self._hashes, slate.items, self._known_words
+        n, query = len(items), slate.query.strip().lower()
+        key = _as_bytes((slate.surface, query, slate.context))
+        words = [known.get(key) or self._slate_words(slate, query, key)]
+        for item in items:
+            brought = None if item.text else self._number_words(item)
+            if brought is None:
+                # As bytes: a comparison with a dictionary would wait for each of its values to come from memory.
+                key = _as_bytes((item.item_id, item.features, item.text))
+                brought = known.get(key) or self._item_words(item, key)
+            words.append(brought)
+        positions = [row if item.position is None else item.position for row, item in enumerate(items)]
+        seen = np.array([item.seen for item in items])
         for act in session:
             positions += (hashes[act.item_id], hashes[act.kind], act.at_ms)
         words.append(array("q", positions).tobytes())
         packed = b"".join(words)
         user = hash_text(slate.user_id) % 2**64
-        asked = hashes[slate.query.strip().lower()] % 2**64
+        asked = hashes[query] % 2**64
         out = np.empty(n, np.uint64), np.empty(n, np.uint16), np.empty(n, np.bool_), np.empty(3 * n + 1, np.int32)
         history = self.history
         filled = slots.fill(
@@ -276,7 +272,6 @@ class Featurizer:
         """Go on from what `state` returned, under the same config."""
         self._names, self._known = list(fields.FIXED), []
         self._context, self._item = {}, {}
-        self._items.clear()
         self._compile()
         for full in state["known"]:
             prefix, _, name = full.partition(".")
@@ -284,9 +279,9 @@ class Featurizer:
         self.ignored_fields = state["ignored_fields"]
         self.history.restore(state["history"])
 
-    def _slate_words(self, slate: Slate) -> bytes:
-        """Return what a slate brings along besides its items."""
-        hashes, query = self._hashes, slate.query.strip().lower()
+    def _slate_words(self, slate: Slate, query: str, key: bytes) -> bytes:
+        """Return what a slate brings along besides its items, and remember it."""
+        hashes, ignored = self._hashes, self.ignored_fields
         pairs: list[int] = []
         number_fields: list[int] = []
         numbers: list[float] = []
@@ -304,9 +299,24 @@ class Featurizer:
                 field = self._register(self._context, "context.", name)
             if field >= 0:
                 self._put(field, value, pairs, number_fields, numbers)
-        return _words(0, pairs, number_fields, letters, numbers)
+        return self._remember(key, _words(0, pairs, number_fields, letters, numbers), ignored)
 
-    def _read(self, item: Item) -> _Read:
+    def _number_words(self, item: Item) -> bytes | None:
+        """Return what an item brings along that has known numbers alone: they are read sooner than remembered."""
+        known = self._item
+        number_fields: list[int] = []
+        numbers: list[float] = []
+        for name, value in item.features.items():
+            field = known.get(name)
+            if field is None or type(value) is not float:
+                return None
+            if field >= 0:
+                number_fields.append(field)
+                numbers.append(value)
+        many = len(numbers)
+        return _layout(4 + many, many)(self._hashes[item.item_id], 0, many, 0, *number_fields, *numbers)
+
+    def _item_words(self, item: Item, key: bytes) -> bytes:
         """Return what an item brings along, and remember it: most slates show what other slates showed."""
         known, ignored = self._item, self.ignored_fields
         pairs: list[int] = []
@@ -327,14 +337,15 @@ class Featurizer:
         if self._reads_words and item.text:
             found, letters = self._text(item.text, fields.TEXT_WORDS)
             pairs += found
-        read = _Read(
-            item.features, item.text, _words(self._hashes[item.item_id], pairs, number_fields, letters, numbers)
-        )
+        item_words = _words(self._hashes[item.item_id], pairs, number_fields, letters, numbers)
+        return self._remember(key, item_words, ignored)
+
+    def _remember(self, key: bytes, found: bytes, ignored: int) -> bytes:
         if self.ignored_fields == ignored:  # what is ignored is counted each time, so it is read each time
-            if len(self._items) >= _MAX_CACHED_ITEMS:
-                self._items.clear()
-            self._items[item.item_id] = read
-        return read
+            if len(self._known_words) >= _MAX_CACHED_ITEMS:
+                self._known_words.clear()
+            self._known_words[key] = found
+        return found
 
     def _put(self, field: int, value: Value, pairs: list[int], number_fields: list[int], numbers: list[float]) -> None:
         if isinstance(value, str):
@@ -356,10 +367,8 @@ class Featurizer:
                 self._texts.clear()
             found = words(text, _MAX_WORDS)
             pairs = [number for word in found for number in (field, self._hashes[word])]
-            triples = (
-                {f" {word} "[i : i + 3] for word in found for i in range(len(word))} if self._reads_letters else ()
-            )
-            known = self._texts[text] = pairs, sorted(self._hashes[triple] for triple in triples)
+            triples = {triple for word in found for triple in self._triples[word]} if self._reads_letters else ()
+            known = self._texts[text] = pairs, sorted(triples)
         return known
 
     def _register(self, known: dict[str, int], prefix: str, name: str) -> int:
@@ -400,6 +409,8 @@ class Featurizer:
         self._reads_letters = bool(self._needed[fields.MATCH_LETTERS])
         of_words = [fields.QUERY_WORDS, fields.TEXT_WORDS, fields.MATCH, fields.MATCH_LETTERS]
         self._reads_words = bool(self._needed[of_words].any())
+        self._texts.clear()
+        self._known_words.clear()
 
 
 def _depends(feature: tuple[str, ...]) -> int:

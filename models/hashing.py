@@ -7,12 +7,14 @@ once for each distinct string; whatever is combined from hashes is combined by `
 from __future__ import annotations
 
 import re
+import struct
 from hashlib import blake2b
 
 import numpy as np
 from numba import njit
 
 _MAX_CACHED = 1 << 18
+_SIGNED = struct.Struct("<q").unpack
 _WORD = re.compile(r"\w+")
 
 # The finaliser of MurmurHash3 (A. Appleby), and the golden ratio that spreads small numbers before it.
@@ -32,7 +34,8 @@ def hash_text(text: str) -> int:
     >>> hash_text("red shoes")
     -6028982350642308374
     """
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+    value: int = _SIGNED(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())[0]
+    return value
 
 
 def words(text: str, most: int) -> list[str]:
@@ -56,6 +59,23 @@ class TextHashes(dict[str, int]):
         if len(self) >= _MAX_CACHED:
             self.clear()
         value = self[text] = hash_text(text)
+        return value
+
+
+class TripleHashes(dict[str, tuple[int, ...]]):
+    """The hashes of a word's letter triples, its bounds counting as blanks, remembered: ``hashes[word]``. Bounded.
+
+    Examples
+    --------
+    >>> TripleHashes()["red"] == tuple(map(hash_text, (" re", "red", "ed ")))
+    True
+    """
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        if len(self) >= _MAX_CACHED:
+            self.clear()
+        bounded = f" {word} "
+        value = self[word] = tuple([hash_text(bounded[i : i + 3]) for i in range(len(word))])
         return value
 
 

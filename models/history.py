@@ -35,6 +35,16 @@ def relation_key(relation: int, a: np.uint64, b: np.uint64) -> np.uint64:
 
 
 @njit(cache=True)
+def _key_of(relation: int, user: np.uint64, query: np.uint64, item: np.uint64) -> np.uint64:
+    zero = np.uint64(0)
+    if relation == ITEM:
+        return relation_key(relation, item, zero)
+    if relation == USER:
+        return relation_key(relation, user, zero)
+    return relation_key(relation, query if relation == QUERY_ITEM else user, item)
+
+
+@njit(cache=True)
 def find(keys: NDArray[np.uint64], key: np.uint64) -> int:
     """Return the place of a key in one relation's ``keys`` [capacity], or -1."""
     start = int(key & np.uint64(keys.size // _WAYS - 1)) * _WAYS
@@ -67,7 +77,8 @@ def _claim(
         evicted[0] += 1
     keys[victim] = key
     times[victim] = 0
-    counts[victim, :] = 0.0
+    for which in range(3):
+        counts[victim, which] = 0.0
     clicked_ms[victim] = 0
     return victim
 
@@ -82,7 +93,9 @@ def decay(elapsed_ms: int, half_life_ms: float) -> float:
 def _age(times: NDArray[np.int64], counts: NDArray[np.float64], place: int, at_ms: int, half_life_ms: float) -> None:
     if at_ms > times[place]:
         if times[place] > 0:
-            counts[place, :] *= decay(at_ms - times[place], half_life_ms)
+            left = decay(at_ms - times[place], half_life_ms)
+            for which in range(3):
+                counts[place, which] *= left
         times[place] = at_ms
 
 
@@ -108,28 +121,27 @@ def _close(
         if position_ms[0] > 0:
             by_position *= decay(at_ms - position_ms[0], half_life_ms)
         position_ms[0] = at_ms
-    zero = np.uint64(0)
-    for row in range(items.size):
-        if not (seen[row] or labels[row]):
-            continue
-        place_of = min(int(positions[row]), POSITIONS - 1)
-        shown, clicked = by_position[place_of, 1], by_position[place_of, 0]
-        expected = (clicked + _PRIOR_RATE * _PRIOR_SHOWS) / (shown + _PRIOR_SHOWS)
-        label = float(labels[row])
-        for relation in range(4):
-            if relation == ITEM:
-                key = relation_key(relation, items[row], zero)
-            elif relation == USER:
-                key = relation_key(relation, user, zero)
-            elif relation == QUERY_ITEM:
-                key = relation_key(relation, query, items[row])
-            else:
-                key = relation_key(relation, user, items[row])
-            place = _claim(keys[relation], times[relation], counts[relation], clicked_ms[relation], key, evicted)
-            _age(times[relation], counts[relation], place, at_ms, half_life_ms)
-            counts[relation, place, CLICKS] += label
-            counts[relation, place, SHOWS] += 1.0
-            counts[relation, place, EXPECTED] += expected
+    for relation in range(4):
+        of_keys, of_times, of_counts, of_clicks = (
+            keys[relation],
+            times[relation],
+            counts[relation],
+            clicked_ms[relation],
+        )
+        place = -1
+        for row in range(items.size):
+            if not (seen[row] or labels[row]):
+                continue
+            place_of = min(int(positions[row]), POSITIONS - 1)
+            shown, clicked = by_position[place_of, 1], by_position[place_of, 0]
+            expected = (clicked + _PRIOR_RATE * _PRIOR_SHOWS) / (shown + _PRIOR_SHOWS)
+            if relation != USER or place < 0:  # a slate has one user
+                key = _key_of(relation, user, query, items[row])
+                place = _claim(of_keys, of_times, of_counts, of_clicks, key, evicted)
+                _age(of_times, of_counts, place, at_ms, half_life_ms)
+            of_counts[place, CLICKS] += float(labels[row])
+            of_counts[place, SHOWS] += 1.0
+            of_counts[place, EXPECTED] += expected
     for row in range(items.size):
         if seen[row] or labels[row]:
             place_of = min(int(positions[row]), POSITIONS - 1)
@@ -150,16 +162,8 @@ def _click(
     evicted: NDArray[np.int64],
     half_life_ms: float,
 ) -> None:
-    zero = np.uint64(0)
     for relation in range(4):
-        if relation == ITEM:
-            key = relation_key(relation, item, zero)
-        elif relation == USER:
-            key = relation_key(relation, user, zero)
-        elif relation == QUERY_ITEM:
-            key = relation_key(relation, query, item)
-        else:
-            key = relation_key(relation, user, item)
+        key = _key_of(relation, user, query, item)
         place = _claim(keys[relation], times[relation], counts[relation], clicked_ms[relation], key, evicted)
         _age(times[relation], counts[relation], place, at_ms, half_life_ms)
         clicked_ms[relation, place] = max(clicked_ms[relation, place], at_ms)

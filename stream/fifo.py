@@ -34,11 +34,12 @@ class Fifo(Generic[K, V]):
     """
 
     def __init__(self, pairs: Iterable[tuple[K, V]] = ()) -> None:
-        self._queue = deque(pairs)
-        self._values = dict(self._queue)
+        self.queue = deque(pairs)
+        """Keys and values, oldest first: to look at, where a call for each look would take longer than the look."""
+        self._values = dict(self.queue)
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
     def __contains__(self, key: K) -> bool:
         return key in self._values
@@ -53,19 +54,19 @@ class Fifo(Generic[K, V]):
     @property
     def oldest(self) -> V:
         """The value that came first of those still here; there must be one."""
-        return self._queue[0][1]
+        return self.queue[0][1]
 
     def add(self, key: K, value: V) -> None:
         """Take a key that is not here; its value must not be changed any more."""
-        self._queue.append((key, value))
+        self.queue.append((key, value))
         self._values[key] = value
 
     def pop_oldest(self) -> tuple[K, V]:
         """Remove and return what came first."""
-        pair = self._queue.popleft()
+        pair = self.queue.popleft()
         del self._values[pair[0]]
         return pair
 
     def pairs(self) -> list[tuple[K, V]]:
         """Return a copy, oldest first."""
-        return list(self._queue)
+        return list(self.queue)

@@ -37,6 +37,7 @@ REJECTED_BYTES = 64 * 1024
 _NEVER = sys.maxsize
 _NTH_BITS = 12  # a record that a mapping splits has at most this many bits of events
 _ACTION, _SHOWN, _CLICKED, _CONVERTED, _GIVE_UP = -1, 0, 1, 2, 5
+_NO_STEP = Step(_NEVER, _GIVE_UP, "", "", 0, 0, None)
 
 
 class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -224,16 +225,15 @@ class Joiner:
             self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == overdue])
 
     def _step(self, input: int, serial: int, event: Event) -> Step:
-        match event:
-            case Slate():
-                return Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
-            case Click():
-                return Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
-            case Order():
-                due = event.at_ms + self.config.clock_skew_ms
-                return Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
-            case Action():
-                return Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
+        if type(event) is Action:
+            return Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
+        if type(event) is Slate:
+            return Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
+        if type(event) is Click:
+            return Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
+        assert type(event) is Order
+        due = event.at_ms + self.config.clock_skew_ms
+        return Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
 
     def _remember(self, input: int, watermark: int, event_id: str, at_ms: int) -> None:
         ids = self._ids[input]
@@ -264,21 +264,25 @@ class Joiner:
         """Return ``(shard, record)`` for all that is due below the frontier, in the order of the keys, exactly once."""
         out: list[tuple[int, Record]] = []
         steps, frontier = self._steps, self.frontier
+        open_slates, open_clicks = self._open.queue, self._clicks.queue
         click_window = self.config.click_window_ms
         maturity = self.config.conversion_window_ms + self.config.clock_skew_ms
         while True:
-            step_due = steps[0].due_ms if steps else _NEVER
-            close_due = self._open.oldest.shown_ms + click_window if self._open else _NEVER
-            mature_due = self._clicks.oldest.due_ms + maturity if self._clicks else _NEVER
-            due = min(step_due, close_due, mature_due)
-            if due >= frontier:
-                return out
-            if step_due == due and (steps[0].kind != _GIVE_UP or (due < close_due and due < mature_due)):
+            close_due = open_slates[0][1].shown_ms + click_window if open_slates else _NEVER
+            mature_due = open_clicks[0][1].due_ms + maturity if open_clicks else _NEVER
+            ends = close_due if close_due < mature_due else mature_due
+            step = steps[0] if steps else _NO_STEP
+            due = step.due_ms
+            if due < ends or (due == ends and step.kind != _GIVE_UP):
+                if due >= frontier:
+                    return out
                 self._take(heapq.heappop(steps), out)
-            elif close_due == due:
-                self._close(due, out)
+            elif ends >= frontier:
+                return out
+            elif close_due == ends:
+                self._close(ends, out)
             else:
-                self._mature(due, out)
+                self._mature(ends, out)
 
     def finish(self) -> list[tuple[int, Record]]:
         """End of the log: move the frontier just past the newest event and drain.
@@ -295,18 +299,17 @@ class Joiner:
 
     def _take(self, step: Step, out: list[tuple[int, Record]]) -> None:
         event = step.event
-        match event:
-            case Slate():
-                self._show(event, out)
-            case Click():
-                self._click(step, event, out)
-            case Order():
-                self._order(step.due_ms, event, out)
-            case Action():
-                self.fates["action"]["joined"] += 1
-                self._sessions.add(event.user_id, event.at_ms, event.item_id, event.kind)
-            case None:
-                self._give_up(step)
+        if type(event) is Action:
+            self.fates["action"]["joined"] += 1
+            self._sessions.add(event.user_id, event.at_ms, event.item_id, event.kind)
+        elif type(event) is Slate:
+            self._show(event, out)
+        elif type(event) is Click:
+            self._click(step, event, out)
+        elif type(event) is Order:
+            self._order(step.due_ms, event, out)
+        else:
+            self._give_up(step)
 
     def _show(self, slate: Slate, out: list[tuple[int, Record]]) -> None:
         request = slate.request_id
