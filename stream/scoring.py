@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from stream.config import Config, ConfigError
@@ -29,7 +30,7 @@ def load_engine(config: Config) -> Engine:
     except ImportError as error:
         msg = f"teacher.model is {config.teacher.model!r}, but {error.name} is missing: pip install 'heft[teacher]'"
         raise ConfigError(msg) from None
-    return Engine(Path(config.teacher.model), config.teacher.device)
+    return Engine(Path(config.teacher.model), config.teacher.device, config.teacher.ways, perf_counter)
 
 
 def replay_references(config: Config, in_line: bool = False) -> Callable[[], Reference] | None:
