@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -130,3 +130,26 @@ def _require_torch() -> None:
     if find_spec("torch") is None or find_spec("transformers") is None:
         typer.secho("heft: the teacher needs libraries of its own: pip install 'heft[teacher]'", fg="red", err=True)
         raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------- at work
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="Folder of a teacher; a new version in it is taken as it comes.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8600,
+    ways: Annotated[Literal["exact", "any"] | None, typer.Option(help="See teacher.ways of the configuration.")] = None,
+    device: Device = "auto",
+    config: ConfigFile = None,
+) -> None:
+    """Score for the workers of other hosts, over HTTP: they name it as teacher.url."""
+    _require_torch()
+    from msgspec.structs import replace
+
+    from stream.config import load
+    from stream.teacher_server import serve as run
+
+    teacher = load(config).teacher
+    run(replace(teacher, model=str(model), device=device, ways=ways or teacher.ways), host, port)
