@@ -151,6 +151,10 @@ class RemoteTeacher:
         logits = [None if click is None else quantise(click, order) for click, order in found.logits]
         return Answer(found.version, found.template, logits)
 
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
 
 class Scoring:
     """The teacher of a worker, at work.

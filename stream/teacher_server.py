@@ -7,7 +7,7 @@ another, each as it came: a worker fills its own across slates.
 from __future__ import annotations
 
 import asyncio
-import logging
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -17,8 +17,6 @@ from models.teacher.logits import STEPS
 from models.teacher.text import TeacherConfig
 from stream.desk import Teacher
 from stream.scoring import LocalTeacher, PairsAsked, PairsScored
-
-log = logging.getLogger("heft.scoring")
 
 _MOST_BYTES = 64 << 20
 
@@ -55,12 +53,14 @@ def application(teacher: Teacher) -> web.Application:
 
 
 def serve(config: TeacherConfig, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C; say where, port 0 being a free one."""
     teacher = LocalTeacher(config)
     engine = teacher.engine
+    listening = socket.create_server((host, port))
 
     def said(text: str) -> None:
         if text.startswith("="):
-            print(f"teacher {engine.version} at http://{host}:{port}, computed by {engine.way.name}", flush=True)
+            at = listening.getsockname()[1]
+            print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.way.name}", flush=True)
 
-    web.run_app(application(teacher), host=host, port=port, print=said)
+    web.run_app(application(teacher), sock=listening, print=said)
