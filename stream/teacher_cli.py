@@ -153,3 +153,26 @@ def serve(
 
     teacher = load(config).teacher
     run(replace(teacher, model=str(model), device=device, ways=ways or teacher.ways), host, port)
+
+
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Option(help="Folder of a teacher.", exists=True, file_okay=False)],
+    query: Annotated[str, typer.Argument(help="The text of the query, as the template renders it.")],
+    text: Annotated[str, typer.Argument(help="The text of the item.")],
+    head: Annotated[str | None, typer.Option(help="click, conversion or relevance; by default the first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Show what a teacher looked at in one sample: attention, and gradient times input, of each token."""
+    _require_torch()
+    from models.teacher.explain import explain as run
+    from models.teacher.text import Pair
+    from stream.teach import show_explanation
+
+    found = run(model, Pair(query, text), head, device)
+    if as_json:
+        tokens = [token._asdict() for token in found.tokens]
+        typer.echo(json.dumps(found._asdict() | {"tokens": tokens}, indent=2, ensure_ascii=False))
+    else:
+        show_explanation(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,25 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 
 import torch
 from transformers import LlamaConfig, LlamaModel
+from typer.testing import CliRunner
 
-from models.teacher.model import Encoded, HeadState, Model, TeacherState, load_base, load_teacher, predict, save_teacher
+from models.teacher.explain import explain
+from models.teacher.model import (
+    Encoded,
+    HeadState,
+    Model,
+    TeacherError,
+    TeacherState,
+    load_base,
+    load_teacher,
+    predict,
+    save_teacher,
+)
 from models.teacher.scoring import Engine
 from models.teacher.tokens import Tokens
 from models.teacher.vocabulary import train_tokenizer
 from models.teacher.ways import Way, fastest
+from stream.cli import app
 
 WORDS = ("red", "shoe", "lovely", "torn", "hat", "naïve", "1.5", "kg", "coat", "lamp")
 PAIRS = [
@@ -168,3 +182,34 @@ def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over
     best, _, said = fastest(ways, ["input_ids", "attention_mask"], lambda: now[0])
     assert best.name == "fast"
     assert said == {"slow": 2.0, "fast": 8.0, "middle": 4.0, "broken": "RuntimeError: no such instruction"}
+
+
+def test_an_explanation_sums_to_the_change_that_a_small_change_of_the_texts_makes(folder: Path) -> None:
+    found = explain(folder, PAIRS[7], "conversion", "cpu")
+    engine = Engine(folder, "cpu", "torch float32")
+    assert found.logit == pytest.approx(engine.logits(PAIRS[7:8])[0, 1], abs=1e-5)
+    assert sum(token.attention for token in found.tokens) == pytest.approx(1, abs=1e-5)
+    model, tokenizer, state = load_teacher(folder, "cpu")
+    inputs = Encoded(tokenizer, [PAIRS[7]], state.max_tokens).batch(np.array([0]), torch.device("cpu"))
+    embedded = model.encoder.get_input_embeddings()(inputs.pop("input_ids")).detach()
+
+    def logit(scale: float) -> float:
+        hidden = model.encoder(inputs_embeds=embedded * scale, **inputs).last_hidden_state
+        return 0.7 * model.linear(hidden.mean(1))[0, 1].item() + 0.3
+
+    slope = (logit(1.01) - logit(0.99)) / 0.02
+    assert sum(token.gradient_input for token in found.tokens) == pytest.approx(slope, abs=1e-3)
+
+
+def test_an_explanation_is_printed_and_is_json(folder: Path) -> None:
+    command = ["teacher", "explain", "--model", str(folder), "red shoe", "a lovely shoe", "--device", "cpu"]
+    table = CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "█" in table
+    plain = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).output)
+    assert plain["head"] == "click"
+    assert {"token", "attention", "gradient_input"} == set(plain["tokens"][0])
+
+
+def test_a_head_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(TeacherError, match="it has click, conversion"):
+        explain(folder, PAIRS[0], "relevance", "cpu")
