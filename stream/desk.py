@@ -65,10 +65,11 @@ class _Open(NamedTuple):
 class Desk:
     """Pairs that wait for a score and scores that are known, for all partitions of a worker.
 
-    ``counts``: ``asked`` for items of slates, ``hits`` of them known or asked for already, ``scored`` pairs, ``shed``
-    pairs. ``missing``: items that went on without a score, by reason: ``waiting`` in the queue, ``asked`` and not
-    answered, ``shed``, ``failed``, ``timeout``, ``not_finite``, ``in_sample`` (shown before the teacher's data ends),
-    ``swapped`` (asked with the texts of the teacher before). ``failures``: of the teacher, by reason.
+    ``counts``: ``asked`` for items of slates, ``hits`` of them known or asked for already; pairs ``scored``, ``shed``,
+    ``not_finite`` and ``swapped``. ``missing``: items that went on without a score, by reason: ``waiting`` in the
+    queue, ``asked`` and not answered, ``shed``, ``failed``, ``timeout``, ``not_finite``, ``in_sample`` (shown before
+    the teacher's data ends), ``swapped`` (asked with the texts of the teacher before). ``failures``: batches that the
+    teacher did not answer, by reason.
 
     Parameters
     ----------
@@ -200,7 +201,9 @@ class Desk:
             now_ms, now = self._clocks.wall_ms(), self._clocks.seconds()
             for asked, logits in zip(taken, answer.logits, strict=True):
                 if misread or logits is None:
-                    self._drop(asked, "swapped" if misread else "not_finite")
+                    reason = "swapped" if misread else "not_finite"
+                    self.counts[reason] += 1
+                    self._drop(asked, reason)
                     continue
                 self._forget(asked)
                 asked.known = Known(logits, answer.version, now_ms, self._event_ms)
@@ -321,31 +324,46 @@ class ScoringThread:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            taken = self._desk.take(self._batch, 0.2)
-            if 0 < len(taken) < self._batch and self._linger:
-                self._stopping.wait(self._linger)
-                taken += self._desk.take(self._batch - len(taken), 0.0)
-            if taken and not self.step(taken):
-                pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(self._failed - 1, 10), _LONGEST_PAUSE_SECONDS)
-                self._stopping.wait(pause)
+            if self.connect():
+                taken = self._desk.take(self._batch, 0.2)
+                if 0 < len(taken) < self._batch and self._linger:
+                    self._stopping.wait(self._linger)
+                    taken += self._desk.take(self._batch - len(taken), 0.0)
+                if not taken or self.step(taken):
+                    continue
+            pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(self._failed - 1, 10), _LONGEST_PAUSE_SECONDS)
+            self._stopping.wait(pause)
+
+    def connect(self) -> bool:
+        """Make the teacher, if there is none yet; return whether there is one."""
+        if self._teacher is None:
+            try:
+                self._teacher = self._connect()
+            except Exception as error:  # whatever it is, learning goes on
+                self._note_failure([], error)
+                return False
+            self._failed = 0
+        return True
 
     def step(self, taken: Sequence[Asked]) -> bool:
         """Have some pairs scored; return whether that went well."""
+        assert self._teacher is not None, "connect first"
         try:
-            if self._teacher is None:
-                self._teacher = self._connect()
             answer = self._teacher.score([asked.pair for asked in taken])
             if len(answer.logits) != len(taken):
                 msg = f"{len(answer.logits)} scores for {len(taken)} pairs"
                 raise ScorerError(msg)
             Template(answer.template)
             data_ends_ms(answer.version)
-        except Exception as error:  # whatever it is, learning goes on
-            self._desk.fail(taken, error.reason if isinstance(error, ScorerError) else ScorerError.reason)
-            self._failed += 1
-            if self._failed & (self._failed - 1) == 0:  # the 1st, 2nd, 4th, ... in a row
-                log.warning("the teacher failed %d times in a row: %s: %s", self._failed, type(error).__name__, error)
+        except Exception as error:  # as above
+            self._note_failure(taken, error)
             return False
         self._desk.answer(taken, answer)
         self._failed = 0
         return True
+
+    def _note_failure(self, taken: Sequence[Asked], error: Exception) -> None:
+        self._desk.fail(taken, error.reason if isinstance(error, ScorerError) else ScorerError.reason)
+        self._failed += 1
+        if self._failed & (self._failed - 1) == 0:  # the 1st, 2nd, 4th, ... in a row
+            log.warning("the teacher failed %d times in a row: %s: %s", self._failed, type(error).__name__, error)

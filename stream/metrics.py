@@ -199,7 +199,9 @@ def _score_metrics(scores: Scores) -> Iterable[Metric]:
     if desk is None:
         return
     pairs = CounterMetricFamily(
-        "heft_teacher_pairs", "Pairs asked for, known or asked before, scored, shed", labels=["what"]
+        "heft_teacher_pairs",
+        "Pairs asked for, those that were known or asked for already, and what became of them",
+        labels=["what"],
     )
     without = CounterMetricFamily("heft_scores_missing", "Items that went on without a score", labels=["reason"])
     failures = CounterMetricFamily(

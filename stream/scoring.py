@@ -218,7 +218,7 @@ def load_engine(config: TeacherConfig) -> Engine:
     said = ", ".join(
         f"{name} {each if isinstance(each, str) else round(each)}" for name, each in engine.timings.items()
     )
-    log.info("the teacher %s is computed by %s (pairs a second: %s)", engine.version, engine.way.name, said)
+    log.warning("the teacher %s is computed by %s (pairs a second: %s)", engine.version, engine.way.name, said)
     return engine
 
 

@@ -295,6 +295,7 @@ def test_the_thread_outlives_whatever_the_teacher_does() -> None:
     ]
     teacher = Scripted(*bad)
     thread = ScoringThread(desk, lambda: teacher, 10, 0.0)
+    assert thread.connect()
     reference.on_time(slate("r1", 0, "a"))
     for _ in bad:
         assert not thread.step(desk.take(10, 0.0))
@@ -304,7 +305,7 @@ def test_the_thread_outlives_whatever_the_teacher_does() -> None:
 
 
 def test_a_teacher_that_cannot_be_made_is_tried_again() -> None:
-    desk, reference = place()
+    desk, _ = place()
     attempts: list[object] = []
 
     def connect() -> Scripted:
@@ -315,8 +316,9 @@ def test_a_teacher_that_cannot_be_made_is_tried_again() -> None:
         return Scripted()
 
     thread = ScoringThread(desk, connect, 10, 0.0)
-    reference.on_time(slate("r1", 0, "a"))
-    assert [thread.step(desk.take(10, 0.0)) for _ in range(3)] == [False, False, True]
+    assert [thread.connect() for _ in range(4)] == [False, False, True, True]
+    assert desk.failures == {"failed": 2}
+    assert len(attempts) == 3
 
 
 def test_the_stream_goes_on_while_the_teacher_hangs_and_the_worker_can_end() -> None:

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,7 +21,7 @@ import pytest
 from models.sample import Closed, ReferenceScore
 from stream.broker import running_broker
 from stream.events import Event
-from tests.builders import MINUTE, SECOND, click, impression
+from tests.builders import HOUR, MINUTE, SECOND, click, impression
 from tests.live import NEVER_IDLE, ROOT, Shop, closing
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 HANG_SECONDS = float(os.environ.get("HEFT_TEST_HANG_SECONDS", "3"))  # noqa: TID251
 PHASE = 30 * MINUTE
 SLATES = 60
+PAIRS_SCORED = 'heft_teacher_pairs_total{what="scored"}'
 
 
 class Scorer:
@@ -70,7 +73,7 @@ def scorer(tmp_path: Path) -> Iterator[Scorer]:
 @pytest.fixture
 def shop(bootstrap: str, tmp_path: Path, scorer: Scorer) -> Iterator[Shop]:
     teacher = {"url": f"http://127.0.0.1:{scorer.port}", "template": "{query} | {item.text}", "timeout": "1s"}
-    shop = Shop(bootstrap, tmp_path, f"shop-{uuid4().hex[:8]}", teacher=teacher, idle_after_ms=NEVER_IDLE)
+    shop = Shop(bootstrap, tmp_path, f"shop-{uuid4().hex[:8]}", teacher=teacher, session="3s", idle_after_ms=NEVER_IDLE)
     yield shop
     shop.close()
 
@@ -109,64 +112,60 @@ def scores(shop: Shop, phase: int) -> list[ReferenceScore]:
     return [score for record in records for score in record.scores]
 
 
-def counted(shop: Shop, worker: subprocess.Popen[bytes], name: str) -> float:
-    return shop.scraped(worker).get(name, 0.0)
-
-
 def test_learning_goes_on_whatever_the_teacher_does(shop: Shop, scorer: Scorer) -> None:
-    worker = shop.worker()
+    worker, phases = shop.worker(), count(1)
 
-    def count(name: str) -> float:
-        return counted(shop, worker, name)
+    def counted(name: str) -> float:
+        return shop.scraped(worker).get(name, 0.0)
+
+    def late() -> float:
+        """Messages that were learned more than ten seconds after they were due."""
+        learned = 'heft_stage_delay_seconds_{}{{{}stage="learn"}}'
+        return counted(learned.format("count", "")) - counted(learned.format("bucket", 'le="10.0",'))
+
+    def scored_after(reached: Callable[[], bool], seconds: float = 60.0) -> list[ReferenceScore]:
+        """Show a minute of slates, wait, close them, and return the scores that came with them."""
+        phase = next(phases)
+        shop.publish(slates(phase))
+        shop.until(lambda: shown(shop, phase) and reached(), seconds)
+        shop.publish(ends(phase))
+        return scores(shop, phase)
 
     # It works.
-    shop.publish(slates(1))
-    shop.until(lambda: shown(shop, 1) and count('heft_teacher_pairs_total{what="scored"}') >= 3 * SLATES)
-    shop.publish(ends(1))
-    first = scores(shop, 1)
+    first = scored_after(lambda: counted(PAIRS_SCORED) >= 3 * SLATES)
     assert len(first) == 3 * SLATES
     assert {score.version for score in first} == {"v1@0"}
 
+    late_at_start = late()  # what was published while the worker started
+
     # It is killed.
     scorer.kill()
-    shop.publish(slates(2))
-    shop.until(lambda: shown(shop, 2) and count('heft_teacher_failures_total{reason="failed"}') > 0)
-    shop.publish(ends(2))
-    assert scores(shop, 2) == []
-    shop.until(lambda: count('heft_scores_missing_total{reason="failed"}') == 3 * SLATES)
+    assert scored_after(lambda: counted('heft_teacher_failures_total{reason="failed"}') > 0) == []
+    shop.until(lambda: counted('heft_scores_missing_total{reason="failed"}') == 3 * SLATES)
 
     # It hangs.
     scorer.told(version="v1@0", seconds=HANG_SECONDS)
     scorer.start()
-    shop.publish(slates(3))
-    shop.until(lambda: shown(shop, 3) and count('heft_teacher_failures_total{reason="timeout"}') > 0, 60 + HANG_SECONDS)
-    shop.publish(ends(3))
-    assert scores(shop, 3) == []
+    timeouts = 'heft_teacher_failures_total{reason="timeout"}'
+    assert scored_after(lambda: counted(timeouts) > 0) == []
+    end = time.monotonic() + HANG_SECONDS
+    while time.monotonic() < end:
+        assert scored_after(lambda: True) == []
 
     # It is ten times slower, then answers no numbers.
     scorer.told(version="v1@0", seconds=0.3)
-    shop.publish(slates(4))
-    shop.until(lambda: shown(shop, 4))
-    shop.publish(ends(4))
-    scores(shop, 4)
+    assert len(scored_after(lambda: counted("heft_teacher_waiting_pairs") == 0)) <= 3 * SLATES
     scorer.told(version="v1@0", nan=True)
-    shop.publish(slates(5))
-    shop.until(lambda: shown(shop, 5) and count("heft_teacher_waiting_pairs") == 0, 120)
-    shop.publish(ends(5))
-    assert scores(shop, 5) == []
-    shop.until(lambda: count('heft_scores_missing_total{reason="not_finite"}') > 0)
+    assert scored_after(lambda: counted('heft_teacher_pairs_total{what="not_finite"}') >= 3 * SLATES) == []
+    shop.until(lambda: counted('heft_scores_missing_total{reason="not_finite"}') == 3 * SLATES)
 
     # Another version takes its place.
-    before = count('heft_teacher_pairs_total{what="scored"}')
+    before = counted(PAIRS_SCORED)
     scorer.told(version="v2@0")
-    shop.publish(slates(6))
-    shop.until(lambda: shown(shop, 6) and count('heft_teacher_pairs_total{what="scored"}') >= before + 3 * SLATES)
-    shop.publish(ends(6))
-    assert {score.version for score in scores(shop, 6)} == {"v2@0"}
+    assert {score.version for score in scored_after(lambda: counted(PAIRS_SCORED) >= before + 3 * SLATES)} == {"v2@0"}
 
-    learned = 'heft_stage_delay_seconds_{}{{{}stage="learn"}}'
-    assert count(learned.format("bucket", 'le="10.0",')) == count(learned.format("count", "")), "nothing was held up"
-    shop.publish(closing(40 * 60 * MINUTE))
+    assert late() == late_at_start, "nothing waited"
+    shop.publish(closing(next(phases) * PHASE + 30 * HOUR))
     shop.ends_well(worker)
 
 
@@ -178,8 +177,8 @@ def test_after_a_crash_the_scores_of_open_slates_are_asked_for_again(shop: Shop)
     first.kill()
     first.wait()
     second = shop.worker()
-    shop.until(lambda: counted(shop, second, 'heft_teacher_pairs_total{what="scored"}') >= 3 * SLATES)
+    shop.until(lambda: shop.scraped(second).get(PAIRS_SCORED, 0.0) >= 3 * SLATES)
     shop.publish(ends(1))
     assert len(scores(shop, 1)) == 3 * SLATES
-    shop.publish(closing(40 * 60 * MINUTE))
+    shop.publish(closing(40 * HOUR))
     shop.ends_well(second)
