@@ -31,7 +31,7 @@ _ROUNDS = 5
 _TIMED = 320  # pairs a round
 _DATA = "crowdflower_train.csv.gz"
 _NEEDED = ("torch", "transformers", "onnxruntime", "sentence_transformers")
-_EXACT, _INT8 = ("torch float32", "onnxruntime float32"), "onnxruntime int8"
+_EXACT, _NEAR = ("torch float32", "onnxruntime float32"), ("onnxruntime int8", "torch bfloat16")
 
 
 def compare(log: Path) -> None:
@@ -55,7 +55,7 @@ def _compare(teacher: Path, folder: Path, pairs: list[Pair], labels: NDArray[np.
 
     torch.set_num_threads(1)
     peer = _cross_encoder(teacher, folder)
-    engines = {way: Engine(teacher, "cpu", way) for way in (*_EXACT, _INT8)}
+    engines = {way: Engine(teacher, "cpu", way) for way in (*_EXACT, *_NEAR)}
     sides: dict[str, Callable[[Sequence[Pair]], NDArray[Any]]] = {
         "CrossEncoder": lambda some: peer.predict([tuple(pair) for pair in some], show_progress_bar=False),
         **{way: (lambda some, engine=engine: engine.logits(some)[:, 0]) for way, engine in engines.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from models.teacher.tokens import Tokens
 from models.teacher.vocabulary import train_tokenizer
 from models.teacher.ways import Way, fastest
 from stream.cli import app
+from tests.builders import DAY, MINUTE, T0, crowd, impression
+from tests.test_replay import written
 
 WORDS = ("red", "shoe", "lovely", "torn", "hat", "naïve", "1.5", "kg", "coat", "lamp")
 PAIRS = [
@@ -182,6 +185,23 @@ def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over
     best, _, said = fastest(ways, ["input_ids", "attention_mask"], lambda: now[0])
     assert best.name == "fast"
     assert said == {"slow": 2.0, "fast": 8.0, "middle": 4.0, "broken": "RuntimeError: no such instruction"}
+
+
+@pytest.mark.parametrize("in_line", [False, True])
+def test_a_replay_asks_the_teacher_of_its_configuration(folder: Path, tmp_path: Path, in_line: bool) -> None:
+    log, file, out = tmp_path / "log.jsonl", tmp_path / "heft.toml", tmp_path / "out"
+    events = [
+        impression(f"r{n}", at=1_700_000_000_001 - T0 + n * MINUTE, query="red shoe", items=f"a{n} b") for n in range(9)
+    ]
+    written(log, [*events, *crowd(1_700_000_000_000 - T0 + DAY)])
+    file.write_text(f'[teacher]\nmodel = "{folder}"\ndevice = "cpu"\n[ranker]\nclick_bits = 10\n', encoding="utf-8")
+    command = ["replay", str(log), "--out", str(out), "--config", str(file), *(["--in-line-scorer"] * in_line)]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    scores = Counter(json.loads((out / "report.json").read_text())["scores"])
+    items = sum(len(event.items) for event in events)
+    assert scores["on_time"] + scores["later"] == items
+    assert (scores["later"] == 0) == in_line
+    assert scores["on_time"] > 0
 
 
 def test_an_explanation_sums_to_the_change_that_a_small_change_of_the_texts_makes(folder: Path) -> None:
