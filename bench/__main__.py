@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import freshness, kafka, logs, replay, snapshots
+from bench import freshness, kafka, logs, replay, snapshots, teacher
 
 _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "replay": ("heft replay against the usual parts, one core, alternating", replay.compare),
@@ -24,8 +24,9 @@ _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         freshness.measure,
     ),
     "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),
+    "teacher": ("Scoring against sentence_transformers.CrossEncoder, one thread, alternating", teacher.compare),
 }  # fmt: skip
-_ON_ONE_LOG = ("freshness", "snapshots")
+_ON_ONE_LOG = ("freshness", "snapshots", "teacher")
 
 
 def main(arguments: list[str]) -> None:

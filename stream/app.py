@@ -17,11 +17,13 @@ from aiokafka import AIOKafkaProducer
 
 from stream.clients import client_settings
 from stream.config import Config, ConfigError
+from stream.desk import Clocks
 from stream.driver import TP, Batch, BatchConsumer, consumer_of, drive, faust_settings
 from stream.join_stage import JoinStage
-from stream.metrics import Metrics, Missing
+from stream.metrics import Metrics, Missing, Scores
 from stream.score import Scorer
 from stream.score_stage import ScoreStage
+from stream.scoring import Scoring, has_teacher
 from stream.snapshot import SnapshotStore
 from stream.stage import Losses, Stage, Unsaved, Wires
 
@@ -65,7 +67,8 @@ class Shell:
         self._stage_of |= dict.fromkeys(config.inputs, "join")
         self._store = SnapshotStore(config.snapshots.url, config.snapshots.keep)
         self.client = client_settings(config.kafka)
-        self.metrics = Metrics(self._joiners, self._learners, self._lag, self._missing)
+        self.metrics = Metrics(self._joiners, self._learners, self._lag, self._missing, self._scores)
+        self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
         self._wires: Wires | None = None
         self._changing = asyncio.Lock()  # partitions come, go and are let go of one after another
@@ -121,6 +124,8 @@ class Shell:
             self._closed = True
             await self._close(set(self.running))
             self._writing.shutdown()
+            if self._scoring is not None:
+                self._scoring.stop()
             if self._wires is not None:
                 await self._wires.producer.stop()
 
@@ -152,7 +157,13 @@ class Shell:
             decode, inputs = config.decoder(), config.inputs
             return JoinStage(wires, config.join, decode, partition, inputs, topics.samples, topics.rejected)
         if name == "score":
-            return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, Scorer())
+            if not has_teacher(config):
+                return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, Scorer())
+            if self._scoring is None:
+                clocks = Clocks(lambda: round(time() * 1000), perf_counter)
+                self._scoring = Scoring(config, clocks, self.metrics.scoring_delay.observe)
+            scorer, open_for_ms = Scorer(self._scoring.reference()), config.join.click_window_ms
+            return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, scorer, open_for_ms)
         # A worker that only joins needs no models.
         from stream.learn_stage import LearnStage
 
@@ -258,6 +269,11 @@ class Shell:
     def _learners(self) -> dict[int, Learner]:
         found = [(place, running.stage) for place, running in list(self.running.items()) if place[0] == "learn"]
         return {place[1]: cast("LearnStage", stage).learner for place, stage in found}
+
+    def _scores(self) -> Scores:
+        found = [(place, running.stage) for place, running in list(self.running.items()) if place[0] == "score"]
+        passed = {place[1]: cast("ScoreStage", stage).scorer.counts for place, stage in found}
+        return Scores(passed, self._scoring.desk if self._scoring else None)
 
     def _lag(self) -> dict[tuple[str, str, int], int]:
         consumer = self.consumer

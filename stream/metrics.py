@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 if TYPE_CHECKING:  # a worker that only joins loads no models
     from models.head import Head
+    from stream.desk import Desk
     from stream.join import Joiner
     from stream.learn import Learner
 
@@ -51,6 +52,15 @@ class Missing(NamedTuple):
     """How often a topic did not hold what was expected, by topic and partition."""
 
 
+class Scores(NamedTuple):
+    """What the score stage has done."""
+
+    passed: Mapping[int, Mapping[str, int]] = {}
+    """Scores that went along, by partition and by when: on time or later."""
+    desk: Desk | None = None
+    """Where the worker's pairs wait for the teacher; None without one."""
+
+
 class Metrics:
     """What one worker exports.
 
@@ -62,6 +72,8 @@ class Metrics:
         Function that returns the records not yet taken, by (stage, topic, partition).
     missing
         Function that returns what the worker went on without.
+    scores
+        Function that returns what the score stage has done.
     """
 
     def __init__(
@@ -70,9 +82,10 @@ class Metrics:
         learners: Callable[[], dict[int, Learner]],
         lag: Callable[[], dict[tuple[str, str, int], int]],
         missing: Callable[[], Missing] = Missing,
+        scores: Callable[[], Scores] = Scores,
     ) -> None:
         self.registry = CollectorRegistry()
-        self._joiners, self._learners, self._lag, self._missing = joiners, learners, lag, missing
+        self._joiners, self._learners, self._lag, self._missing, self._scores = joiners, learners, lag, missing, scores
         self._snapshots: dict[str, tuple[float, int]] = {}
         self.stage_delay = Histogram(
             "heft_stage_delay_seconds",
@@ -86,6 +99,12 @@ class Metrics:
             "How long a stage stood still to copy its state",
             ["stage"],
             buckets=_STALLS,
+            registry=self.registry,
+        )
+        self.scoring_delay = Histogram(
+            "heft_scoring_delay_seconds",
+            "From the first slate that asked for a pair until its score was known",
+            buckets=_DELAYS,
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
@@ -110,6 +129,7 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield all that is known now; called by a scrape."""
         yield from _join_metrics(self._joiners())
+        yield from _score_metrics(self._scores())
         yield from _learn_metrics(self._learners())
         lag = GaugeMetricFamily("heft_lag_records", "Records not yet taken", labels=["stage", "topic", "partition"])
         for (stage, topic, partition), records in self._lag().items():
@@ -167,6 +187,31 @@ def _join_metrics(joiners: dict[int, Joiner]) -> Iterable[Metric]:
         slates.add_metric([at], joiner.open_slates)
         clicks.add_metric([at], joiner.open_clicks)
     return fates, dropped, watermark, idle, frontier, pending, slates, clicks
+
+
+def _score_metrics(scores: Scores) -> Iterable[Metric]:
+    passed = CounterMetricFamily("heft_scores", "Reference scores that went along", labels=["partition", "when"])
+    for partition, by_when in scores.passed.items():
+        for when, n in list(by_when.items()):
+            passed.add_metric([str(partition), when], n)
+    yield passed
+    desk = scores.desk
+    if desk is None:
+        return
+    pairs = CounterMetricFamily(
+        "heft_teacher_pairs",
+        "Pairs asked for, those that were known or asked for already, and what became of them",
+        labels=["what"],
+    )
+    without = CounterMetricFamily("heft_scores_missing", "Items that went on without a score", labels=["reason"])
+    failures = CounterMetricFamily(
+        "heft_teacher_failures", "Batches that the teacher did not answer", labels=["reason"]
+    )
+    for family, counts in ((pairs, desk.counts), (without, desk.missing), (failures, desk.failures)):
+        for what, n in list(counts.items()):
+            family.add_metric([what], n)
+    yield from (pairs, without, failures)
+    yield GaugeMetricFamily("heft_teacher_waiting_pairs", "Pairs that wait for a score", value=desk.waiting)
 
 
 def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:

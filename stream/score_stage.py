@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,16 +14,49 @@ from stream.score import Scorer
 from stream.snapshot import Name
 from stream.stage import RecoveryError, Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
 
+_MOST_PLACES = 64
+
+
+class _Place(NamedTuple):
+    """Where the stage was when a snapshot was taken."""
+
+    due_ms: int
+    offset: int
+    state: dict[str, Any]
+
 
 class ScoreStage:
-    """One partition of `samples` passes on to the shards of `scored`, taking reference scores along."""
+    """One partition of `samples` passes on to the shards of `scored`, taking reference scores along.
 
-    def __init__(self, wires: Wires, partition: int, samples: str, scored: str, shards: int, scorer: Scorer) -> None:
+    Parameters
+    ----------
+    wires, partition, samples, scored, shards
+        Connections, and what is read and written.
+    scorer
+        What adds the scores.
+    open_for_ms
+        How long a slate can wait for scores: the click window; 0 without a teacher. A snapshot holds the newest place
+        before which no slate is open: a stage that starts there asks again for all that is.
+    """
+
+    def __init__(
+        self,
+        wires: Wires,
+        partition: int,
+        samples: str,
+        scored: str,
+        shards: int,
+        scorer: Scorer,
+        open_for_ms: int = 0,
+    ) -> None:
         self.wires, self.partition = wires, partition
         self.whole, self.changed = False, False
         self.tp = TP(samples, partition)
         self._scored = scored
-        self._scorer = scorer
+        self.scorer = scorer
+        self._open_for_ms = open_for_ms
+        self._due_ms = 0
+        self._places: list[_Place] = []
         self._seen = Seen(self.tp)
         self._offset: int | None = None
         self._rollbacks = 0
@@ -44,6 +78,7 @@ class ScoreStage:
         gaps = self.wires.losses.of(self.tp)
         self._offset = await self._seen.verify(self.wires, self._offset)
         self._rollbacks += self.wires.losses.of(self.tp) > gaps
+        self._places = [self._here()]
         self.whole = True
         return {self.tp: self._offset}
 
@@ -68,7 +103,8 @@ class ScoreStage:
             raise RecoveryError(msg)
         new = read_records(self.wires, self.tp, record, message, self._readers[message.shard])
         if new:
-            scored = [self._scorer.score(each) for each in new]
+            self._due_ms = max(self._due_ms, new[-1].due_ms)
+            scored = [self.scorer.score(each) for each in new]
             scores = msgspec.structs.replace(message, records=scored, marks=[])
             await self._send(message.shard, scores, record.due_since_ms)
 
@@ -78,12 +114,20 @@ class ScoreStage:
         )
 
     async def unsaved(self) -> Unsaved:
-        """Return where we are and what has passed."""
-        offset = self._offset or 0
-        state = {
-            "offset": self._offset,
-            "seen": self._seen.state(),
-            "readers": [reader.state() for reader in self._readers],
-        }
+        """Return the newest place before which no slate is open."""
+        here, places = self._here(), self._places
+        if len(places) > 1 and places[-1].due_ms == here.due_ms:
+            places.pop()
+        elif len(places) > _MOST_PLACES:
+            del places[1::2]
+        places.append(here)
+        while len(places) > 1 and places[1].due_ms <= here.due_ms - self._open_for_ms:
+            places.pop(0)
         self.changed = False
-        return Unsaved(Name(f"score-{self.partition}", self._rollbacks, offset, "score"), state, (), {self.tp: offset})
+        name = Name(f"score-{self.partition}", self._rollbacks, places[0].offset, "score")
+        return Unsaved(name, places[0].state, (), {self.tp: places[0].offset})
+
+    def _here(self) -> _Place:
+        offset = self._offset or 0
+        state = {"offset": offset, "seen": self._seen.state(), "readers": [reader.state() for reader in self._readers]}
+        return _Place(self._due_ms, offset, state)

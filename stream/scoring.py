@@ -1,22 +1,207 @@
-"""The shell around a teacher that scores: which one the configuration names, made when it is needed.
+"""The shell around a teacher that scores: in this process or asked over HTTP, live or in a replay.
 
 Torch is imported here and nowhere else in stream/, and only where a teacher is configured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import msgspec
+
+from models.teacher.logits import quantise
+from models.teacher.text import Pair, TeacherConfig
 from stream.config import Config, ConfigError
+from stream.desk import Answer, Clocks, Desk, LiveReference, ScorerError, ScorerTimeoutError, ScoringThread, Teacher
 from stream.score import PairScores, Reference, ReplayReference
 
 if TYPE_CHECKING:
     from models.teacher.scoring import Engine
 
+log = logging.getLogger("heft.scoring")
 
-def load_engine(config: Config) -> Engine:
+_LOOK_SECONDS = 1.0  # between looks at the folder
+
+
+class PairsAsked(msgspec.Struct):
+    """What is sent to ``/score``: texts of query and item."""
+
+    pairs: list[Pair]
+
+
+class PairsScored(msgspec.Struct):
+    """What ``/score`` answers: calibrated logits of click and conversion, in the order asked."""
+
+    version: str
+    """As scores carry it: with when the teacher's data ends."""
+    template: str
+    """What the teacher reads."""
+    logits: list[tuple[float | None, float | None]]
+    """A click that is null or no finite number is no score; null for the conversion: no such head."""
+
+
+class LocalTeacher:
+    """A teacher's folder, scored in this process; a new version in it is loaded beside and then taken.
+
+    Parameters
+    ----------
+    config
+        ``model``, ``device`` and ``ways``.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self._config = config
+        self.engine = load_engine(config)
+        self._looked = monotonic()
+        self._newer: Engine | None = None
+        self._refused = ""
+        self._loading: threading.Thread | None = None
+
+    def score(self, pairs: Sequence[Pair]) -> Answer:
+        """Return the logits of pairs."""
+        self.look()
+        return Answer(self.engine.version, self.engine.template.text, self.engine.score(pairs))
+
+    def look(self) -> None:
+        """Take the version that has been loaded meanwhile, and load the one that has come."""
+        if self._newer is not None:
+            self.engine, self._newer = self._newer, None
+        loading = self._loading is not None and self._loading.is_alive()
+        if loading or monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = monotonic()
+        found = self._version()
+        if found not in ("", self.engine.state.version, self._refused):
+            self._loading = threading.Thread(target=self._load, args=(found,), name="teacher", daemon=True)
+            self._loading.start()
+
+    def _version(self) -> str:
+        from models.teacher.model import TeacherError, read_state
+
+        try:
+            state = read_state(Path(self._config.model))
+        except (TeacherError, OSError):  # in the middle of being written
+            return ""
+        return state.version if state else ""
+
+    def _load(self, version: str) -> None:
+        try:
+            engine = load_engine(self._config)
+        except Exception as error:  # the one that runs is good enough
+            self._refused = version
+            log.warning("%s: version %s cannot be loaded: %s", self._config.model, version, error)
+            return
+        if engine.state.version == self._version():  # else it was written again meanwhile
+            self._newer = engine
+
+
+class RemoteTeacher:
+    """A teacher that another process scores with: `heft teacher serve`, or whatever answers as it does.
+
+    Parameters
+    ----------
+    url
+        ``http://HOST:PORT``.
+    timeout_seconds
+        For an answer.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            msg = f"teacher.url is {url!r}; expected http://HOST:PORT"
+            raise ConfigError(msg)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._path = parts.path.rstrip("/") + "/score"
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout_seconds)
+
+    def score(self, pairs: Sequence[Pair]) -> Answer:
+        """Return the logits of pairs.
+
+        Raises
+        ------
+        ScorerError
+            If there is no answer, none in time, or one that is none.
+        """
+        body = msgspec.json.encode(PairsAsked(list(pairs)))
+        try:
+            self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+            response = self._connection.getresponse()
+            content = response.read()
+        except TimeoutError as error:
+            self._connection.close()
+            raise ScorerTimeoutError(str(error)) from None
+        except (OSError, HTTPException) as error:
+            self._connection.close()
+            raise ScorerError(str(error) or type(error).__name__) from None
+        if response.status != 200:
+            msg = f"HTTP {response.status}: {content[:200].decode(errors='replace')}"
+            raise ScorerError(msg)
+        try:
+            found = msgspec.json.decode(content, type=PairsScored)
+        except msgspec.MsgspecError as error:
+            raise ScorerError(str(error)) from None
+        logits = [None if click is None else quantise(click, order) for click, order in found.logits]
+        return Answer(found.version, found.template, logits)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+class Scoring:
+    """The teacher of a worker, at work.
+
+    Parameters
+    ----------
+    config
+        Which teacher.
+    clocks
+        Time.
+    observe
+        Told the seconds from asking for a pair to knowing its score.
+    """
+
+    def __init__(self, config: Config, clocks: Clocks, observe: Callable[[float], None]) -> None:
+        teacher = config.teacher
+        self._delay_ms, self._open_for_ms = teacher.score_delay_ms, config.join.click_window_ms
+        self.desk = Desk(
+            teacher.template,
+            clocks,
+            lateness_ms=config.join.lateness_ms,
+            queue=teacher.queue,
+            cache=teacher.cache,
+            observe=observe,
+        )
+        self._thread = ScoringThread(self.desk, lambda: _connect(teacher), teacher.batch, teacher.linger_ms / 1000)
+        self._thread.start()
+
+    def reference(self) -> Reference:
+        """Return the reference of one partition."""
+        return LiveReference(self.desk, self._delay_ms, self._open_for_ms)
+
+    def stop(self) -> None:
+        """Score no more."""
+        self._thread.stop()
+
+
+def has_teacher(config: Config) -> bool:
+    """Whether reference scores are wanted."""
+    return bool(config.teacher.model or config.teacher.url)
+
+
+def _connect(config: TeacherConfig) -> Teacher:
+    return RemoteTeacher(config.url, config.timeout_ms / 1000) if config.url else LocalTeacher(config)
+
+
+def load_engine(config: TeacherConfig) -> Engine:
     """Return the teacher of ``teacher.model``, loaded.
 
     Raises
@@ -27,9 +212,14 @@ def load_engine(config: Config) -> Engine:
     try:
         from models.teacher.scoring import Engine
     except ImportError as error:
-        msg = f"teacher.model is {config.teacher.model!r}, but {error.name} is missing: pip install 'heft[teacher]'"
+        msg = f"teacher.model is {config.model!r}, but {error.name} is missing: pip install 'heft[teacher]'"
         raise ConfigError(msg) from None
-    return Engine(Path(config.teacher.model), config.teacher.device)
+    engine = Engine(Path(config.model), config.device, config.ways, perf_counter)
+    said = ", ".join(
+        f"{name} {each if isinstance(each, str) else round(each)}" for name, each in engine.timings.items()
+    )
+    log.warning("the teacher %s is computed by %s (pairs a second: %s)", engine.version, engine.way.name, said)
+    return engine
 
 
 def replay_references(config: Config, in_line: bool = False) -> Callable[[], Reference] | None:
@@ -45,7 +235,7 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Ref
     teacher = config.teacher
     if not teacher.model:
         return None
-    engine = load_engine(config)
+    engine = load_engine(teacher)
     scores = PairScores(engine.score, teacher.cache)
 
     def make() -> Reference:

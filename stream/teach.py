@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from models.sample import Record
 from models.teacher.data import Examples, Log, Split, read_relevance, split_by_query, together
@@ -20,6 +21,10 @@ from stream.join import Joiner
 from stream.log import read_lines
 from stream.terminal import console, progress_over
 
+if TYPE_CHECKING:
+    from models.teacher.explain import Explanation
+
+_BAR_WIDTH = 20
 _METRICS = ("spearman", "auc", "logloss", "ne", "calibration")
 
 
@@ -124,6 +129,25 @@ def show_card(card: dict[str, Any]) -> None:
         ):
             table.add_row(name, label, *(f"{head[key][metric]:.4f}" for metric in _METRICS))
     console.print(table)
+
+
+def show_explanation(found: Explanation) -> None:
+    """Print what a teacher looked at, a bar for each token."""
+    console.print(f"{found.head} {found.probability:.4f} (logit {found.logit:+.3f}), teacher {found.version}")
+    bar = Column("", min_width=_BAR_WIDTH, no_wrap=True)
+    table = Table("token", "attention", bar, "gradient x input", bar.copy(), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    most = max(token.attention for token in found.tokens)
+    strongest = max(abs(token.gradient_input) for token in found.tokens)
+    for token in found.tokens:
+        share = token.gradient_input
+        colour = "green" if share > 0 else "red"
+        bars = Text(_bar(token.attention / most)), Text(_bar(abs(share) / strongest if strongest else 0.0), colour)
+        table.add_row(Text(token.token), f"{token.attention:.3f}", bars[0], f"{share:+.4f}", bars[1])
+    console.print(table)
+
+
+def _bar(share: float) -> str:
+    return "█" * round(share * _BAR_WIDTH)
 
 
 @contextmanager

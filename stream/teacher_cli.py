@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -130,3 +130,49 @@ def _require_torch() -> None:
     if find_spec("torch") is None or find_spec("transformers") is None:
         typer.secho("heft: the teacher needs libraries of its own: pip install 'heft[teacher]'", fg="red", err=True)
         raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------- at work
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="Folder of a teacher; a new version in it is taken as it comes.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8600,
+    ways: Annotated[Literal["exact", "any"] | None, typer.Option(help="See teacher.ways of the configuration.")] = None,
+    device: Device = "auto",
+    config: ConfigFile = None,
+) -> None:
+    """Score for the workers of other hosts, over HTTP: they name it as teacher.url."""
+    _require_torch()
+    from msgspec.structs import replace
+
+    from stream.config import load
+    from stream.teacher_server import serve as run
+
+    teacher = load(config).teacher
+    run(replace(teacher, model=str(model), device=device, ways=ways or teacher.ways), host, port)
+
+
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Option(help="Folder of a teacher.", exists=True, file_okay=False)],
+    query: Annotated[str, typer.Argument(help="The text of the query, as the template renders it.")],
+    text: Annotated[str, typer.Argument(help="The text of the item.")],
+    head: Annotated[str | None, typer.Option(help="click, conversion or relevance; by default the first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Show what a teacher looked at in one sample: attention, and gradient times input, of each token."""
+    _require_torch()
+    from models.teacher.explain import explain as run
+    from models.teacher.text import Pair
+    from stream.teach import show_explanation
+
+    found = run(model, Pair(query, text), head, device)
+    if as_json:
+        tokens = [token._asdict() for token in found.tokens]
+        typer.echo(json.dumps(found._asdict() | {"tokens": tokens}, indent=2, ensure_ascii=False))
+    else:
+        show_explanation(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
+from msgspec.structs import replace
 
-from models.sample import Record
+from models.sample import Closed, Record, Shown
 from stream import events, messages
 from stream.config import Config, load
 from stream.events import Action, Click, Event, Impression, Order
@@ -75,6 +77,8 @@ class Shop:
         Between snapshots; and how long a worker may be silent.
     message_bytes
         The largest record that the topics take.
+    teacher
+        Settings of the teacher.
     **join
         Settings of the join.
     """
@@ -88,9 +92,11 @@ class Shop:
         interval: str = "1s",
         session: str = "6s",
         message_bytes: int | None = None,
+        teacher: dict[str, Any] | None = None,
         **join: Any,
     ) -> None:
         self.bootstrap, self.folder, self.name, self.join = bootstrap, folder, name, join
+        self.teacher = teacher or {}
         self.partitions, self.interval, self.session = partitions, interval, session
         self.message_bytes = message_bytes
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -225,12 +231,13 @@ class Shop:
     def _write_config(self) -> Path:
         names = "\n".join(f'{t} = "{self.topic(t)}"' for t in TOPICS)
         join = "\n".join(f"{key} = {value}" for key, value in self.join.items())
+        teacher = "\n".join(f"{key} = {json.dumps(value)}" for key, value in self.teacher.items())
         path = self.folder / "heft.toml"
         path.write_text(
             f'[kafka]\nbootstrap = "{self.bootstrap}"\ngroup = "{self.name}"\n'
             f'session_timeout = "{self.session}"\n[kafka.topics]\n{names}\n'
             f'[join]\n{join}\n[snapshots]\nurl = "{self.folder}/snapshots"\ninterval = "{self.interval}"\n'
-            "[metrics]\nport = 0\n"
+            f"[teacher]\n{teacher}\n[metrics]\nport = 0\n"
         )
         return path
 
@@ -245,7 +252,11 @@ class Shop:
         return SnapshotStore(str(self.folder / "snapshots"))
 
     def scored(self, source: int = 0) -> list[Record]:
-        """What a source put into the log, for who reads it as it is meant to be read."""
+        """What a source put into the log, for who reads it as it is meant to be read; reference scores aside."""
+        return [replace(r, scores=[]) if isinstance(r, Shown | Closed) else r for r in self.with_scores(source)]
+
+    def with_scores(self, source: int = 0) -> list[Record]:
+        """What a source put into the log."""
         reader, records = ScoredReader(), []
         for message in self.messages("scored"):
             new = reader.read(message)

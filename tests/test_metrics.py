@@ -9,9 +9,10 @@ from prometheus_client import generate_latest
 
 from models.features import FeatureConfig
 from models.ranker import Arm, RankerConfig
+from stream.desk import Clocks, Desk
 from stream.join import Joiner
 from stream.learn import Learner, LearnerConfig
-from stream.metrics import Metrics
+from stream.metrics import Metrics, Scores
 from tests.builders import click, crowd, impression, joined
 
 SMALL = LearnerConfig(
@@ -27,7 +28,16 @@ def exported() -> str:
         learner.apply(0, record)
     learner.flush()
     joiners: dict[int, Joiner] = {0: joiner}
-    metrics = Metrics(lambda: joiners, lambda: {0: learner}, lambda: {("join", "clicks", 0): 7})
+    desk = Desk("{query}", Clocks(lambda: 0, lambda: 0.0))
+    desk.ask(impression())
+    desk.missing["shed"] = desk.failures["timeout"] = 2
+    metrics = Metrics(
+        lambda: joiners,
+        lambda: {0: learner},
+        lambda: {("join", "clicks", 0): 7},
+        scores=lambda: Scores({0: {"on_time": 5}}, desk),
+    )
+    metrics.scoring_delay.observe(0.3)
     metrics.stage_delay.labels("learn").observe(0.3)
     metrics.snapshot_stall.labels("learn").observe(0.02)
     metrics.snapshot_written("learn-0", 1_700_000_000.0, 1234)
@@ -41,6 +51,12 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         'heft_samples_total{shard="0"} 3.0',
         'heft_lag_records{partition="0",stage="join",topic="clicks"} 7.0',
         'heft_stage_delay_seconds_bucket{le="0.5",stage="learn"} 1.0',
+        'heft_scores_total{partition="0",when="on_time"} 5.0',
+        'heft_scores_missing_total{reason="shed"} 2.0',
+        'heft_teacher_failures_total{reason="timeout"} 2.0',
+        'heft_teacher_pairs_total{what="hits"} 2.0',
+        "heft_teacher_waiting_pairs 1.0",
+        'heft_scoring_delay_seconds_bucket{le="0.5"} 1.0',
         'heft_snapshot_bytes{owner="learn-0"} 1234.0',
         'heft_auc_ratio{head="click",policy="uniform",shard="0"}',
         'heft_mixture_weight_ratio{head="click",policy="thinned",shard="0"} 0.0',
@@ -61,6 +77,7 @@ def test_names_end_in_their_unit() -> None:
         "_events",
         "_slates",
         "_clicks",
+        "_pairs",
         "_idle",
         "_benched",
         "_created",

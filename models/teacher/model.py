@@ -200,15 +200,15 @@ class Encoded:
             encoded = tokenizer(queries, items, truncation="longest_first", max_length=max_tokens)
         else:
             encoded = {}
-        self._columns = {name: list(encoded[name]) for name in encoded if name != "attention_mask"}
-        self.lengths = np.array([len(ids) for ids in self._columns.get("input_ids", [])], np.int64)
+        self.columns = {name: list(encoded[name]) for name in encoded if name != "attention_mask"}
+        self.lengths = np.array([len(ids) for ids in self.columns.get("input_ids", [])], np.int64)
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
         """Return some of the texts as tensors [B, L], padded to the longest of them."""
         width = max(1, int(self.lengths[rows].max()))
         mask = np.arange(width)[None, :] < self.lengths[rows][:, None]
         out = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
-        for name, column in self._columns.items():
+        for name, column in self.columns.items():
             filled = np.full((len(rows), width), self._tokenizer.pad_token_id if name == "input_ids" else 0, np.int64)
             filled[mask] = np.concatenate([column[row] for row in rows])
             out[name] = torch.from_numpy(filled)

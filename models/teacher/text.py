@@ -48,8 +48,8 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or of any, with int8 and bfloat16 among them."""
     device: str = "auto"
     """Where: ``cpu``, ``cuda``, or a GPU where there is one."""
-    batch: Annotated[int, msgspec.Meta(ge=1)] = 256
-    """Pairs that are scored together at most."""
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 64
+    """Pairs that are scored together at most: some tenths of a second of a CPU; 512 suit a GPU."""
     linger_ms: Annotated[int, msgspec.Meta(ge=0)] = 20
     """How long a batch that is not full waits for more pairs."""
     timeout_ms: Annotated[int, msgspec.Meta(ge=1)] = 5_000

@@ -1,0 +1,235 @@
+"""A teacher that scores: the same logits whichever way they are computed, and the fastest way is taken."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.teacher.text import Pair
+
+pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+
+import torch
+from transformers import LlamaConfig, LlamaModel
+from typer.testing import CliRunner
+
+from models.teacher.explain import explain
+from models.teacher.model import (
+    Encoded,
+    HeadState,
+    Model,
+    TeacherError,
+    TeacherState,
+    load_base,
+    load_teacher,
+    predict,
+    save_teacher,
+)
+from models.teacher.scoring import Engine
+from models.teacher.tokens import Tokens
+from models.teacher.vocabulary import train_tokenizer
+from models.teacher.ways import Way, fastest
+from stream.cli import app
+from tests.builders import DAY, MINUTE, T0, crowd, impression
+from tests.test_replay import written
+
+WORDS = ("red", "shoe", "lovely", "torn", "hat", "naïve", "1.5", "kg", "coat", "lamp")
+PAIRS = [
+    Pair(f"{WORDS[n % 10]} {WORDS[n % 3]}", " ".join(WORDS[(n * 7 + k) % 10] for k in range(n % 30)))
+    for n in range(200)
+]
+HEADS = {"click": HeadState(1.5, -2.0), "conversion": HeadState(0.7, 0.3)}
+STATE = TeacherState(HEADS, "{query} | {item.text}", 24, "mean", "", 1_700_000_000_000)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # tiny matrices: a second thread costs more than it brings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with random weights."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(1)
+    encoder, tokenizer = load_base("tiny", lambda: [" ".join(pair) for pair in PAIRS], 24, 0.0)
+    save_teacher(folder, randomised(Model(encoder, tuple(HEADS), "mean")), tokenizer, STATE)
+    return folder
+
+
+def randomised(model: Model) -> Model:
+    torch.nn.init.normal_(model.linear.weight)
+    torch.nn.init.normal_(model.linear.bias)
+    return model
+
+
+def plain(folder: Path) -> np.ndarray:
+    model, tokenizer, state = load_teacher(folder, "cpu")
+    raw = predict(model, Encoded(tokenizer, [(pair.query, pair.item) for pair in PAIRS], state.max_tokens)).astype(
+        np.float64
+    )
+    return raw * [head.scale for head in HEADS.values()] + [head.shift for head in HEADS.values()]
+
+
+def test_an_exact_way_gives_the_logits_of_plain_prediction(folder: Path) -> None:
+    engine = Engine(folder, "cpu")
+    assert engine.way.exact
+    np.testing.assert_allclose(engine.logits(PAIRS), plain(folder), atol=1e-5)  # other batches, other last bits
+    assert engine.version.endswith("@1700000000000")
+    scored = engine.score(PAIRS[:3])
+    z = engine.logits(PAIRS[:3])
+    assert [tuple(each or ()) for each in scored] == [(round(a * 256), round(b * 256)) for a, b in z]
+
+
+@pytest.mark.slow
+def test_onnx_runtime_is_exact_in_float32_and_near_in_eight_bits(folder: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+    expected = plain(folder)
+    exact, near = (Engine(folder, "cpu", way).logits(PAIRS) for way in ("onnxruntime float32", "onnxruntime int8"))
+    np.testing.assert_allclose(exact, expected, atol=1e-4)
+    for head in range(2):
+        assert np.corrcoef(near[:, head], expected[:, head])[0, 1] > 0.98
+    assert len(list(folder.glob("onnx-*"))) == 1, "exported once, for both"
+
+
+def test_logits_that_are_not_finite_are_no_scores(folder: Path) -> None:
+    engine = Engine(folder, "cpu")
+    engine._bias = np.array([np.nan, 0.0])
+    assert engine.score(PAIRS[:2]) == [None, None]
+
+
+def test_a_teacher_of_human_judgements_scores_by_them(folder: Path, tmp_path: Path) -> None:
+    model, tokenizer, state = load_teacher(folder, "cpu")
+    judged = randomised(Model(model.encoder, ("relevance",), "mean"))
+    heads = {"relevance": HeadState()}
+    save_teacher(tmp_path, judged, tokenizer, TeacherState(heads, state.template, 24, "mean", ""))
+    engine = Engine(tmp_path, "cpu")
+    (scored,) = engine.score(PAIRS[:1])
+    assert scored is not None
+    assert scored.order_256 is None
+    assert engine.version.endswith("@0")
+
+
+def test_the_last_layer_gives_gradients_without_a_backward_pass(folder: Path) -> None:
+    engine = Engine(folder, "cpu")
+    labels = np.array([1.0, 0.0, 1.0])
+    found = engine.examine(PAIRS[:3], labels)
+    weights = torch.tensor(np.append(engine._weights[:, 0], engine._bias[0]))
+    vectors = torch.tensor(np.column_stack([engine.vectors(PAIRS[:3]), np.ones(3)]))
+    for row in range(3):
+        own = weights.clone().requires_grad_()
+        z = vectors[row] @ own
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(z, torch.tensor(labels[row]))
+        (gradient,) = torch.autograd.grad(loss, own)
+        assert found.loss[row] == pytest.approx(loss.item())
+        assert found.gradient_norm[row] == pytest.approx(float(gradient.norm()))
+        assert found.el2n[row] == pytest.approx(abs(torch.sigmoid(z).item() - labels[row]))
+
+
+def test_texts_tokenised_one_by_one_make_the_pairs_that_the_tokenizer_makes(folder: Path) -> None:
+    _, tokenizer, state = load_teacher(folder, "cpu")
+    tokens = Tokens(tokenizer, state.max_tokens)
+    assert tokens._layout is not None
+    assert tokens._encode(PAIRS) == tokens._whole(PAIRS), "those that are cut among them"
+
+
+def test_batches_are_sorted_by_length_and_hold_every_pair_once(folder: Path) -> None:
+    _, tokenizer, state = load_teacher(folder, "cpu")
+    batches = list(Tokens(tokenizer, state.max_tokens).batches(PAIRS, 16, 8))
+    widths = [batch.columns["input_ids"].shape[1] for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+    assert {width % 8 for width in widths} == {0}
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(len(PAIRS)))
+
+
+def test_a_decoder_scores_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    tokenizer = train_tokenizer([" ".join(pair) for pair in PAIRS], 64)
+    tokenizer.sep_token = None
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    encoder = LlamaModel(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **size))
+    model = randomised(Model(encoder, ("click",), "last"))
+    save_teacher(tmp_path, model, tokenizer, TeacherState({"click": HeadState()}, "{query}", 24, "last", ""))
+    engine = Engine(tmp_path, "cpu")
+    alone = [engine.logits([pair])[0, 0] for pair in PAIRS[:20]]
+    np.testing.assert_allclose(engine.logits(PAIRS[:20])[:, 0], alone, atol=1e-4)
+
+
+def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over() -> None:
+    now = [0.0]
+
+    def way(name: str, seconds: float) -> Way:
+        def forward(columns: object) -> np.ndarray:  # noqa: ARG001
+            now[0] += seconds
+            return np.zeros((1, 1), np.float32)
+
+        return Way(name, True, 4, lambda: forward)
+
+    def broken() -> Iterator[None]:
+        message = "no such instruction"
+        raise RuntimeError(message)
+
+    ways = [way("slow", 2.0), way("fast", 0.5), Way("broken", True, 4, broken), way("middle", 1.0)]  # type: ignore[arg-type]
+    best, _, said = fastest(ways, ["input_ids", "attention_mask"], lambda: now[0])
+    assert best.name == "fast"
+    assert said == {"slow": 2.0, "fast": 8.0, "middle": 4.0, "broken": "RuntimeError: no such instruction"}
+
+
+@pytest.mark.parametrize("in_line", [False, True])
+def test_a_replay_asks_the_teacher_of_its_configuration(folder: Path, tmp_path: Path, in_line: bool) -> None:
+    log, file, out = tmp_path / "log.jsonl", tmp_path / "heft.toml", tmp_path / "out"
+    events = [
+        impression(f"r{n}", at=1_700_000_000_001 - T0 + n * MINUTE, query="red shoe", items=f"a{n} b") for n in range(9)
+    ]
+    written(log, [*events, *crowd(1_700_000_000_000 - T0 + DAY)])
+    file.write_text(f'[teacher]\nmodel = "{folder}"\ndevice = "cpu"\n[ranker]\nclick_bits = 10\n', encoding="utf-8")
+    command = ["replay", str(log), "--out", str(out), "--config", str(file), *(["--in-line-scorer"] * in_line)]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    scores = Counter(json.loads((out / "report.json").read_text())["scores"])
+    items = sum(len(event.items) for event in events)
+    assert scores["on_time"] + scores["later"] == items
+    assert (scores["later"] == 0) == in_line
+    assert scores["on_time"] > 0
+
+
+def test_an_explanation_sums_to_the_change_that_a_small_change_of_the_texts_makes(folder: Path) -> None:
+    found = explain(folder, PAIRS[7], "conversion", "cpu")
+    engine = Engine(folder, "cpu", "torch float32")
+    assert found.logit == pytest.approx(engine.logits(PAIRS[7:8])[0, 1], abs=1e-5)
+    assert sum(token.attention for token in found.tokens) == pytest.approx(1, abs=1e-5)
+    model, tokenizer, state = load_teacher(folder, "cpu")
+    inputs = Encoded(tokenizer, [PAIRS[7]], state.max_tokens).batch(np.array([0]), torch.device("cpu"))
+    embedded = model.encoder.get_input_embeddings()(inputs.pop("input_ids")).detach()
+
+    def logit(scale: float) -> float:
+        hidden = model.encoder(inputs_embeds=embedded * scale, **inputs).last_hidden_state
+        return 0.7 * model.linear(hidden.mean(1))[0, 1].item() + 0.3
+
+    slope = (logit(1.01) - logit(0.99)) / 0.02
+    assert sum(token.gradient_input for token in found.tokens) == pytest.approx(slope, abs=1e-3)
+
+
+def test_an_explanation_is_printed_and_is_json(folder: Path) -> None:
+    command = ["teacher", "explain", "--model", str(folder), "red shoe", "a lovely shoe", "--device", "cpu"]
+    table = CliRunner().invoke(app, command, catch_exceptions=False).output
+    assert "█" in table
+    plain = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).output)
+    assert plain["head"] == "click"
+    assert {"token", "attention", "gradient_input"} == set(plain["tokens"][0])
+
+
+def test_a_head_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(TeacherError, match="it has click, conversion"):
+        explain(folder, PAIRS[0], "relevance", "cpu")
