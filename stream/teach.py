@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import takewhile
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,6 +16,7 @@ from rich.table import Table
 
 from models.sample import Record
 from models.teacher.data import Examples, Log, Split, read_relevance, split_by_query, together
+from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.text import Template
 from stream.config import Config
 from stream.join import Joiner
@@ -42,42 +45,55 @@ def read_log(paths: Sequence[Path], config: Config) -> Iterator[Record]:
                 yield record
 
 
-def finetune(
-    logs: Sequence[Path],
-    relevance: Path | None,
-    grade_range: str | None,
-    keep_negatives: float,
-    out: Path,
-    config: Config,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Fine-tune a teacher on logs, judgements or both; return its card."""
-    from models.teacher.finetune import FinetuneSettings, Source
+class Material(NamedTuple):
+    """What a teacher is made of: logs, a file of judgements, or both.
+
+    Attributes
+    ----------
+    logs
+        Event logs, one after the other.
+    relevance, grade_range
+        Judgements, and the grades that mean 0 and 1.
+    until_ms
+        Event time at which the training data ends; what became known later is for measuring.
+    keep_negatives
+        Share of the unclicked samples that is trained on.
+    """
+
+    logs: Sequence[Path]
+    relevance: Path | None = None
+    grade_range: str | None = None
+    until_ms: int | None = None
+    keep_negatives: float = 1.0
+
+
+def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
+    """Fine-tune a teacher; return its card."""
+    from models.teacher.finetune import Source
     from models.teacher.finetune import finetune as run
 
-    split, grades = _split(logs, relevance, grade_range, keep_negatives, config, options["seed"])
-    sources = [Source(*_identity(path)) for path in [*logs, *([relevance] if relevance else [])]]
-    settings = FinetuneSettings(template=config.teacher.template, **options)
+    split, grades = _split(material, config, settings.seed)
+    files = [*material.logs, *([material.relevance] if material.relevance else [])]
     with steps("Fine-tuning") as progress:
-        return run(split, out, settings, sources, grades, progress)
+        return run(split, out, settings, [Source(*_identity(path)) for path in files], grades, progress)
 
 
-def pretrain(
-    logs: Sequence[Path], relevance: Path | None, out: Path, config: Config, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Pre-train a model on the texts of logs, of a file of judgements, or both; return its card."""
-    from models.teacher.pretrain import PretrainSettings, unique_texts
+def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
+    """Pre-train a model on the texts of the material; return its card."""
     from models.teacher.pretrain import pretrain as run
+    from models.teacher.pretrain import unique_texts
 
-    pairs = Log(read_log(logs, config), Template(config.teacher.template)).pairs if logs else []
-    if relevance:
-        pairs += read_relevance(relevance, 0.0, 1.0)[0].pairs
+    until_ms = inf if material.until_ms is None else material.until_ms
+    records = takewhile(lambda record: record.due_ms < until_ms, read_log(material.logs, config))
+    pairs = Log(records, Template(config.teacher.template)).pairs
+    if material.relevance:
+        pairs += read_relevance(material.relevance, 0.0, 1.0)[0].pairs
     if not pairs:
         msg = "give a log, or --relevance"
         raise TeachError(msg)
     with steps("Pre-training") as progress:
         texts = unique_texts([query for query, _ in pairs], [item for _, item in pairs])
-        return run(texts, out, PretrainSettings(**options), progress)
+        return run(texts, out, settings, progress)
 
 
 def evaluate(
@@ -135,24 +151,18 @@ def steps(title: str) -> Iterator[Any]:
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
-def _split(
-    logs: Sequence[Path],
-    relevance: Path | None,
-    grade_range: str | None,
-    keep_negatives: float,
-    config: Config,
-    seed: int,
-) -> tuple[Split, tuple[float, float] | None]:
+def _split(material: Material, config: Config, seed: int) -> tuple[Split, tuple[float, float] | None]:
     log = None
-    if logs:
-        read = Log(read_log(logs, config), Template(config.teacher.template))
-        log = read.split(keep_negatives=keep_negatives, seed=seed)
-    if relevance is None:
+    if material.logs:
+        read = Log(read_log(material.logs, config), Template(config.teacher.template))
+        log = read.split(material.until_ms, material.keep_negatives, seed)
+    if material.relevance is None:
         if log is None:
             msg = "give a log to learn from, --relevance FILE.csv, or both"
             raise TeachError(msg)
         return log, None
-    examples, low, high = read_relevance(relevance, *(_grades(grade_range) if grade_range else (None, None)))
+    known = _grades(material.grade_range) if material.grade_range else (None, None)
+    examples, low, high = read_relevance(material.relevance, *known)
     judged = split_by_query(examples)
     return (together(log, judged) if log else judged), (low, high)
 

@@ -184,13 +184,14 @@ class Log:
         """Return all samples as examples."""
         return self._examples(self._rows, rates)
 
-    def split(self, train: float = 0.8, validation: float = 0.1, keep_negatives: float = 1.0, seed: int = 0) -> Split:
-        """Cut the log in the order of its time.
+    def split(self, until_ms: int | None = None, keep_negatives: float = 1.0, seed: int = 0) -> Split:
+        """Cut the log in the order of its time: of what comes before the end, eight in nine train, one validates.
 
         Parameters
         ----------
-        train, validation
-            Shares of the samples; the rest is for measuring.
+        until_ms
+            When training and validation end: what became known from then on is for measuring. By default the last
+            tenth of the samples.
         keep_negatives
             Share in (0, 1] of the training part's unclicked samples that is kept, chosen by request and item; the
             offset of what is left is log(1 / share), so what the click head learns is the rate before thinning.
@@ -206,9 +207,9 @@ class Log:
         if not len(known):
             msg = "the log has no slate whose click window has ended"
             raise DataError(msg)
-        first, second = (
-            int(known[min(int(share * len(known)), len(known) - 1)]) for share in (train, train + validation)
-        )
+        end = int(0.9 * len(known)) if until_ms is None else int(np.searchsorted(known, until_ms))
+        first = int(known[min(end * 8 // 9, len(known) - 1)])
+        second = int(known[min(end, len(known) - 1)]) if until_ms is None else until_ms
         parts = (
             [row for row in self._rows if row.known_ms < first],
             [row for row in self._rows if first <= row.known_ms < second],

@@ -36,26 +36,13 @@ from models.teacher.model import (
     resolve_base,
     save_teacher,
 )
-from models.teacher.train import CHECKPOINT, Trainer, TrainSettings
+from models.teacher.settings import FinetuneSettings
+from models.teacher.train import CHECKPOINT, Trainer
 
 
 def learning_rate_of(base: str, lora: int) -> float:
     """Return the peak learning rate that suits a base: adapters and random weights learn ten times as fast."""
     return 5e-4 if lora or resolve_base(base) is None else 5e-5
-
-
-class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
-    """How a base is fine-tuned."""
-
-    base: str = "minilm"
-    template: str = ""
-    max_tokens: int = 128
-    """Longer pairs of texts are cut."""
-    dropout: float = 0.1
-    lora: int = 0
-    """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
-    gradient_checkpointing: bool = False
-    device: str = "auto"
 
 
 class Source(msgspec.Struct, frozen=True):

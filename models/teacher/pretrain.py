@@ -18,20 +18,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from models.teacher import card as cards
 from models.teacher.data import DataError, Pairs
 from models.teacher.model import Encoded, Progress, device_of, load_base, pooling_of, predict_loss, resolve_base
-from models.teacher.train import CHECKPOINT, Trainer, TrainSettings
+from models.teacher.settings import PretrainSettings
+from models.teacher.train import CHECKPOINT, Trainer
 
 _MASKED = 0.15  # share of the tokens that are to be guessed (Devlin et al. 2019)
 _HELD_OUT = 20  # one text in so many validates
 _FEWEST_TEXTS = 40
-
-
-class PretrainSettings(TrainSettings, frozen=True, kw_only=True):
-    """How a model is pre-trained."""
-
-    base: str = "tiny"
-    max_tokens: int = 64
-    dropout: float = 0.0
-    device: str = "auto"
 
 
 def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Progress | None = None) -> dict[str, Any]:

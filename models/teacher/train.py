@@ -18,32 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.teacher.model import Encoded, Progress, TeacherError, write_atomically
+from models.teacher.settings import TrainSettings
 
 _POOL = 50  # batches among which examples are sorted by length, so that little is padded and order stays random
 
 CHECKPOINT = "checkpoint.pt"
-
-
-class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model is trained."""
-
-    epochs: int = 2
-    batch: int = 32
-    """Examples of a forward pass."""
-    accumulate: int = 1
-    """Forward passes of a step."""
-    learning_rate: float = 5e-5
-    l2: float = 0.01
-    """Decoupled weight decay of matrices."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; then it falls linearly to nothing."""
-    evaluations: int = 2
-    """Evaluations an epoch."""
-    patience: int = 2
-    """Evaluations without a better validation loss after which training stops."""
-    checkpoint_steps: int = 200
-    bf16: bool = False
-    seed: int = 0
 
 
 class Best(msgspec.Struct):
