@@ -68,14 +68,16 @@ class Material(NamedTuple):
 
 
 def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune a teacher; return its card."""
+    """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
     from models.teacher.finetune import Source
     from models.teacher.finetune import finetune as run
+    from models.teacher.processes import joined, number
 
     split, grades = _split(material, config, settings.seed)
     files = [*material.logs, *([material.relevance] if material.relevance else [])]
-    with steps("Fine-tuning") as progress:
-        return run(split, out, settings, [Source(*_identity(path)) for path in files], grades, progress)
+    sources = [Source(*_identity(path)) for path in files]
+    with joined(), steps("Fine-tuning") as progress:
+        return run(split, out, settings, sources, grades, None if number() else progress)
 
 
 def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:

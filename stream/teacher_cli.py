@@ -74,7 +74,10 @@ def finetune(
     device: Device = _FINETUNE.device,
     config: ConfigFile = None,
 ) -> None:
-    """Fine-tune a model on what was clicked and bought, on human judgements, or on both."""
+    """Fine-tune a model on what was clicked and bought, on human judgements, or on both.
+
+    On several GPUs or hosts: `torchrun --no-python heft teacher finetune ...`; each batch is shared among them.
+    """
     _require_torch()
     from models.teacher.finetune import learning_rate_of
     from stream.config import load, parse_time
@@ -85,8 +88,9 @@ def finetune(
     rate = learning_rate_of(base, lora) if learning_rate is None else learning_rate
     settings = _settings(FinetuneSettings, ctx, learning_rate=rate, template=resolved.teacher.template)
     material = Material(logs or [], relevance, grade_range, parse_time(until), keep_negatives)
-    show_card(run(material, out, resolved, settings))
-    typer.echo(out / "card.md")
+    if card := run(material, out, resolved, settings):
+        show_card(card)
+        typer.echo(out / "card.md")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from models.teacher import card as cards
-from models.teacher import measure
+from models.teacher import measure, processes
 from models.teacher.data import HEADS, RELEVANCE, Examples, Split
 from models.teacher.model import (
     Encoded,
@@ -61,7 +61,7 @@ def finetune(
     grades: tuple[float, float] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a base, write the teacher into its folder and return its card.
+    """Fine-tune a base, write the teacher into its folder, return its card; of several processes the first alone does.
 
     Parameters
     ----------
@@ -138,6 +138,8 @@ def finetune(
         rates=split.rates,
         grades=grades,
     )
+    if processes.number():
+        return {}
     state = save_teacher(out, model, tokenizer, state)
     card = {
         "version": state.version,
@@ -201,6 +203,7 @@ def _prepare(model: Model, settings: FinetuneSettings) -> None:
 def _loss_of(
     model: Model, encoded: Encoded, train: Examples, heads: list[int], batch: int, device: torch.device
 ) -> Any:
+    # Several processes take a part of a batch each and add their gradients, so it is a sum over rows.
     # The mean over a batch of each head's log loss per label of the whole part: unbiased, whatever the batch holds.
     scale = 1.0 / (batch * train.trials[:, heads].mean(0))
     trials = torch.tensor(train.trials[:, heads] * scale, dtype=torch.float32)

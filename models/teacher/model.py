@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from models.teacher import processes
 from models.teacher.data import BaseRates, DataError, Pairs
 from models.teacher.vocabulary import train_tokenizer
 
@@ -234,14 +235,14 @@ def predict(model: Model, encoded: Encoded, progress: Progress | None = None, ve
     width = model.encoder.config.hidden_size if vectors else len(model.heads)
     out = np.zeros((len(encoded.lengths), width), np.float32)
     done = 0
-    for rows in encoded.batches_by_length():
+    for rows in encoded.batches_by_length()[processes.number() :: processes.count()]:
         inputs = encoded.batch(rows, device)
         out[rows] = (model.vectors(inputs) if vectors else model(inputs)).cpu().numpy()
         done += len(rows)
         if progress is not None:
-            progress(done, len(out), "")
+            progress(done * processes.count(), len(out), "")
     model.train(training)
-    return out
+    return processes.add(out)
 
 
 @torch.inference_mode()
