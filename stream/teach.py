@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import takewhile
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +55,7 @@ class Material(NamedTuple):
     until_ms
         Event time at which the training data ends; what became known later is for measuring.
     keep_negatives
-        Share of the unclicked samples that is trained on.
+        Share of the unclicked samples that is trained on or read.
     """
 
     logs: Sequence[Path]
@@ -83,19 +81,18 @@ def finetune(material: Material, out: Path, config: Config, settings: FinetuneSe
 def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
     """Pre-train a model on the texts of the material; return its card."""
     from models.teacher.pretrain import pretrain as run
-    from models.teacher.pretrain import unique_texts
 
-    until_ms = inf if material.until_ms is None else material.until_ms
-    records = takewhile(lambda record: record.due_ms < until_ms, read_log(material.logs, config))
-    pairs = Log(records, Template(config.teacher.template)).pairs
+    pairs = []
+    if material.logs:
+        log = Log(read_log(material.logs, config), Template(config.teacher.template))
+        pairs += log.texts(material.until_ms, material.keep_negatives, settings.seed)
     if material.relevance:
         pairs += read_relevance(material.relevance, 0.0, 1.0)[0].pairs
     if not pairs:
         msg = "give a log, or --relevance"
         raise TeachError(msg)
     with steps("Pre-training") as progress:
-        texts = unique_texts([query for query, _ in pairs], [item for _, item in pairs])
-        return run(texts, out, settings, progress)
+        return run(pairs, out, settings, progress)
 
 
 def evaluate(

@@ -33,7 +33,8 @@ Until = Annotated[
     ),
 ]
 Keep = Annotated[
-    float, typer.Option(min=1e-6, max=1.0, help="Share of the unclicked samples to train on; corrected for.")
+    float,
+    typer.Option(min=1e-6, max=1.0, help="Share of the unclicked samples to learn from; labels are corrected for it."),
 ]
 Epochs = Annotated[int, typer.Option(min=1)]
 Batch = Annotated[int, typer.Option(min=1, help="Texts or pairs of a forward pass.")]
@@ -101,6 +102,7 @@ def pretrain(
     base: Base = _PRETRAIN.base,
     until: Until = None,
     relevance: Relevance = None,
+    keep_negatives: Keep = 1.0,
     epochs: Epochs = _PRETRAIN.epochs,
     batch: Batch = _PRETRAIN.batch,
     learning_rate: Rate = None,
@@ -119,7 +121,8 @@ def pretrain(
 
     rate = learning_rate_of(base, 0) if learning_rate is None else learning_rate
     settings = _settings(PretrainSettings, ctx, learning_rate=rate)
-    card = run(Material(logs or [], relevance, until_ms=parse_time(until)), out, load(config), settings)
+    material = Material(logs or [], relevance, None, parse_time(until), keep_negatives)
+    card = run(material, out, load(config), settings)
     typer.echo(f"{out}: {card['texts']:,} texts, loss {card['loss_before']:.3f} before, {card['loss_after']:.3f} after")
 
 

@@ -21,7 +21,7 @@ from models.teacher import finetune as finetuning
 from models.teacher.evaluate import evaluate
 from models.teacher.finetune import Source, finetune
 from models.teacher.model import Encoded, TeacherError, load_teacher, predict, read_state
-from models.teacher.pretrain import pretrain, unique_texts
+from models.teacher.pretrain import pretrain
 from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.train import CHECKPOINT
 from models.teacher.vocabulary import train_tokenizer
@@ -256,7 +256,7 @@ def test_a_base_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path)
 
 
 def test_pre_training_makes_a_base_that_knows_the_words(tmp_path: Path) -> None:
-    texts = unique_texts(*zip(*split(600).train.pairs, strict=True))
+    texts = split(600).train.pairs
     how = PretrainSettings(base="tiny", epochs=4, batch=32, learning_rate=2e-3, max_tokens=16, device="cpu")
     card = pretrain(texts, tmp_path / "base", how)
     assert card["loss_after"] < 0.8 * card["loss_before"]

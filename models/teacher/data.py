@@ -184,6 +184,28 @@ class Log:
         """Return all samples as examples."""
         return self._examples(self._rows, rates)
 
+    def texts(self, until_ms: int | None = None, keep_negatives: float = 1.0, seed: int = 0) -> Pairs:
+        """Return what there is to read before any label: each query beside what was shown for it.
+
+        All pairs that were clicked are in it, of the others a share: what is asked for and what is chosen then are the
+        words that tell each other.
+
+        Parameters
+        ----------
+        until_ms
+            Only what became known before; by default everything.
+        keep_negatives
+            Share in (0, 1] of the unclicked samples whose pairs are read.
+        seed
+            Of the thinning.
+        """
+        chosen = {
+            row.pair
+            for row in self._rows
+            if row.head == 0 and (until_ms is None or row.known_ms < until_ms) and _keeps(row, keep_negatives, seed)
+        }
+        return [self.pairs[pair] for pair in sorted(chosen)]
+
     def split(self, until_ms: int | None = None, keep_negatives: float = 1.0, seed: int = 0) -> Split:
         """Cut the log in the order of its time: of what comes before the end, eight in nine train, one validates.
 

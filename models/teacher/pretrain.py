@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     Parameters
     ----------
     pairs
-        Unique texts of queries and items.
+        Texts of a query and of an item beside it, each once: side by side, their words explain each other.
     out
         The folder; a base for `finetune`. When it holds the checkpoint of the same run, that run goes on.
     settings
@@ -140,8 +139,3 @@ class _Objective:
         logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         total = functional.cross_entropy(logits.float(), wanted[wanted >= 0].to(self._device), reduction="sum")
         return total / max(1, len(self._rows))
-
-
-def unique_texts(queries: Sequence[str], items: Sequence[str]) -> Pairs:
-    """Return pairs that hold each text once, a query with nothing beside it."""
-    return [(text, "") for text in dict.fromkeys([*queries, *items]) if text]

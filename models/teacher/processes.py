@@ -72,7 +72,7 @@ def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
     of = list(parameters)
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in of])
     dist.all_reduce(flat)
-    for p, gradient in zip(of, flat.split([p.numel() for p in of]), strict=True):
+    for p, gradient in zip(of, torch.split(flat, [p.numel() for p in of]), strict=True):
         p.grad = gradient.view_as(p)
 
 
