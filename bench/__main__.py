@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import freshness, kafka, logs, replay, snapshots
+from bench import freshness, kafka, logs, relevance, replay, snapshots
 
 _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "replay": ("heft replay against the usual parts, one core, alternating", replay.compare),
@@ -23,9 +23,11 @@ _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         f"From the append to the learner, at {freshness.SLATES_A_SECOND} slates a second",
         freshness.measure,
     ),
+    "relevance": ("A fine-tuned MiniLM on human judgements beside what is cheaper", relevance.compare),
     "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),
 }  # fmt: skip
 _ON_ONE_LOG = ("freshness", "snapshots")
+_ON_NONE = ("relevance",)
 
 
 def main(arguments: list[str]) -> None:

@@ -267,12 +267,12 @@ def _before(
                     model.linear.weight[n] = teacher.linear.weight[at]
     if len(z) < len(heads):
         held_out = split.validation if len(split.validation) else split.train
-        cosines = [_cosine(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
+        both = [cosines(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
         for head in set(heads) - set(z):
             scale, shift = measure.fit_platt(
-                cosines[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
+                both[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
             )
-            z[head] = scale * cosines[1] + shift + _offset(split.test, head)
+            z[head] = scale * both[1] + shift + _offset(split.test, head)
     metrics = [
         measure.metrics(z[head], split.test.trials[:, head], split.test.positives[:, head], HEADS[head] == RELEVANCE)
         for head in heads
@@ -280,7 +280,8 @@ def _before(
     return metrics, ["the base's own head" if HEADS[head] in own else "cosine, calibrated" for head in heads]
 
 
-def _cosine(model: Model, tokenizer: Any, part: Examples, max_tokens: int) -> NDArray[np.float64]:
+def cosines(model: Model, tokenizer: Any, part: Examples, max_tokens: int) -> NDArray[np.float64]:
+    """Return the cosine of the two texts of each pair."""
     unit = []
     for side in range(2):
         texts = list(dict.fromkeys(pair[side] for pair in part.pairs))
