@@ -148,7 +148,7 @@ def report(examples: Examples, found: dict[str, Floats]) -> dict[str, dict[str, 
     measured = {name: [_quality(z, examples, rows) for rows in (all_rows, *draws)] for name, z in found.items()}
     out: dict[str, dict[str, Any]] = {}
     last = np.array(measured[list(found)[-1]])
-    print(f"  {len(examples):,} judgements of {len(rows_of)} queries; [95 % over queries]; by how much the last is better")
+    print(f"  {len(examples):,} judgements of {len(rows_of)} queries; [95 % over queries]; the last less each")
     for name, values in measured.items():
         each = np.array(values)
         out[name] = {}

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from models.sample import Record
 from models.teacher.data import Examples, Log, Split, read_relevance, split_by_query, together
-from models.teacher.settings import FinetuneSettings, PretrainSettings
+from models.teacher.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from models.teacher.text import Template
 from stream.config import Config
 from stream.join import Joiner
 from stream.log import read_lines
 from stream.terminal import console, progress_over
+
+if TYPE_CHECKING:
+    from models.teacher.refresh import Verdict
 
 _METRICS = ("spearman", "auc", "logloss", "ne", "calibration")
 
@@ -54,15 +60,12 @@ class Material(NamedTuple):
         Judgements, and the grades that mean 0 and 1.
     until_ms
         Event time at which the training data ends; what became known later is for measuring.
-    keep_negatives
-        Share of the unclicked samples that is trained on or read.
     """
 
     logs: Sequence[Path]
     relevance: Path | None = None
     grade_range: str | None = None
     until_ms: int | None = None
-    keep_negatives: float = 1.0
 
 
 def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def finetune(material: Material, out: Path, config: Config, settings: FinetuneSe
     from models.teacher.finetune import finetune as run
     from models.teacher.processes import joined, number
 
-    split, grades = _split(material, config, settings.seed)
+    split, grades = _split(material, config, settings)
     files = [*material.logs, *([material.relevance] if material.relevance else [])]
     sources = [Source(*_identity(path)) for path in files]
     with joined(), steps("Fine-tuning") as progress:
@@ -85,7 +88,7 @@ def pretrain(material: Material, out: Path, config: Config, settings: PretrainSe
     pairs = []
     if material.logs:
         log = Log(read_log(material.logs, config), Template(config.teacher.template))
-        pairs += log.texts(material.until_ms, material.keep_negatives, settings.seed)
+        pairs += log.texts(material.until_ms, settings.keep_negatives, settings.seed)
     if material.relevance:
         pairs += read_relevance(material.relevance, 0.0, 1.0)[0].pairs
     if not pairs:
@@ -119,6 +122,55 @@ def evaluate(
         return run(model, examples, device, progress)
 
 
+def refresh(
+    logs: Sequence[Path], running: Path, held_back: float, fewest_clicks: int, device: str, config: Config
+) -> Verdict:
+    """Make the running teacher anew, by its own recipe, on logs up to now; put it in its place if it is surely better.
+
+    Parameters
+    ----------
+    logs
+        Event logs, one after the other.
+    running
+        Folder of the running teacher, or the link to it.
+    held_back
+        Share of the log's samples, its last ones, on which the two are compared.
+    fewest_clicks
+        Clicks among them that are needed at least.
+    device
+        Where to compute.
+    config
+        For the join and the template.
+    """
+    from models.teacher.finetune import Source
+    from models.teacher.finetune import finetune as run
+    from models.teacher.model import read_state
+    from models.teacher.refresh import compare, promote
+
+    state = read_state(running)
+    if state is None or state.data_ends_ms is None:
+        msg = f"{running}: no teacher of a log; `heft teacher finetune LOG --out {running}` makes one"
+        raise TeachError(msg)
+    recipe = msgspec.convert(json.loads((running / "card.json").read_text())["settings"], FinetuneSettings)
+    settings = msgspec.structs.replace(recipe, template=config.teacher.template, device=device)
+    candidate = running.with_name(f"{running.name}.next")
+    if (candidate / "teacher.json").exists():
+        shutil.rmtree(candidate)  # the one that was not promoted last time; an unfinished one goes on
+    log = Log(read_log(logs, config), Template(settings.template))
+    split = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
+    with steps("Fine-tuning") as progress:
+        run(split, candidate, settings, [Source(*_identity(path)) for path in logs], None, progress)
+    after_ms = max(state.data_ends_ms, split.ends_ms or 0)
+    same = state.template == settings.template
+    of_running = log if same else Log(read_log(logs, config), Template(state.template))
+    samples = of_running.later(after_ms), log.later(after_ms)
+    verdict = compare(running, candidate, samples, after_ms, device, fewest_clicks)
+    (candidate / "refresh.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+    if verdict.promote:
+        promote(running, candidate)
+    return verdict
+
+
 def show_evaluation(report: dict[str, Any]) -> None:
     """Print the metrics of each head."""
     table = Table("head", *_METRICS, "labels", "positive", box=box.SIMPLE, padding=(0, 1, 0, 0))
@@ -150,11 +202,11 @@ def steps(title: str) -> Iterator[Any]:
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
-def _split(material: Material, config: Config, seed: int) -> tuple[Split, tuple[float, float] | None]:
+def _split(material: Material, config: Config, settings: TrainSettings) -> tuple[Split, tuple[float, float] | None]:
     log = None
     if material.logs:
         read = Log(read_log(material.logs, config), Template(config.teacher.template))
-        log = read.split(material.until_ms, material.keep_negatives, seed)
+        log = read.split(material.until_ms, settings.keep_negatives, settings.seed)
     if material.relevance is None:
         if log is None:
             msg = "give a log to learn from, --relevance FILE.csv, or both"

@@ -55,7 +55,7 @@ def finetune(
     until: Until = None,
     relevance: Relevance = None,
     grade_range: GradeRange = None,
-    keep_negatives: Keep = 1.0,
+    keep_negatives: Keep = _FINETUNE.keep_negatives,
     epochs: Epochs = _FINETUNE.epochs,
     batch: Batch = _FINETUNE.batch,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes of a step.")] = _FINETUNE.accumulate,
@@ -88,7 +88,7 @@ def finetune(
     resolved = load(config)
     rate = learning_rate_of(base, lora) if learning_rate is None else learning_rate
     settings = _settings(FinetuneSettings, ctx, learning_rate=rate, template=resolved.teacher.template)
-    material = Material(logs or [], relevance, grade_range, parse_time(until), keep_negatives)
+    material = Material(logs or [], relevance, grade_range, parse_time(until))
     if card := run(material, out, resolved, settings):
         show_card(card)
         typer.echo(out / "card.md")
@@ -102,7 +102,7 @@ def pretrain(
     base: Base = _PRETRAIN.base,
     until: Until = None,
     relevance: Relevance = None,
-    keep_negatives: Keep = 1.0,
+    keep_negatives: Keep = _PRETRAIN.keep_negatives,
     epochs: Epochs = _PRETRAIN.epochs,
     batch: Batch = _PRETRAIN.batch,
     learning_rate: Rate = None,
@@ -121,7 +121,7 @@ def pretrain(
 
     rate = learning_rate_of(base, 0) if learning_rate is None else learning_rate
     settings = _settings(PretrainSettings, ctx, learning_rate=rate)
-    material = Material(logs or [], relevance, None, parse_time(until), keep_negatives)
+    material = Material(logs or [], relevance, until_ms=parse_time(until))
     card = run(material, out, load(config), settings)
     typer.echo(f"{out}: {card['texts']:,} texts, loss {card['loss_before']:.3f} before, {card['loss_after']:.3f} after")
 
@@ -148,6 +148,32 @@ def evaluate(
         typer.echo(json.dumps(without_nan(report), indent=2, ensure_ascii=False))
     else:
         show_evaluation(report)
+
+
+@app.command()
+def refresh(
+    model: Annotated[Path, typer.Option(help="The running teacher: its folder, or the link to it.", exists=True)],
+    logs: Logs = None,
+    held_back: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of the log, its end, on which the two are compared.")
+    ] = 0.2,
+    fewest_clicks: Annotated[int, typer.Option(min=1, help="Clicks there that a promotion takes at least.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    config: ConfigFile = None,
+) -> None:
+    """Make the teacher anew on the log up to now, and let it take over if it is surely better on what came after."""
+    _require_torch()
+    import msgspec
+
+    from stream.config import load
+    from stream.teach import refresh as run
+
+    verdict = run(logs or [], model, held_back, fewest_clicks, device, load(config))
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode())
+    else:
+        typer.echo(f"{'promoted' if verdict.promote else 'not promoted'}, {verdict.why}")
 
 
 _Settings = TypeVar("_Settings", bound=TrainSettings)

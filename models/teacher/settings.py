@@ -8,6 +8,8 @@ import msgspec
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is trained."""
 
+    keep_negatives: float = 1.0
+    """Share in (0, 1] of the unclicked samples to learn from; labels are corrected for it."""
     epochs: int = 2
     batch: int = 32
     """Examples of a forward pass."""
