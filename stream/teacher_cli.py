@@ -71,6 +71,12 @@ def finetune(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
+    word_dropout: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of words left out in a copy of each pair.")
+    ] = _FINETUNE.word_dropout,
+    synonyms: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of a query's words replaced by others that lead to the same.")
+    ] = _FINETUNE.synonyms,
     seed: int = _FINETUNE.seed,
     device: Device = _FINETUNE.device,
     config: ConfigFile = None,

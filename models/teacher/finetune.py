@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from models.teacher import card as cards
 from models.teacher import measure, processes
+from models.teacher.augment import augment
 from models.teacher.data import HEADS, RELEVANCE, Examples, Split
 from models.teacher.model import (
     Encoded,
@@ -90,12 +91,13 @@ def finetune(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     device = device_of(settings.device)
-    train = split.train
+    train = augment(split.train, settings.word_dropout, settings.synonyms, settings.seed)
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
     model = Model(encoder, [HEADS[n] for n in heads], pooling_of(encoder), settings.dropout)
-    encoded = [Encoded(tokenizer, part.pairs, settings.max_tokens) for part in split[:3]]
+    parts = (train, split.validation, split.test)
+    encoded = [Encoded(tokenizer, part.pairs, settings.max_tokens) for part in parts]
     model.to(device)
     before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
     with torch.no_grad():
@@ -148,10 +150,10 @@ def finetune(
         "template": settings.template,
         "data": {
             "sources": [msgspec.to_builtins(source) for source in sources],
-            "digest": train.digest(),
+            "digest": split.train.digest(),
             "begins_ms": split.begins_ms,
             "ends_ms": split.ends_ms,
-            "training_examples": len(train),
+            "training_examples": len(split.train),
             "validation_examples": len(split.validation),
             "test_examples": len(split.test),
         },

@@ -40,6 +40,10 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     lora: int = 0
     """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
     gradient_checkpointing: bool = False
+    word_dropout: float = 0.0
+    """Probability of a word to be left out in a copy of each training pair."""
+    synonyms: float = 0.0
+    """Probability of a query's word to be replaced, in that copy, by one that leads to the same products."""
     device: str = "auto"
 
 
