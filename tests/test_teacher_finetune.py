@@ -72,7 +72,7 @@ def settings(**more: Any) -> FinetuneSettings:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("teacher")
-    return folder, finetune(split(), folder, settings(), SOURCES)
+    return folder, finetune(split(), folder, settings(epochs=10, patience=20), SOURCES)
 
 
 def test_every_head_learns_from_its_own_labels(teacher: tuple[Path, dict[str, Any]]) -> None:

@@ -206,8 +206,9 @@ def _loss_of(
     model: Model, encoded: Encoded, train: Examples, heads: list[int], batch: int, device: torch.device
 ) -> Any:
     # Several processes take a part of a batch each and add their gradients, so it is a sum over rows.
-    # The mean over a batch of each head's log loss per label of the whole part: unbiased, whatever the batch holds.
-    scale = 1.0 / (batch * train.trials[:, heads].mean(0))
+    # Log loss per label of the whole part, whatever the batch holds. Each label counts once: when each head did, the
+    # few conversions drowned the clicks (LOG.md).
+    scale = 1.0 / (batch * train.trials[:, heads].sum(1).mean())
     trials = torch.tensor(train.trials[:, heads] * scale, dtype=torch.float32)
     positives = torch.tensor(train.positives[:, heads] * scale, dtype=torch.float32)
     offsets = torch.tensor(np.stack([_offset(train, head) for head in heads], 1), dtype=torch.float32)
@@ -222,16 +223,17 @@ def _loss_of(
 
 
 def _validate(model: Model, encoded: Encoded, part: Examples, heads: list[int]) -> tuple[float, dict[str, float]]:
-    """The mean over the heads of log loss over that of the base rate, so that a rare label counts like a common one."""
+    """The log loss of all labels together, over that of each head's base rate."""
     z = predict(model, encoded).astype(np.float64)
-    found = {
-        f"ne/{HEADS[head]}": measure.metrics(
-            z[:, n] + _offset(part, head), part.trials[:, head], part.positives[:, head]
-        )["ne"]
-        for n, head in enumerate(heads)
-    }
-    known = [value for value in found.values() if np.isfinite(value)]
-    return (float(np.mean(known)) if known else 0.0), found
+    found, loss, base = {}, 0.0, 0.0
+    for n, head in enumerate(heads):
+        trials, positives = part.trials[:, head], part.positives[:, head]
+        measured = measure.metrics(z[:, n] + _offset(part, head), trials, positives)
+        if np.isfinite(measured["ne"]):
+            found[f"ne/{HEADS[head]}"] = measured["ne"]
+            loss += measured["logloss"] * trials.sum()
+            base += measured["logloss"] * trials.sum() / measured["ne"]
+    return float(loss / base) if base else 0.0, found
 
 
 def _after(
