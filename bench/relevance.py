@@ -25,7 +25,7 @@ from stream.config import environment
 
 FOLDS = 5
 EPOCHS = 2
-_SOURCE = "crowdflower_train.csv.gz"
+SOURCE = "crowdflower_train.csv.gz"
 _RELEVANT = 4.0
 _BUCKETS = 2**18
 _RESAMPLES = 2_000
@@ -38,10 +38,10 @@ Way = Callable[[Examples, Examples], Floats]
 def compare(folds: int = FOLDS, epochs: int = EPOCHS) -> dict[str, dict[str, Any]]:
     """Predict every judgement by every way, print AUC and NE with their intervals, and return them."""
     data = environment("HEFT_TEST_DATA")
-    if data is None or not (Path(data) / _SOURCE).exists():
-        print(f"  HEFT_TEST_DATA names no folder with {_SOURCE}")
+    if data is None or not (Path(data) / SOURCE).exists():
+        print(f"  HEFT_TEST_DATA names no folder with {SOURCE}")
         return {}
-    examples = judgements(Path(data) / _SOURCE)
+    examples = judgements(Path(data) / SOURCE)
     of_fold = np.array([int(md5(q.encode(), usedforsecurity=False).hexdigest(), 16) % folds for q, _ in examples.pairs])
     ways: dict[str, Way] = {
         "TF-IDF": tf_idf,

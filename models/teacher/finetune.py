@@ -7,6 +7,7 @@ calibrate each head; later ones, seen by nothing, say how good it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,11 @@ def finetune(
     with torch.no_grad():
         prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
         model.linear.bias.copy_(torch.tensor(prior))
-    _prepare(model, settings)
+    prepare(model, settings)
     trainer = Trainer(
         model,
         encoded[0],
-        _loss_of(model, encoded[0], train, heads, settings.batch, device),
+        loss_of(model, encoded[0], train, heads, settings.batch, device),
         (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
         settings,
         fast=("linear.",),
@@ -187,7 +188,8 @@ def _prior(offset: NDArray[np.float64], trials: NDArray[np.float64], positives: 
     return low
 
 
-def _prepare(model: Model, settings: FinetuneSettings) -> None:
+def prepare(model: Model, settings: FinetuneSettings) -> None:
+    """Put adapters beside the weights, or give up memory for time, where the settings say so."""
     if settings.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()
     if settings.lora:
@@ -202,9 +204,10 @@ def _prepare(model: Model, settings: FinetuneSettings) -> None:
         model.encoder.to(next(model.linear.parameters()).device)
 
 
-def _loss_of(
+def loss_of(
     model: Model, encoded: Encoded, train: Examples, heads: list[int], batch: int, device: torch.device
-) -> Any:
+) -> Callable[[NDArray[np.int64]], torch.Tensor]:
+    """Return the loss of a batch of training rows."""
     # Several processes take a part of a batch each and add their gradients, so it is a sum over rows.
     # Log loss per label of the whole part, whatever the batch holds. Each label counts once: when each head did, the
     # few conversions drowned the clicks (LOG.md).

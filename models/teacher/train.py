@@ -76,7 +76,7 @@ class Trainer:
             for name, p in self._trainable.items()
         ]
         processes.synchronise(self._trainable.values())
-        self._optimizer = torch.optim.AdamW(_merged(groups), lr=settings.learning_rate)
+        self._optimizer = torch.optim.AdamW(_merged(groups), lr=settings.learning_rate, fused=True)
         batches = -(-len(encoded.lengths) // settings.batch)
         self.steps_an_epoch = -(-batches // settings.accumulate)
         self.steps = self.steps_an_epoch * settings.epochs
