@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import freshness, kafka, logs, replay, snapshots, teacher
+from bench import freshness, kafka, logs, relevance, replay, snapshots, teacher, training
 
 _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "replay": ("heft replay against the usual parts, one core, alternating", replay.compare),
@@ -27,14 +27,28 @@ _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "teacher": ("Scoring against sentence_transformers.CrossEncoder, one thread, alternating", teacher.compare),
 }  # fmt: skip
 _ON_ONE_LOG = ("freshness", "snapshots", "teacher")
+_ON_JUDGEMENTS: dict[str, tuple[str, Callable[[], object]]] = {
+    "training": ("Fine-tuning against the Hugging Face Trainer, adapters against all weights", training.compare),
+    "relevance": ("A fine-tuned MiniLM on human judgements beside what is cheaper, half an hour", relevance.compare),
+}
+"""They need the teacher's libraries, and run when they are named."""
 
 
 def main(arguments: list[str]) -> None:
-    parts = [each for each in _PARTS if each in arguments] or list(_PARTS)
-    given = [Path(each) for each in arguments if each not in _PARTS]
+    judged = [each for each in _ON_JUDGEMENTS if each in arguments]
+    parts = [each for each in _PARTS if each in arguments] or ([] if judged else list(_PARTS))
+    given = [Path(each) for each in arguments if each not in _PARTS and each not in _ON_JUDGEMENTS]
     missing = [str(log) for log in given if not log.exists()]
     if missing:
-        sys.exit(f"bench: {', '.join(missing)}: neither a log nor one of the parts {', '.join(_PARTS)}")
+        sys.exit(
+            f"bench: {', '.join(missing)}: neither a log nor one of the parts {', '.join([*_PARTS, *_ON_JUDGEMENTS])}"
+        )
+    for part in judged:
+        title, measure = _ON_JUDGEMENTS[part]
+        print(title, flush=True)
+        measure()
+    if not parts:
+        return
     with TemporaryDirectory(prefix="heft-bench-") as folder:
         found = given or logs.found(Path(folder))
         for part in parts:

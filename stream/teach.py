@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -15,6 +18,7 @@ from rich.text import Text
 
 from models.sample import Record
 from models.teacher.data import Examples, Log, Split, read_relevance, split_by_query, together
+from models.teacher.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from models.teacher.text import Template
 from stream.config import Config
 from stream.join import Joiner
@@ -23,6 +27,7 @@ from stream.terminal import console, progress_over
 
 if TYPE_CHECKING:
     from models.teacher.explain import Explanation
+    from models.teacher.refresh import Verdict
 
 _BAR_WIDTH = 20
 _METRICS = ("spearman", "auc", "logloss", "ne", "calibration")
@@ -47,42 +52,53 @@ def read_log(paths: Sequence[Path], config: Config) -> Iterator[Record]:
                 yield record
 
 
-def finetune(
-    logs: Sequence[Path],
-    relevance: Path | None,
-    grade_range: str | None,
-    keep_negatives: float,
-    out: Path,
-    config: Config,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Fine-tune a teacher on logs, judgements or both; return its card."""
-    from models.teacher.finetune import FinetuneSettings, Source
+class Material(NamedTuple):
+    """What a teacher is made of: logs, a file of judgements, or both.
+
+    Attributes
+    ----------
+    logs
+        Event logs, one after the other.
+    relevance, grade_range
+        Judgements, and the grades that mean 0 and 1.
+    until_ms
+        Event time at which the training data ends; what became known later is for measuring.
+    """
+
+    logs: Sequence[Path]
+    relevance: Path | None = None
+    grade_range: str | None = None
+    until_ms: int | None = None
+
+
+def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
+    """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
+    from models.teacher.finetune import Source
     from models.teacher.finetune import finetune as run
+    from models.teacher.processes import joined, number
 
-    split, grades = _split(logs, relevance, grade_range, keep_negatives, config, options["seed"])
-    sources = [Source(*_identity(path)) for path in [*logs, *([relevance] if relevance else [])]]
-    settings = FinetuneSettings(template=config.teacher.template, **options)
-    with steps("Fine-tuning") as progress:
-        return run(split, out, settings, sources, grades, progress)
+    split, grades = _split(material, config, settings)
+    files = [*material.logs, *([material.relevance] if material.relevance else [])]
+    sources = [Source(*_identity(path)) for path in files]
+    with joined(), steps("Fine-tuning") as progress:
+        return run(split, out, settings, sources, grades, None if number() else progress)
 
 
-def pretrain(
-    logs: Sequence[Path], relevance: Path | None, out: Path, config: Config, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Pre-train a model on the texts of logs, of a file of judgements, or both; return its card."""
-    from models.teacher.pretrain import PretrainSettings, unique_texts
+def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
+    """Pre-train a model on the texts of the material; return its card."""
     from models.teacher.pretrain import pretrain as run
 
-    pairs = Log(read_log(logs, config), Template(config.teacher.template)).pairs if logs else []
-    if relevance:
-        pairs += read_relevance(relevance, 0.0, 1.0)[0].pairs
+    pairs = []
+    if material.logs:
+        log = Log(read_log(material.logs, config), Template(config.teacher.template))
+        pairs += log.texts(material.until_ms, settings.keep_negatives, settings.seed)
+    if material.relevance:
+        pairs += read_relevance(material.relevance, 0.0, 1.0)[0].pairs
     if not pairs:
         msg = "give a log, or --relevance"
         raise TeachError(msg)
     with steps("Pre-training") as progress:
-        texts = unique_texts([query for query, _ in pairs], [item for _, item in pairs])
-        return run(texts, out, PretrainSettings(**options), progress)
+        return run(pairs, out, settings, progress)
 
 
 def evaluate(
@@ -107,6 +123,55 @@ def evaluate(
         examples = log.examples(state.rates or log.base_rates())
     with steps("Scoring") as progress:
         return run(model, examples, device, progress)
+
+
+def refresh(
+    logs: Sequence[Path], running: Path, held_back: float, fewest_clicks: int, device: str, config: Config
+) -> Verdict:
+    """Make the running teacher anew, by its own recipe, on logs up to now; put it in its place if it is surely better.
+
+    Parameters
+    ----------
+    logs
+        Event logs, one after the other.
+    running
+        Folder of the running teacher, or the link to it.
+    held_back
+        Share of the log's samples, its last ones, on which the two are compared.
+    fewest_clicks
+        Clicks among them that are needed at least.
+    device
+        Where to compute.
+    config
+        For the join and the template.
+    """
+    from models.teacher.finetune import Source
+    from models.teacher.finetune import finetune as run
+    from models.teacher.model import read_state
+    from models.teacher.refresh import compare, promote
+
+    state = read_state(running)
+    if state is None or state.data_ends_ms is None:
+        msg = f"{running}: no teacher of a log; `heft teacher finetune LOG --out {running}` makes one"
+        raise TeachError(msg)
+    recipe = msgspec.convert(json.loads((running / "card.json").read_text())["settings"], FinetuneSettings)
+    settings = msgspec.structs.replace(recipe, template=config.teacher.template, device=device)
+    candidate = running.with_name(f"{running.name}.next")
+    if (candidate / "teacher.json").exists():
+        shutil.rmtree(candidate)  # the one that was not promoted last time; an unfinished one goes on
+    log = Log(read_log(logs, config), Template(settings.template))
+    split = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
+    with steps("Fine-tuning") as progress:
+        run(split, candidate, settings, [Source(*_identity(path)) for path in logs], None, progress)
+    after_ms = max(state.data_ends_ms, split.ends_ms or 0)
+    same = state.template == settings.template
+    of_running = log if same else Log(read_log(logs, config), Template(state.template))
+    samples = of_running.later(after_ms), log.later(after_ms)
+    verdict = compare(running, candidate, samples, after_ms, device, fewest_clicks)
+    (candidate / "refresh.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+    if verdict.promote:
+        promote(running, candidate)
+    return verdict
 
 
 def show_evaluation(report: dict[str, Any]) -> None:
@@ -159,24 +224,18 @@ def steps(title: str) -> Iterator[Any]:
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
-def _split(
-    logs: Sequence[Path],
-    relevance: Path | None,
-    grade_range: str | None,
-    keep_negatives: float,
-    config: Config,
-    seed: int,
-) -> tuple[Split, tuple[float, float] | None]:
+def _split(material: Material, config: Config, settings: TrainSettings) -> tuple[Split, tuple[float, float] | None]:
     log = None
-    if logs:
-        read = Log(read_log(logs, config), Template(config.teacher.template))
-        log = read.split(keep_negatives=keep_negatives, seed=seed)
-    if relevance is None:
+    if material.logs:
+        read = Log(read_log(material.logs, config), Template(config.teacher.template))
+        log = read.split(material.until_ms, settings.keep_negatives, settings.seed)
+    if material.relevance is None:
         if log is None:
             msg = "give a log to learn from, --relevance FILE.csv, or both"
             raise TeachError(msg)
         return log, None
-    examples, low, high = read_relevance(relevance, *(_grades(grade_range) if grade_range else (None, None)))
+    known = _grades(material.grade_range) if material.grade_range else (None, None)
+    examples, low, high = read_relevance(material.relevance, *known)
     judged = split_by_query(examples)
     return (together(log, judged) if log else judged), (low, high)
 

@@ -1,18 +1,24 @@
 """``heft teacher``: pre-train, fine-tune and evaluate. Torch is imported when a command runs, and only then."""
 
+# ruff: noqa: ARG001 -- options reach the settings by their names
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
+
+from models.teacher.settings import FinetuneSettings, PretrainSettings, TrainSettings
 
 app = typer.Typer(
     no_args_is_help=True, help="The text model that says what a query and an item have to do with each other."
 )
 
+_FINETUNE, _PRETRAIN = FinetuneSettings(), PretrainSettings()  # every default is written once, there
+
 Logs = Annotated[list[Path] | None, typer.Argument(help="Event logs.", exists=True, dir_okay=False)]
+Base = Annotated[str, typer.Option(help="minilm, tiny, small, or a folder with any transformers model.")]
 Relevance = Annotated[
     Path | None,
     typer.Option(help="Judgements, CSV or .csv.gz: columns query, text, grade.", exists=True, dir_okay=False),
@@ -20,83 +26,109 @@ Relevance = Annotated[
 GradeRange = Annotated[
     str | None, typer.Option(help="LOW:HIGH, the grades that mean probability 0 and 1; by default those of the file.")
 ]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        help="Event time at which the training data ends, 2026-11-01T12:00 or milliseconds; what follows measures."
+    ),
+]
+Keep = Annotated[
+    float,
+    typer.Option(min=1e-6, max=1.0, help="Share of the unclicked samples to learn from; labels are corrected for it."),
+]
+Epochs = Annotated[int, typer.Option(min=1)]
+Batch = Annotated[int, typer.Option(min=1, help="Texts or pairs of a forward pass.")]
+Rate = Annotated[float | None, typer.Option(help="Peak; by default one that suits the base.", min=0.0)]
+Tokens = Annotated[int, typer.Option(min=4, help="Longer texts are cut.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; heft.toml by default, if it is there.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; an unfinished run in it goes on.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-Rate = Annotated[float | None, typer.Option(help="Peak; by default one that suits the base.", min=0.0)]
 
 
 @app.command()
 def finetune(
+    ctx: typer.Context,
     out: Out,
     logs: Logs = None,
-    base: Annotated[str, typer.Option(help="minilm, tiny, small, or a folder with any transformers model.")] = "minilm",
+    base: Base = _FINETUNE.base,
+    until: Until = None,
     relevance: Relevance = None,
     grade_range: GradeRange = None,
-    keep_negatives: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, help="Share of the unclicked samples to train on; corrected for.")
-    ] = 1.0,
-    epochs: Annotated[int, typer.Option(min=1)] = 2,
-    batch: Annotated[int, typer.Option(min=1, help="Examples of a forward pass.")] = 32,
-    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes of a step.")] = 1,
+    keep_negatives: Keep = _FINETUNE.keep_negatives,
+    epochs: Epochs = _FINETUNE.epochs,
+    batch: Batch = _FINETUNE.batch,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes of a step.")] = _FINETUNE.accumulate,
     learning_rate: Rate = None,
-    l2: Annotated[float, typer.Option(min=0.0)] = 0.01,
-    dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = 0.1,
-    lora: Annotated[int, typer.Option(min=0, help="Rank of low-rank adapters; 0 trains all weights.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=4, help="Longer pairs of texts are cut.")] = 128,
-    patience: Annotated[int, typer.Option(min=1, help="Evaluations without progress before it stops.")] = 2,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    l2: Annotated[float, typer.Option(min=0.0)] = _FINETUNE.l2,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.9)] = _FINETUNE.dropout,
+    lora: Annotated[int, typer.Option(min=0, help="Rank of low-rank adapters; 0 trains all weights.")] = _FINETUNE.lora,
+    max_tokens: Tokens = _FINETUNE.max_tokens,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Evaluations without progress before it stops.")
+    ] = _FINETUNE.patience,
+    bf16: Bf16 = False,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
-    seed: int = 0,
-    device: Device = "auto",
+    word_dropout: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of words left out in a copy of each pair.")
+    ] = _FINETUNE.word_dropout,
+    synonyms: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of a query's words replaced by others that lead to the same.")
+    ] = _FINETUNE.synonyms,
+    seed: int = _FINETUNE.seed,
+    device: Device = _FINETUNE.device,
     config: ConfigFile = None,
 ) -> None:
-    """Fine-tune a model on what was clicked and bought, on human judgements, or on both."""
+    """Fine-tune a model on what was clicked and bought, on human judgements, or on both.
+
+    On several GPUs or hosts: `torchrun --no-python heft teacher finetune ...`; each batch is shared among them.
+    """
     _require_torch()
     from models.teacher.finetune import learning_rate_of
-    from stream.config import load
+    from stream.config import load, parse_time
+    from stream.teach import Material, show_card
     from stream.teach import finetune as run
-    from stream.teach import show_card
 
-    options: dict[str, Any] = {
-        "base": base, "epochs": epochs, "batch": batch, "accumulate": accumulate,
-        "learning_rate": learning_rate_of(base, lora) if learning_rate is None else learning_rate,
-        "l2": l2, "dropout": dropout, "lora": lora, "max_tokens": max_tokens, "patience": patience,
-        "bf16": bf16, "gradient_checkpointing": gradient_checkpointing, "seed": seed, "device": device,
-    }  # fmt: skip
-    card = run(logs or [], relevance, grade_range, keep_negatives, out, load(config), options)
-    show_card(card)
-    typer.echo(out / "card.md")
+    resolved = load(config)
+    rate = learning_rate_of(base, lora) if learning_rate is None else learning_rate
+    settings = _settings(FinetuneSettings, ctx, learning_rate=rate, template=resolved.teacher.template)
+    material = Material(logs or [], relevance, grade_range, parse_time(until))
+    if card := run(material, out, resolved, settings):
+        show_card(card)
+        typer.echo(out / "card.md")
 
 
 @app.command()
 def pretrain(
+    ctx: typer.Context,
     out: Out,
     logs: Logs = None,
-    base: Annotated[str, typer.Option(help="tiny, small, minilm, or a folder to go on from.")] = "small",
+    base: Base = _PRETRAIN.base,
+    until: Until = None,
     relevance: Relevance = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 10,
-    batch: Annotated[int, typer.Option(min=1, help="Texts of a forward pass.")] = 64,
+    keep_negatives: Keep = _PRETRAIN.keep_negatives,
+    epochs: Epochs = _PRETRAIN.epochs,
+    batch: Batch = _PRETRAIN.batch,
     learning_rate: Rate = None,
-    max_tokens: Annotated[int, typer.Option(min=4, help="Longer texts are cut.")] = 64,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
-    seed: int = 0,
-    device: Device = "auto",
+    max_tokens: Tokens = _PRETRAIN.max_tokens,
+    bf16: Bf16 = False,
+    seed: int = _PRETRAIN.seed,
+    device: Device = _PRETRAIN.device,
     config: ConfigFile = None,
 ) -> None:
     """Pre-train a language model on the texts of a log: a base for `heft teacher finetune`."""
     _require_torch()
     from models.teacher.finetune import learning_rate_of
-    from stream.config import load
+    from stream.config import load, parse_time
+    from stream.teach import Material
     from stream.teach import pretrain as run
 
-    options: dict[str, Any] = {
-        "base": base, "epochs": epochs, "batch": batch, "max_tokens": max_tokens, "bf16": bf16, "seed": seed,
-        "learning_rate": learning_rate_of(base, 0) if learning_rate is None else learning_rate, "device": device,
-    }  # fmt: skip
-    card = run(logs or [], relevance, out, load(config), options)
+    rate = learning_rate_of(base, 0) if learning_rate is None else learning_rate
+    settings = _settings(PretrainSettings, ctx, learning_rate=rate)
+    material = Material(logs or [], relevance, until_ms=parse_time(until))
+    card = run(material, out, load(config), settings)
     typer.echo(f"{out}: {card['texts']:,} texts, loss {card['loss_before']:.3f} before, {card['loss_after']:.3f} after")
 
 
@@ -122,6 +154,41 @@ def evaluate(
         typer.echo(json.dumps(without_nan(report), indent=2, ensure_ascii=False))
     else:
         show_evaluation(report)
+
+
+@app.command()
+def refresh(
+    model: Annotated[Path, typer.Option(help="The running teacher: its folder, or the link to it.", exists=True)],
+    logs: Logs = None,
+    held_back: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of the log, its end, on which the two are compared.")
+    ] = 0.2,
+    fewest_clicks: Annotated[int, typer.Option(min=1, help="Clicks there that a promotion takes at least.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    config: ConfigFile = None,
+) -> None:
+    """Make the teacher anew on the log up to now, and let it take over if it is surely better on what came after."""
+    _require_torch()
+    import msgspec
+
+    from stream.config import load
+    from stream.teach import refresh as run
+
+    verdict = run(logs or [], model, held_back, fewest_clicks, device, load(config))
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode())
+    else:
+        typer.echo(f"{'promoted' if verdict.promote else 'not promoted'}, {verdict.why}")
+
+
+_Settings = TypeVar("_Settings", bound=TrainSettings)
+
+
+def _settings(kind: type[_Settings], ctx: typer.Context, **more: Any) -> _Settings:
+    """The settings that are options of the command, and others."""
+    given = {name: ctx.params[name] for name in kind.__struct_fields__ if name in ctx.params}
+    return kind(**(given | more))
 
 
 def _require_torch() -> None:

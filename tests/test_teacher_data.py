@@ -110,6 +110,25 @@ def test_a_label_belongs_to_the_part_in_which_it_became_known() -> None:
     assert T0 + 89 * HOUR <= split.ends_ms < T0 + 90 * HOUR + 10 * MINUTE
 
 
+def test_the_training_data_ends_where_it_is_told_to_and_all_that_follows_measures() -> None:
+    log = log_of(*hours(100))
+    split = log.split(T0 + 50 * HOUR)
+    assert split.ends_ms is not None
+    assert split.ends_ms < T0 + 50 * HOUR
+    assert [part.trials[:, CLICKS].sum() for part in split[:3]] == [88, 12, 100]
+    assert log.split(T0 + 50 * HOUR, keep_negatives=0.5).test.digest() == split.test.digest()
+
+
+def test_pre_training_reads_every_clicked_pair_and_nothing_of_later() -> None:
+    events = [shown("r1", 0, ("red", "blue")), clicked("r1", 0), shown("r2", 9 * HOUR, ("later", "last")), *hours(3)]
+    log = log_of(*events)
+    assert ("shoe", "later") in log.texts()
+    before = log.texts(T0 + 9 * HOUR)
+    assert ("shoe", "later") not in before
+    assert {("shoe", "red"), ("shoe", "blue")} <= set(before)
+    assert set(log.texts(keep_negatives=1e-6)) == {("shoe", "red"), ("shoe", "red shoe")}
+
+
 def test_nothing_after_the_cut_changes_what_comes_before_it() -> None:
     ends = [hours(100), [*hours(90), *[shown(f"x{n:04}", (90 + n) * HOUR, ("else", "other"), "q") for n in range(9)],
                          shown("x0009", 99 * HOUR, ("else", "other"), "q"), clicked("x0009", 99 * HOUR)]]  # fmt: skip

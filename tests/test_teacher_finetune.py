@@ -19,9 +19,10 @@ from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizer
 
 from models.teacher import finetune as finetuning
 from models.teacher.evaluate import evaluate
-from models.teacher.finetune import FinetuneSettings, Source, finetune
+from models.teacher.finetune import Source, finetune
 from models.teacher.model import Encoded, TeacherError, load_teacher, predict, read_state
-from models.teacher.pretrain import PretrainSettings, pretrain, unique_texts
+from models.teacher.pretrain import pretrain
+from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.train import CHECKPOINT
 from models.teacher.vocabulary import train_tokenizer
 
@@ -71,7 +72,7 @@ def settings(**more: Any) -> FinetuneSettings:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("teacher")
-    return folder, finetune(split(), folder, settings(), SOURCES)
+    return folder, finetune(split(), folder, settings(epochs=10, patience=20), SOURCES)
 
 
 def test_every_head_learns_from_its_own_labels(teacher: tuple[Path, dict[str, Any]]) -> None:
@@ -255,8 +256,8 @@ def test_a_base_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path)
 
 
 def test_pre_training_makes_a_base_that_knows_the_words(tmp_path: Path) -> None:
-    texts = unique_texts(*zip(*split(600).train.pairs, strict=True))
-    how = PretrainSettings(base="tiny", epochs=4, learning_rate=2e-3, max_tokens=16, device="cpu")
+    texts = split(600).train.pairs
+    how = PretrainSettings(base="tiny", epochs=4, batch=32, learning_rate=2e-3, max_tokens=16, device="cpu")
     card = pretrain(texts, tmp_path / "base", how)
     assert card["loss_after"] < 0.8 * card["loss_before"]
     on = pretrain(texts, tmp_path / "on", PretrainSettings(**{**settings_of(how), "base": str(tmp_path / "base")}))

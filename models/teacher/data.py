@@ -107,13 +107,25 @@ class Split(NamedTuple):
 
 
 class _Row(NamedTuple):
+    slate: int  # the number of its impression, in the order of the log
+    shown_ms: int
     pair: int
     surface: str
     position: int
     key: int  # stable hash of request and item
-    known_ms: int
-    label: int
-    head: int
+    known_ms: int = 0
+    label: int = 0
+    head: int = 0
+
+
+class Later(NamedTuple):
+    """Samples [N] one by one, not counted together: those that decide between two teachers."""
+
+    pairs: Pairs
+    slates: NDArray[np.int64]
+    heads: NDArray[np.int64]
+    labels: NDArray[np.float64]
+    places: list[tuple[str, int]]  # surface and position
 
 
 class Log:
@@ -132,41 +144,42 @@ class Log:
         self.begins_ms: int | None = None
         self._ids: dict[tuple[str, str], int] = {}
         self._rows: list[_Row] = []
-        open_slates: dict[str, list[tuple[str, int, str, int]]] = {}
-        clicked: dict[tuple[str, str], tuple[str, int, str, int]] = {}
+        open_slates: dict[str, dict[str, _Row]] = {}
+        clicked: dict[tuple[str, str], _Row] = {}
+        slates = 0
         for record in records:
             match record:
                 case Shown(slate=slate):
+                    slates += 1
                     if self.begins_ms is None or slate.at_ms < self.begins_ms:
                         self.begins_ms = slate.at_ms
                     query = template.query(slate)
-                    open_slates[slate.request_id] = [
-                        (
-                            item.item_id,
+                    open_slates[slate.request_id] = {
+                        item.item_id: _Row(
+                            slates,
+                            slate.at_ms,
                             self._id(query, template.item(slate, item)),
                             slate.surface,
                             place if item.position is None else item.position,
+                            hash_text(f"{slate.request_id}\0{item.item_id}"),
                         )
                         for place, item in enumerate(slate.items)
                         if item.seen
-                    ]
+                    }
                 case Closed(due_ms=due, request_id=request):
-                    for row in open_slates.pop(request, ()):
-                        item, pair, surface, position = row
-                        label = int((request, item) in clicked)
-                        key = hash_text(f"{request}\0{item}")
-                        self._rows.append(_Row(pair, surface, position, key, due, label, 0))
-                case Matured(due_ms=due, request_id=request, item_id=item, converted=converted):
-                    found = clicked.pop((request, item), None)
+                    for item_id, row in open_slates.pop(request, {}).items():
+                        label = int((request, item_id) in clicked)
+                        self._rows.append(row._replace(known_ms=due, label=label))
+                case Matured(due_ms=due, request_id=request, item_id=item_id, converted=converted):
+                    found = clicked.pop((request, item_id), None)
                     if found is not None:
-                        _, pair, surface, position = found
-                        self._rows.append(_Row(pair, surface, position, 0, due, int(converted), 1))
+                        self._rows.append(found._replace(known_ms=due, label=int(converted), head=1))
                 case Converted():
                     pass  # the early signal; the label is `matured`
                 case _:
-                    for row in open_slates.get(record.request_id, ()):
-                        if row[0] == record.item_id:
-                            clicked[record.request_id, record.item_id] = row
+                    shown = open_slates.get(record.request_id, {}).get(record.item_id)
+                    if shown is not None:
+                        clicked[record.request_id, record.item_id] = shown
 
     def _id(self, query: str, item: str) -> int:
         pair = (query, item)
@@ -184,13 +197,59 @@ class Log:
         """Return all samples as examples."""
         return self._examples(self._rows, rates)
 
-    def split(self, train: float = 0.8, validation: float = 0.1, keep_negatives: float = 1.0, seed: int = 0) -> Split:
-        """Cut the log in the order of its time.
+    def _known(self) -> NDArray[np.int64]:
+        known = np.sort(np.array([row.known_ms for row in self._rows if row.head == 0], np.int64))
+        if not len(known):
+            msg = "the log has no slate whose click window has ended"
+            raise DataError(msg)
+        return known
+
+    def time_at(self, share: float) -> int:
+        """Return when the clicks of a share in [0, 1) of the samples, the first ones, were known."""
+        known = self._known()
+        return int(known[int(share * len(known))])
+
+    def later(self, after_ms: int) -> Later:
+        """Return the labelled samples of slates shown after a time, in the order of the slates."""
+        rows = sorted((row for row in self._rows if row.shown_ms > after_ms), key=lambda row: (row.slate, row.head))
+        return Later(
+            [self.pairs[row.pair] for row in rows],
+            np.array([row.slate for row in rows], np.int64),
+            np.array([row.head for row in rows], np.int64),
+            np.array([row.label for row in rows], np.float64),
+            [(row.surface, row.position) for row in rows],
+        )
+
+    def texts(self, until_ms: int | None = None, keep_negatives: float = 1.0, seed: int = 0) -> Pairs:
+        """Return what there is to read before any label: each query beside what was shown for it.
+
+        All pairs that were clicked are in it, of the others a share: what is asked for and what is chosen then are the
+        words that tell each other.
 
         Parameters
         ----------
-        train, validation
-            Shares of the samples; the rest is for measuring.
+        until_ms
+            Only what became known before; by default everything.
+        keep_negatives
+            Share in (0, 1] of the unclicked samples whose pairs are read.
+        seed
+            Of the thinning.
+        """
+        chosen = {
+            row.pair
+            for row in self._rows
+            if row.head == 0 and (until_ms is None or row.known_ms < until_ms) and _keeps(row, keep_negatives, seed)
+        }
+        return [self.pairs[pair] for pair in sorted(chosen)]
+
+    def split(self, until_ms: int | None = None, keep_negatives: float = 1.0, seed: int = 0) -> Split:
+        """Cut the log in the order of its time: of what comes before the end, eight in nine train, one validates.
+
+        Parameters
+        ----------
+        until_ms
+            When training and validation end: what became known from then on is for measuring. By default the last
+            tenth of the samples.
         keep_negatives
             Share in (0, 1] of the training part's unclicked samples that is kept, chosen by request and item; the
             offset of what is left is log(1 / share), so what the click head learns is the rate before thinning.
@@ -202,13 +261,9 @@ class Log:
         DataError
             If a part has no click or nothing unclicked.
         """
-        known = np.sort(np.array([row.known_ms for row in self._rows if row.head == 0], np.int64))
-        if not len(known):
-            msg = "the log has no slate whose click window has ended"
-            raise DataError(msg)
-        first, second = (
-            int(known[min(int(share * len(known)), len(known) - 1)]) for share in (train, train + validation)
-        )
+        second = self.time_at(0.9) if until_ms is None else until_ms
+        known = self._known()
+        first = int(known[int(np.searchsorted(known, second)) * 8 // 9])
         parts = (
             [row for row in self._rows if row.known_ms < first],
             [row for row in self._rows if first <= row.known_ms < second],

@@ -7,6 +7,7 @@ calibrate each head; later ones, seen by nothing, say how good it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from models.teacher import card as cards
-from models.teacher import measure
+from models.teacher import measure, processes
+from models.teacher.augment import augment
 from models.teacher.data import HEADS, RELEVANCE, Examples, Split
 from models.teacher.model import (
     Encoded,
@@ -36,26 +38,13 @@ from models.teacher.model import (
     resolve_base,
     save_teacher,
 )
-from models.teacher.train import CHECKPOINT, Trainer, TrainSettings
+from models.teacher.settings import FinetuneSettings
+from models.teacher.train import CHECKPOINT, Trainer
 
 
 def learning_rate_of(base: str, lora: int) -> float:
     """Return the peak learning rate that suits a base: adapters and random weights learn ten times as fast."""
     return 5e-4 if lora or resolve_base(base) is None else 5e-5
-
-
-class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
-    """How a base is fine-tuned."""
-
-    base: str = "minilm"
-    template: str = ""
-    max_tokens: int = 128
-    """Longer pairs of texts are cut."""
-    dropout: float = 0.1
-    lora: int = 0
-    """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
-    gradient_checkpointing: bool = False
-    device: str = "auto"
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -74,7 +63,7 @@ def finetune(
     grades: tuple[float, float] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a base, write the teacher into its folder and return its card.
+    """Fine-tune a base, write the teacher into its folder, return its card; of several processes the first alone does.
 
     Parameters
     ----------
@@ -103,22 +92,23 @@ def finetune(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     device = device_of(settings.device)
-    train = split.train
+    train = augment(split.train, settings.word_dropout, settings.synonyms, settings.seed)
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
     model = Model(encoder, [HEADS[n] for n in heads], pooling_of(encoder), settings.dropout)
-    encoded = [Encoded(tokenizer, part.pairs, settings.max_tokens) for part in split[:3]]
+    parts = (train, split.validation, split.test)
+    encoded = [Encoded(tokenizer, part.pairs, settings.max_tokens) for part in parts]
     model.to(device)
     before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
     with torch.no_grad():
         prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
         model.linear.bias.copy_(torch.tensor(prior))
-    _prepare(model, settings)
+    prepare(model, settings)
     trainer = Trainer(
         model,
         encoded[0],
-        _loss_of(model, encoded[0], train, heads, settings.batch, device),
+        loss_of(model, encoded[0], train, heads, settings.batch, device),
         (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
         settings,
         fast=("linear.",),
@@ -151,6 +141,8 @@ def finetune(
         rates=split.rates,
         grades=grades,
     )
+    if processes.number():
+        return {}
     state = save_teacher(out, model, tokenizer, state)
     card = {
         "version": state.version,
@@ -159,10 +151,10 @@ def finetune(
         "template": settings.template,
         "data": {
             "sources": [msgspec.to_builtins(source) for source in sources],
-            "digest": train.digest(),
+            "digest": split.train.digest(),
             "begins_ms": split.begins_ms,
             "ends_ms": split.ends_ms,
-            "training_examples": len(train),
+            "training_examples": len(split.train),
             "validation_examples": len(split.validation),
             "test_examples": len(split.test),
         },
@@ -196,7 +188,8 @@ def _prior(offset: NDArray[np.float64], trials: NDArray[np.float64], positives: 
     return low
 
 
-def _prepare(model: Model, settings: FinetuneSettings) -> None:
+def prepare(model: Model, settings: FinetuneSettings) -> None:
+    """Put adapters beside the weights, or give up memory for time, where the settings say so."""
     if settings.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()
     if settings.lora:
@@ -211,11 +204,14 @@ def _prepare(model: Model, settings: FinetuneSettings) -> None:
         model.encoder.to(next(model.linear.parameters()).device)
 
 
-def _loss_of(
+def loss_of(
     model: Model, encoded: Encoded, train: Examples, heads: list[int], batch: int, device: torch.device
-) -> Any:
-    # The mean over a batch of each head's log loss per label of the whole part: unbiased, whatever the batch holds.
-    scale = 1.0 / (batch * train.trials[:, heads].mean(0))
+) -> Callable[[NDArray[np.int64]], torch.Tensor]:
+    """Return the loss of a batch of training rows."""
+    # Several processes take a part of a batch each and add their gradients, so it is a sum over rows.
+    # Log loss per label of the whole part, whatever the batch holds. Each label counts once: when each head did, the
+    # few conversions drowned the clicks (LOG.md).
+    scale = 1.0 / (batch * train.trials[:, heads].sum(1).mean())
     trials = torch.tensor(train.trials[:, heads] * scale, dtype=torch.float32)
     positives = torch.tensor(train.positives[:, heads] * scale, dtype=torch.float32)
     offsets = torch.tensor(np.stack([_offset(train, head) for head in heads], 1), dtype=torch.float32)
@@ -230,16 +226,17 @@ def _loss_of(
 
 
 def _validate(model: Model, encoded: Encoded, part: Examples, heads: list[int]) -> tuple[float, dict[str, float]]:
-    """The mean over the heads of log loss over that of the base rate, so that a rare label counts like a common one."""
+    """The log loss of all labels together, over that of each head's base rate."""
     z = predict(model, encoded).astype(np.float64)
-    found = {
-        f"ne/{HEADS[head]}": measure.metrics(
-            z[:, n] + _offset(part, head), part.trials[:, head], part.positives[:, head]
-        )["ne"]
-        for n, head in enumerate(heads)
-    }
-    known = [value for value in found.values() if np.isfinite(value)]
-    return (float(np.mean(known)) if known else 0.0), found
+    found, loss, base = {}, 0.0, 0.0
+    for n, head in enumerate(heads):
+        trials, positives = part.trials[:, head], part.positives[:, head]
+        measured = measure.metrics(z[:, n] + _offset(part, head), trials, positives)
+        if np.isfinite(measured["ne"]):
+            found[f"ne/{HEADS[head]}"] = measured["ne"]
+            loss += measured["logloss"] * trials.sum()
+            base += measured["logloss"] * trials.sum() / measured["ne"]
+    return float(loss / base) if base else 0.0, found
 
 
 def _after(
@@ -277,12 +274,12 @@ def _before(
                     model.linear.weight[n] = teacher.linear.weight[at]
     if len(z) < len(heads):
         held_out = split.validation if len(split.validation) else split.train
-        cosines = [_cosine(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
+        both = [cosines(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
         for head in set(heads) - set(z):
             scale, shift = measure.fit_platt(
-                cosines[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
+                both[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
             )
-            z[head] = scale * cosines[1] + shift + _offset(split.test, head)
+            z[head] = scale * both[1] + shift + _offset(split.test, head)
     metrics = [
         measure.metrics(z[head], split.test.trials[:, head], split.test.positives[:, head], HEADS[head] == RELEVANCE)
         for head in heads
@@ -290,7 +287,8 @@ def _before(
     return metrics, ["the base's own head" if HEADS[head] in own else "cosine, calibrated" for head in heads]
 
 
-def _cosine(model: Model, tokenizer: Any, part: Examples, max_tokens: int) -> NDArray[np.float64]:
+def cosines(model: Model, tokenizer: Any, part: Examples, max_tokens: int) -> NDArray[np.float64]:
+    """Return the cosine of the two texts of each pair."""
     unit = []
     for side in range(2):
         texts = list(dict.fromkeys(pair[side] for pair in part.pairs))

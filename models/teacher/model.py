@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from models.teacher import processes
 from models.teacher.data import BaseRates, DataError, Pairs
 from models.teacher.vocabulary import train_tokenizer
 
@@ -234,14 +235,14 @@ def predict(model: Model, encoded: Encoded, progress: Progress | None = None, ve
     width = model.encoder.config.hidden_size if vectors else len(model.heads)
     out = np.zeros((len(encoded.lengths), width), np.float32)
     done = 0
-    for rows in encoded.batches_by_length():
+    for rows in encoded.batches_by_length()[processes.number() :: processes.count()]:
         inputs = encoded.batch(rows, device)
         out[rows] = (model.vectors(inputs) if vectors else model(inputs)).cpu().numpy()
         done += len(rows)
         if progress is not None:
-            progress(done, len(out), "")
+            progress(done * processes.count(), len(out), "")
     model.train(training)
-    return out
+    return processes.add(out)
 
 
 @torch.inference_mode()
@@ -265,14 +266,18 @@ def save_teacher(folder: Path, model: Model, tokenizer: Any, state: TeacherState
     tokenizer.save_pretrained(folder)
     heads = {name: tensor.detach().cpu().contiguous() for name, tensor in model.linear.state_dict().items()}
     save_file(heads, folder / "heads.safetensors")
+    named = msgspec.structs.replace(state, version=_version(model, state))
+    write_atomically(folder / "teacher.json", msgspec.json.format(msgspec.json.encode(named)) + b"\n")
+    return named
+
+
+def _version(model: Model, state: TeacherState) -> str:
     digest = blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     digest.update(msgspec.json.encode(state.heads))
-    named = msgspec.structs.replace(state, version=digest.hexdigest())
-    write_atomically(folder / "teacher.json", msgspec.json.format(msgspec.json.encode(named)) + b"\n")
-    return named
+    return digest.hexdigest()
 
 
 def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, TeacherState]:
@@ -281,8 +286,9 @@ def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, Teache
     Raises
     ------
     TeacherError
-        If there is no finished teacher in the folder.
+        If there is no finished teacher in the folder, or its weights are not those of its version.
     """
+    folder = folder.resolve()  # all files of one teacher, even where a link is turned to another meanwhile
     state = read_state(folder)
     if state is None:
         msg = f"{folder}: no teacher.json; `heft teacher finetune --out {folder}` makes one"
@@ -292,6 +298,9 @@ def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, Teache
     tokenizer.padding_side = "right"
     model = Model(encoder, tuple(state.heads), state.pooling)
     model.linear.load_state_dict(load_file(folder / "heads.safetensors"))
+    if _version(model, state) != state.version:
+        msg = f"{folder}: the weights are not those of version {state.version}; copy the whole folder again"
+        raise TeacherError(msg)
     return model.to(device_of(device)).eval(), tokenizer, state
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,28 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from models.teacher import card as cards
+from models.teacher import processes
 from models.teacher.data import DataError, Pairs
-from models.teacher.model import Encoded, Progress, device_of, load_base, pooling_of, predict_loss, resolve_base
-from models.teacher.train import CHECKPOINT, Trainer, TrainSettings
+from models.teacher.model import (
+    Encoded,
+    Progress,
+    TeacherError,
+    device_of,
+    load_base,
+    pooling_of,
+    predict_loss,
+    resolve_base,
+)
+from models.teacher.settings import PretrainSettings
+from models.teacher.train import CHECKPOINT, Trainer
 
 _MASKED = 0.15  # share of the tokens that are to be guessed (Devlin et al. 2019)
 _HELD_OUT = 20  # one text in so many validates
 _FEWEST_TEXTS = 40
-
-
-class PretrainSettings(TrainSettings, frozen=True, kw_only=True):
-    """How a model is pre-trained."""
-
-    base: str = "tiny"
-    max_tokens: int = 64
-    dropout: float = 0.0
-    device: str = "auto"
 
 
 def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Progress | None = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     Parameters
     ----------
     pairs
-        Unique texts of queries and items.
+        Texts of a query and of an item beside it, each once: side by side, their words explain each other.
     out
         The folder; a base for `finetune`. When it holds the checkpoint of the same run, that run goes on.
     settings
@@ -53,6 +53,9 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     DataError
         If there are too few texts.
     """
+    if processes.count() > 1:
+        msg = "pre-training runs in one process; start it without torchrun"
+        raise TeacherError(msg)
     if len(pairs) < _FEWEST_TEXTS:
         msg = f"{len(pairs)} texts are too few to pre-train on; at least {_FEWEST_TEXTS} are needed"
         raise DataError(msg)
@@ -103,12 +106,15 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
 class _Objective:
     """The loss of a language model on some texts."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, causal: bool, device: torch.device) -> None:
+    def __init__(self, model: Any, tokenizer: Any, causal: bool, device: torch.device) -> None:
         self._model = model
         self._causal = causal
         self._device = device
         self._mask, self._vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
+        self._rows = torch.zeros(0)
+        # The vocabulary is what costs: it is asked about the tokens to be guessed alone, one in seven.
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: inputs[0].flatten(0, 1)[self._rows])
 
     def loss(self, encoded: Encoded, rows: NDArray[np.int64], fixed: bool = False) -> torch.Tensor:
         """Return the mean cross-entropy in nats of the tokens to be guessed; ``fixed`` always chooses the same."""
@@ -126,14 +132,10 @@ class _Objective:
             # Of the tokens to be guessed four in five are masked, one in ten is another, one in ten stays.
             ids = torch.where(chosen & (how < 0.8), self._mask, torch.where(chosen & (how < 0.9), random, ids))
             inputs["input_ids"] = ids
-        logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         if self._causal:
-            logits = logits[:, :-1]
-        flat, wanted = logits.float().flatten(0, 1), wanted.to(self._device).flatten()
-        total = functional.cross_entropy(flat, wanted, ignore_index=-100, reduction="sum")
-        return total / (wanted >= 0).sum().clamp(min=1)
-
-
-def unique_texts(queries: Sequence[str], items: Sequence[str]) -> Pairs:
-    """Return pairs that hold each text once, a query with nothing beside it."""
-    return [(text, "") for text in dict.fromkeys([*queries, *items]) if text]
+            wanted = functional.pad(wanted, (0, 1), value=-100)  # the last token has nothing to guess
+        wanted = wanted.flatten()
+        self._rows = torch.nonzero(wanted >= 0).flatten().to(self._device)
+        logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
+        total = functional.cross_entropy(logits.float(), wanted[wanted >= 0].to(self._device), reduction="sum")
+        return total / max(1, len(self._rows))

@@ -1,13 +1,15 @@
 """The training loop: batches, steps, early stopping, and a checkpoint that a killed run goes on from.
 
 What happens at a step depends on the seed and the number of the step alone (order of the examples, dropout), so a run
-that was killed and goes on ends with the weights of one that was not.
+that was killed and goes on ends with the weights of one that was not. Several processes share each batch and add their
+gradients, so that, dropout aside, they end with the weights of one, up to rounding.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.teacher import processes
 from models.teacher.model import Encoded, Progress, TeacherError, write_atomically
+from models.teacher.settings import TrainSettings
 
 _POOL = 50  # batches among which examples are sorted by length, so that little is padded and order stays random
 
 CHECKPOINT = "checkpoint.pt"
-
-
-class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model is trained."""
-
-    epochs: int = 2
-    batch: int = 32
-    """Examples of a forward pass."""
-    accumulate: int = 1
-    """Forward passes of a step."""
-    learning_rate: float = 5e-5
-    l2: float = 0.01
-    """Decoupled weight decay of matrices."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; then it falls linearly to nothing."""
-    evaluations: int = 2
-    """Evaluations an epoch."""
-    patience: int = 2
-    """Evaluations without a better validation loss after which training stops."""
-    checkpoint_steps: int = 200
-    bf16: bool = False
-    seed: int = 0
 
 
 class Best(msgspec.Struct):
@@ -93,7 +75,8 @@ class Trainer:
             {"params": [p], "initial_lr": rates[name], "weight_decay": settings.l2 if p.ndim > 1 else 0.0}
             for name, p in self._trainable.items()
         ]
-        self._optimizer = torch.optim.AdamW(_merged(groups), lr=settings.learning_rate)
+        processes.synchronise(self._trainable.values())
+        self._optimizer = torch.optim.AdamW(_merged(groups), lr=settings.learning_rate, fused=True)
         batches = -(-len(encoded.lengths) // settings.batch)
         self.steps_an_epoch = -(-batches // settings.accumulate)
         self.steps = self.steps_an_epoch * settings.epochs
@@ -122,14 +105,16 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         self._resume(out, identity)
+        first = processes.number() == 0
         every = max(1, self.steps_an_epoch // self.settings.evaluations)
-        with SummaryWriter(str(out / "tensorboard"), purge_step=self.step or None) as log:
+        with SummaryWriter(str(out / "tensorboard"), purge_step=self.step or None) if first else nullcontext() as log:
             note = ""
             while self.step < self.steps and self._worse < self.settings.patience:
                 for batches in self._remaining_steps():
                     loss = self._train_step(batches)
                     self.step += 1
-                    log.add_scalar("loss/train", loss, self.step)
+                    if log is not None:
+                        log.add_scalar("loss/train", loss, self.step)
                     if self._validate is not None and (self.step % every == 0 or self.step == self.steps):
                         note = f"validation loss {self._evaluate(log):.4f}"
                         self._save(out, identity)
@@ -163,17 +148,21 @@ class Trainer:
 
     def _train_step(self, batches: list[NDArray[np.int64]]) -> float:
         self.model.train()
-        torch.manual_seed((self.settings.seed << 32) + self.step)
+        torch.manual_seed((self.settings.seed << 32) + self.step * processes.count() + processes.number())
         scale = self._schedule()
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for rows in batches:
+        for batch in batches:
+            rows = processes.share(batch)
+            if not len(rows):
+                continue
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
                 loss = self._loss(rows) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        processes.add_gradients(self._trainable.values())
         nn.utils.clip_grad_norm_(self._trainable.values(), 1.0)
         self._optimizer.step()
         return total
@@ -187,7 +176,7 @@ class Trainer:
     def _evaluate(self, log: Any) -> float:
         assert self._validate is not None
         loss, more = self._validate()
-        for name, value in {"loss/validation": loss, **more}.items():
+        for name, value in {"loss/validation": loss, **more}.items() if log is not None else ():
             log.add_scalar(name, value, self.step)
         if loss < self.best.loss:
             self.best = Best(loss, self.step)
@@ -198,6 +187,8 @@ class Trainer:
         return loss
 
     def _save(self, out: Path, identity: str) -> None:
+        if processes.number():
+            return
         buffer = io.BytesIO()
         torch.save(
             {
@@ -215,9 +206,10 @@ class Trainer:
 
     def _resume(self, out: Path, identity: str) -> None:
         path = out / CHECKPOINT
-        if not path.exists():
+        content = processes.from_first(path.read_bytes() if path.exists() else None)
+        if content is None:
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if saved["identity"] != identity:
             msg = f"{path} is of an unfinished run with other data or settings; delete it or choose another --out"
             raise TeacherError(msg)

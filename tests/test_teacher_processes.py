@@ -1,0 +1,52 @@
+"""Fine-tuning in several processes: the model of one, and one that writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+
+from models.teacher.model import load_teacher
+from tests.test_teacher_cli import judged
+
+HOW = (
+    "--base", "tiny", "--max-tokens", "16", "--device", "cpu", "--dropout", "0", "--epochs", "2",
+    "--learning-rate", "0.001",
+)  # fmt: skip
+
+
+def finetune(file: Path, out: Path, processes: int) -> dict[str, Any]:
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command += ["stream.cli", "teacher", "finetune", "--relevance", str(file), "--out", str(out), *HOW]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("card.md") == 1  # one of them speaks
+    card: dict[str, Any] = json.loads((out / "card.json").read_text())
+    return card
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_model_of_one(tmp_path: Path) -> None:
+    file = judged(tmp_path)
+    one, two = (finetune(file, tmp_path / str(count), count) for count in (1, 2))
+    weights = [
+        np.concatenate([p.detach().numpy().ravel() for p in load_teacher(tmp_path / name, "cpu")[0].parameters()])
+        for name in ("1", "2")
+    ]
+    assert one["training"] == pytest.approx(two["training"], nan_ok=True)
+    assert one["heads"]["relevance"]["after_calibrated"]["logloss"] == pytest.approx(
+        two["heads"]["relevance"]["after_calibrated"]["logloss"], abs=1e-4
+    )
+    # Sums in another order: where a gradient is next to nothing, Adam makes much of its rounding.
+    assert np.abs(weights[0] - weights[1]).mean() < 1e-5
+    assert len(list((tmp_path / "2" / "tensorboard").iterdir())) == 1
