@@ -204,8 +204,9 @@ def prepare(model: Model, settings: FinetuneSettings) -> None:
     if settings.lora:
         from peft import LoraConfig, get_peft_model
 
+        # The encoder drops out already: not once more before every linear layer.
         adapters = LoraConfig(
-            r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=settings.dropout, target_modules="all-linear"
+            r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=0.0, target_modules="all-linear"
         )
         if settings.gradient_checkpointing:
             model.encoder.enable_input_require_grads()
