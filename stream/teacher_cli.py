@@ -77,6 +77,9 @@ def finetune(
     synonyms: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of a query's words replaced by others that lead to the same.")
     ] = _FINETUNE.synonyms,
+    back_translate: Annotated[
+        list[str] | None, typer.Option(help="Folder of a translation model; once there, and once more back.")
+    ] = None,
     seed: int = _FINETUNE.seed,
     device: Device = _FINETUNE.device,
     config: ConfigFile = None,
@@ -93,7 +96,12 @@ def finetune(
 
     resolved = load(config)
     rate = learning_rate_of(base, lora) if learning_rate is None else learning_rate
-    settings = _settings(FinetuneSettings, ctx, learning_rate=rate, template=resolved.teacher.template)
+    derived = {
+        "learning_rate": rate,
+        "template": resolved.teacher.template,
+        "back_translate": tuple(back_translate or ()),
+    }
+    settings = _settings(FinetuneSettings, ctx, **derived)
     material = Material(logs or [], relevance, grade_range, parse_time(until))
     if card := run(material, out, resolved, settings):
         show_card(card)

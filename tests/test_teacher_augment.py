@@ -58,3 +58,8 @@ def test_nothing_is_added_unless_asked_and_a_seed_gives_the_same_copies() -> Non
     assert augment(examples(), 0.0, 0.0, seed=3).digest() == examples().digest()
     assert augment(examples(), 0.3, 0.5, seed=3).digest() == augment(examples(), 0.3, 0.5, seed=3).digest()
     assert augment(examples(), 0.3, 0.5, seed=3).digest() != augment(examples(), 0.3, 0.5, seed=4).digest()
+
+
+def test_a_copy_begins_with_its_texts_in_other_words() -> None:
+    more = augment(examples(), 0.0, 0.0, seed=3, reworded={"red couch": "settee of red", "Sofa A": "A sofa"})
+    assert more.pairs[len(PAIRS) :] == [("settee of red", "A sofa"), ("red sofa", "A sofa")]

@@ -15,7 +15,14 @@ pytest.importorskip("torch", reason="the teacher's libraries are not installed: 
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 
 import torch
-from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from models.teacher import finetune as finetuning
 from models.teacher.evaluate import evaluate
@@ -24,6 +31,7 @@ from models.teacher.model import Encoded, TeacherError, load_teacher, predict, r
 from models.teacher.pretrain import pretrain
 from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.train import CHECKPOINT
+from models.teacher.translate import back_translate
 from models.teacher.vocabulary import train_tokenizer
 
 SOURCES = [Source("log.jsonl", 12, "abc")]
@@ -243,6 +251,38 @@ def test_a_decoder_is_a_teacher_too(tmp_path: Path) -> None:
     assert state is not None
     assert state.pooling == "last"
     assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.75
+
+
+def translator(folder: Path) -> Path:
+    """An encoder-decoder that says something, if nothing of sense."""
+    tokenizer = train_tokenizer([text for pair in split().train.pairs for text in pair], 32)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+    config.decoder_start_token_id = 0
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer.backend_tokenizer,
+        pad_token="[PAD]",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_texts_go_through_translation_models_and_are_trained_on_beside_the_originals(tmp_path: Path) -> None:
+    model = str(translator(tmp_path / "model"))
+    texts = ["lovely shoe", "torn hat", "lovely shoe", ""]
+    there = back_translate(texts, [model], "cpu")
+    assert list(there) == ["lovely shoe", "torn hat"]
+    assert there == back_translate(texts, [model], "cpu")
+    back = back_translate(texts, [model, model], "cpu")
+    assert back["torn hat"] == back_translate([there["torn hat"]], [model], "cpu")[there["torn hat"]]
+    with pytest.raises(TeacherError, match="expected a folder with a translation model"):
+        back_translate(texts, ["nowhere"], "cpu")
+    card = finetune(split(64), tmp_path / "out", settings(epochs=1, back_translate=(model,)), SOURCES)
+    assert card["training"]["steps"] > 2  # of 64 pairs and their copies
 
 
 def test_the_same_texts_give_the_same_vocabulary() -> None:

@@ -1,4 +1,4 @@
-"""More texts than the log has: copies of the training pairs with words left out, or in other shoppers' words.
+"""More texts than the log has: copies of the training pairs with words left out, or in other words.
 
 A copy takes half of the labels of the pair it is of, so that what is learned stays the rate of the log.
 """
@@ -6,6 +6,7 @@ A copy takes half of the labels of the pair it is of, so that what is learned st
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -18,7 +19,9 @@ _FEWEST_ITEMS = 2  # on which two words must have stood for each other: one may 
 Synonyms = dict[str, list[str]]
 
 
-def augment(examples: Examples, word_dropout: float, synonyms: float, seed: int) -> Examples:
+def augment(
+    examples: Examples, word_dropout: float, synonyms: float, seed: int, reworded: Mapping[str, str] | None = None
+) -> Examples:
     """Return the examples and, beside each whose copy differs, the copy.
 
     Parameters
@@ -31,13 +34,16 @@ def augment(examples: Examples, word_dropout: float, synonyms: float, seed: int)
         Probability in [0, 1] of a query's word to be replaced by one that leads to the same products.
     seed
         Of the choices.
+    reworded
+        Texts in other words, as a translation there and back leaves them; a copy begins with them.
     """
-    if not word_dropout and not synonyms:
+    if not word_dropout and not synonyms and not reworded:
         return examples
     rng = np.random.default_rng((seed, 1))
     known = learn_synonyms(examples) if synonyms else {}
     copies: Pairs = []
-    for query, item in examples.pairs:
+    reworded = reworded or {}
+    for query, item in ((reworded.get(q, q), reworded.get(t, t)) for q, t in examples.pairs):
         words = [_other(word, known, synonyms, rng) for word in query.split()]
         copies.append((_thinned(words, word_dropout, rng), _thinned(item.split(), word_dropout, rng)))
     rows = np.array([n for n, pair in enumerate(copies) if pair != examples.pairs[n]], np.int64)

@@ -40,6 +40,7 @@ from models.teacher.model import (
 )
 from models.teacher.settings import FinetuneSettings
 from models.teacher.train import CHECKPOINT, Trainer
+from models.teacher.translate import back_translate
 
 
 def learning_rate_of(base: str, lora: int) -> float:
@@ -92,7 +93,7 @@ def finetune(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     device = device_of(settings.device)
-    train = augment(split.train, settings.word_dropout, settings.synonyms, settings.seed)
+    train = _augmented(split.train, settings)
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
@@ -172,6 +173,14 @@ def finetune(
     return card
 
 
+def _augmented(train: Examples, settings: FinetuneSettings) -> Examples:
+    reworded = {}
+    if settings.back_translate:
+        texts = (text for pair in train.pairs for text in pair)
+        reworded = back_translate(texts, settings.back_translate, settings.device)
+    return augment(train, settings.word_dropout, settings.synonyms, settings.seed, reworded)
+
+
 def _offset(examples: Examples, head: int) -> NDArray[np.float64]:
     return examples.offset if HEADS[head] == "click" else np.zeros(len(examples))
 
@@ -195,8 +204,9 @@ def prepare(model: Model, settings: FinetuneSettings) -> None:
     if settings.lora:
         from peft import LoraConfig, get_peft_model
 
+        # The encoder drops out already: not once more before every linear layer.
         adapters = LoraConfig(
-            r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=settings.dropout, target_modules="all-linear"
+            r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=0.0, target_modules="all-linear"
         )
         if settings.gradient_checkpointing:
             model.encoder.enable_input_require_grads()

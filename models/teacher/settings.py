@@ -44,6 +44,8 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     """Probability of a word to be left out in a copy of each training pair."""
     synonyms: float = 0.0
     """Probability of a query's word to be replaced, in that copy, by one that leads to the same products."""
+    back_translate: tuple[str, ...] = ()
+    """Folders of translation models, there and back, through which that copy goes first."""
     device: str = "auto"
 
 
