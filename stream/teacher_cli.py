@@ -68,6 +68,10 @@ def finetune(
         int, typer.Option(min=1, help="Evaluations without progress before it stops.")
     ] = _FINETUNE.patience,
     bf16: Bf16 = False,
+    towers: Annotated[
+        bool,
+        typer.Option("--towers", help="Read query and item apart; a base that knows sentences begins at its cosine."),
+    ] = False,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.teacher import measure
 from models.teacher.data import HEADS, RELEVANCE, DataError, Examples
-from models.teacher.model import Encoded, Progress, load_teacher, predict
+from models.teacher.model import Progress, encode, load_teacher, predict
 
 
 def evaluate(
@@ -33,7 +33,7 @@ def evaluate(
         If there are no labels that it could be measured by.
     """
     model, tokenizer, state = load_teacher(folder, device)
-    z = predict(model, Encoded(tokenizer, examples.pairs, state.max_tokens), progress).astype(np.float64)
+    z = predict(model, encode(tokenizer, examples.pairs, state.max_tokens, state.pooling), progress).astype(np.float64)
     own = list(state.heads)
     found: dict[str, dict[str, Any]] = {}
     for n, name in enumerate(HEADS):

@@ -23,12 +23,14 @@ from models.teacher import measure, processes
 from models.teacher.augment import augment
 from models.teacher.data import HEADS, RELEVANCE, Examples, Split
 from models.teacher.model import (
+    TOWERS,
     Encoded,
     HeadState,
     Model,
     Progress,
     TeacherState,
     device_of,
+    encode,
     load_base,
     load_teacher,
     pooling_of,
@@ -97,14 +99,16 @@ def finetune(
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
-    model = Model(encoder, [HEADS[n] for n in heads], pooling_of(encoder), settings.dropout)
+    pooling = TOWERS if settings.towers else pooling_of(encoder)
+    model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout)
     parts = (train, split.validation, split.test)
-    encoded = [Encoded(tokenizer, part.pairs, settings.max_tokens) for part in parts]
+    encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
     model.to(device)
     before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
     with torch.no_grad():
         prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
-        model.linear.bias.copy_(torch.tensor(prior))
+        if not settings.towers:
+            model.linear.bias.copy_(torch.tensor(prior))
     prepare(model, settings)
     trainer = Trainer(
         model,
@@ -270,6 +274,8 @@ def _before(
     """Metrics of the base: of its own heads where it is a teacher, of the cosine of the two texts where it is not."""
     folder = resolve_base(settings.base)
     state = read_state(folder) if folder is not None else None
+    if state is not None and (state.pooling == TOWERS) != settings.towers:
+        state = None  # its heads read other vectors
     own = list(state.heads) if state is not None else []
     z: dict[int, NDArray[np.float64]] = {}
     if folder is not None and state is not None:
@@ -282,6 +288,7 @@ def _before(
                     calibration = state.heads[HEADS[head]]
                     z[head] = calibration.scale * raw[:, at] + calibration.shift + _offset(split.test, head)
                     model.linear.weight[n] = teacher.linear.weight[at]
+                    model.linear.bias[n] = teacher.linear.bias[at]
     if len(z) < len(heads):
         held_out = split.validation if len(split.validation) else split.train
         both = [cosines(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
@@ -290,6 +297,11 @@ def _before(
                 both[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
             )
             z[head] = scale * both[1] + shift + _offset(split.test, head)
+            if settings.towers:
+                # The sum of what a pair's vector holds is the cosine: the head begins where the base stands.
+                with torch.no_grad():
+                    model.linear.weight[heads.index(head)] = max(scale, 0.0)
+                    model.linear.bias[heads.index(head)] = shift
     metrics = [
         measure.metrics(z[head], split.test.trials[:, head], split.test.positives[:, head], HEADS[head] == RELEVANCE)
         for head in heads

@@ -65,6 +65,11 @@ class TeacherState(msgspec.Struct, frozen=True):
     grades: tuple[float, float] | None = None
 
 
+TOWERS = "towers"
+"""The two texts are read apart, and a pair is the product of their unit vectors: so texts that many pairs share are
+read once, and what a sentence encoder knows before it is fine-tuned, its cosine, is where a head begins."""
+
+
 class Model(nn.Module):
     """An encoder with a linear head for each kind of label.
 
@@ -75,7 +80,7 @@ class Model(nn.Module):
     heads
         Their names.
     pooling
-        ``mean`` over the tokens, or ``last`` token for a model that reads from left to right.
+        ``mean`` over the tokens, ``last`` token for a model that reads from left to right, or `TOWERS`.
     dropout
         Share of the pooled vector that is dropped in training.
     """
@@ -93,8 +98,9 @@ class Model(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the pooled vectors [B, D] of texts [B, L]."""
-        hidden = self.encoder(**inputs).last_hidden_state  # [B, L, D]
+        """Return the pooled vectors [B, D] of texts [B, L], or of pairs of them where ``sides`` [B, 2] says which."""
+        texts = {name: tensor for name, tensor in inputs.items() if name != "sides"}
+        hidden = self.encoder(**texts).last_hidden_state  # [B, L, D]
         mask = inputs["attention_mask"]
         if self.pooling == "last":
             pooled = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
@@ -102,7 +108,10 @@ class Model(nn.Module):
             weights = mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         vectors: torch.Tensor = pooled.float()
-        return vectors
+        if "sides" not in inputs:
+            return vectors
+        unit = nn.functional.normalize(vectors)
+        return unit[inputs["sides"][:, 0]] * unit[inputs["sides"][:, 1]]
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return raw logits [B, heads]."""
@@ -224,6 +233,32 @@ class Encoded:
             batches.append(order[:take])
             order = order[take:]
         return batches
+
+
+class Apart(Encoded):
+    """Pairs whose texts are read apart, each text of a batch once.
+
+    Parameters
+    ----------
+    tokenizer, pairs, max_tokens
+        As those of `Encoded`; each text alone is cut.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
+        at = {text: n for n, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
+        self._texts = Encoded(tokenizer, [(text, "") for text in at], max_tokens)
+        self._sides = np.array([[at[query], at[item]] for query, item in pairs], np.int64).reshape(-1, 2)
+        self.lengths = self._texts.lengths[self._sides].max(axis=1, initial=0)
+
+    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
+        """Return the texts of some pairs as tensors [T, L], and which two are a pair's: ``sides`` [B, 2]."""
+        used, sides = np.unique(self._sides[rows], return_inverse=True)
+        return self._texts.batch(used, device) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int, pooling: str) -> Encoded:
+    """Return pairs as a model of this pooling reads them."""
+    return (Apart if pooling == TOWERS else Encoded)(tokenizer, pairs, max_tokens)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.confidence import ConfidenceSequence
 from models.teacher.data import HEADS, DataError, Later
-from models.teacher.model import Encoded, TeacherError, load_teacher, predict, read_state
+from models.teacher.model import TeacherError, encode, load_teacher, predict, read_state
 
 FEWEST_POSITIVES = 200
 """Clicks among the compared samples below which nothing is promoted."""
@@ -100,7 +100,7 @@ def _losses(folder: Path, samples: Later, device: str) -> dict[str, NDArray[np.f
     """The log loss of each sample for the head it is of, and nothing for other heads."""
     model, tokenizer, state = load_teacher(folder, device)
     at = {pair: n for n, pair in enumerate(dict.fromkeys(samples.pairs))}
-    raw = predict(model, Encoded(tokenizer, list(at), state.max_tokens)).astype(np.float64)
+    raw = predict(model, encode(tokenizer, list(at), state.max_tokens, state.pooling)).astype(np.float64)
     raw = raw[[at[pair] for pair in samples.pairs]]
     rates = state.rates
     offset = np.array([rates.offset(rates.rate(*place), 1.0) if rates else 0.0 for place in samples.places])

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from models.teacher.data import CLICK, CONVERSION, RELEVANCE
 from models.teacher.logits import Logits, quantise, wire_version
-from models.teacher.model import load_teacher
+from models.teacher.model import TOWERS, load_teacher
 from models.teacher.text import Pair, Template
 from models.teacher.tokens import Tokens
 from models.teacher.ways import Timings, fastest, input_names, ways_of
+
+_REMEMBERED = 100_000  # texts whose vectors are kept
 
 
 class LastLayer(NamedTuple):
@@ -63,6 +65,7 @@ class Engine:
             for way in ways_of(model, folder, self.state.version)
             if ways == "any" or (ways == "exact" and way.exact) or way.name == ways
         ]
+        self._texts: dict[str, NDArray[np.float32]] = {}  # unit vectors, of a teacher that reads texts apart
         self.timings: Timings = {}
         if timer is None or len(allowed) == 1:
             self.way, self._forward = allowed[0], allowed[0].prepare()
@@ -90,7 +93,21 @@ class Engine:
         return self.vectors(pairs) @ self._weights + self._bias
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-        """Return the pooled vectors [N, D] of pairs."""
+        """Return the vectors [N, D] of pairs that the heads read."""
+        if self.state.pooling != TOWERS:
+            return self._pooled(pairs)
+        texts = {text for pair in pairs for text in pair}
+        missing = [text for text in texts if text not in self._texts]
+        if missing:
+            if len(self._texts) + len(missing) > _REMEMBERED:
+                self._texts = {text: self._texts[text] for text in texts if text in self._texts}
+            vectors = self._pooled([Pair(text, "") for text in missing])
+            unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+            self._texts.update(zip(missing, unit, strict=True))
+        query, item = (np.stack([self._texts[pair[side]] for pair in pairs]) for side in range(2))
+        return query.astype(np.float64) * item
+
+    def _pooled(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         out = np.zeros((len(pairs), len(self._weights)))
         for rows, columns in self._tokens.batches(pairs, self.way.batch, self.way.multiple):
             out[rows] = self._forward(columns)

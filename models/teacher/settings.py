@@ -39,6 +39,8 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     dropout: float = 0.1
     lora: int = 0
     """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
+    towers: bool = False
+    """Read query and item apart: what is shared by many pairs is read once, and a head begins at the base's cosine."""
     gradient_checkpointing: bool = False
     word_dropout: float = 0.0
     """Probability of a word to be left out in a copy of each training pair."""

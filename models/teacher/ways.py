@@ -66,7 +66,7 @@ def ways_of(model: Model, folder: Path, version: str) -> list[Way]:
         Way("torch float32", True, 16, lambda: _torch(model)),
         Way("torch bfloat16", False, 16, lambda: _torch(_halved(model))),
     ]
-    if model.pooling == "mean" and _has_onnx():  # encoders: exported decoders were never tried
+    if model.pooling != "last" and _has_onnx():  # encoders: exported decoders were never tried
         exported = folder / f"onnx-{version}"
         ways.append(Way("onnxruntime float32", True, 16, lambda: _onnx(_export(model, exported) / "model.onnx")))
         ways.append(Way("onnxruntime int8", False, 8, lambda: _onnx(_quantise(_export(model, exported)))))
