@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.hashing import hash_text
-from models.sample import ReferenceScore
+from models.sample import ReferenceScore, data_ends_ms
 
 SETTLED_SAMPLES = 10_000
 SETTLED_POSITIVES = 100
@@ -112,18 +112,6 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
     def state(self) -> tuple[Any, ...]:
         """Return a string and arrays; ``Scores(*state)`` is the same again."""
         return self.version, self.click, self.order, self.missing
-
-
-def data_ends_ms(version: str) -> int:
-    """Return when the data of a teacher ends: labels of what was shown until then may be known to it.
-
-    Examples
-    --------
-    >>> data_ends_ms("9f3c2a1b@1541548939000"), data_ends_ms("9f3c2a1b")
-    (1541548939000, 0)
-    """
-    end = version.rpartition("@")[2]
-    return int(end) if "@" in version and end.isdigit() else 0
 
 
 class _Calibration:

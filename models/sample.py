@@ -156,4 +156,18 @@ class Matured(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
         return (self.due_ms, 4, self.request_id, self.item_id)
 
 
+def data_ends_ms(version: str) -> int:
+    """Return when a teacher's data ends, from the version of its scores; 0 where it had no time.
+
+    Labels of what was shown until then may be known to it.
+
+    Examples
+    --------
+    >>> data_ends_ms("6f1c@1541548800000"), data_ends_ms("6f1c@0"), data_ends_ms("6f1c")
+    (1541548800000, 0, 0)
+    """
+    end = version.rpartition("@")[2]
+    return int(end) if "@" in version and end.isdigit() else 0
+
+
 Record: TypeAlias = Shown | Clicked | Converted | Closed | Matured

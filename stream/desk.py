@@ -12,8 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from models.sample import ReferenceScore, Slate
-from models.teacher.logits import Logits, data_ends_ms
+from models.sample import ReferenceScore, Slate, data_ends_ms
+from models.teacher.logits import Logits
 from models.teacher.text import Pair, Template
 from stream.pair_queue import Asked, Known, PairQueue
 
@@ -354,7 +354,9 @@ class ScoringThread:
                 msg = f"{len(answer.logits)} scores for {len(taken)} pairs"
                 raise ScorerError(msg)
             Template(answer.template)
-            data_ends_ms(answer.version)
+            if not answer.version.rpartition("@")[2].isdigit():
+                msg = f"version {answer.version!r}; expected a digest, @ and milliseconds"
+                raise ScorerError(msg)
         except Exception as error:  # as above
             self._note_failure(taken, error)
             return False

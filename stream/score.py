@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from models.sample import Closed, Record, ReferenceScore, Shown, Slate
-from models.teacher.logits import Logits, data_ends_ms
+from models.sample import Closed, Record, ReferenceScore, Shown, Slate, data_ends_ms
+from models.teacher.logits import Logits
 from models.teacher.text import Pair, Template
 
 ScorePairs: TypeAlias = Callable[[Sequence[Pair]], Sequence[Logits | None]]

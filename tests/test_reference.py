@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from models.features import item_hash
-from models.reference import SETTLED_POSITIVES, SETTLED_SAMPLES, Missing, Reference, Scores, data_ends_ms
-from models.sample import ReferenceScore
+from models.reference import SETTLED_POSITIVES, SETTLED_SAMPLES, Missing, Reference, Scores
+from models.sample import ReferenceScore, data_ends_ms
 from tests.builders import T0
 
 VERSION = f"abc@{T0}"

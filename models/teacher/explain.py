@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from models.teacher.model import Encoded, TeacherError, load_teacher
+from models.teacher.model import TeacherError, encode, load_teacher
 from models.teacher.text import Pair
 
 
@@ -16,7 +17,7 @@ class TokenShare(NamedTuple):
 
     token: str
     attention: float
-    """Share of the last layer's attention, mean over its heads and over the tokens that are pooled; they sum to 1."""
+    """Share of the last layer's attention, mean over its heads and the tokens that are pooled; they sum to 1 a text."""
     gradient_input: float
     """Gradient of the logit by the token's embedding, times the embedding: > 0 speaks for a click."""
 
@@ -62,20 +63,21 @@ def explain(folder: Path, pair: Pair, head: str | None = None, device: str = "au
     if hasattr(model.encoder, "set_attn_implementation"):
         model.encoder.set_attn_implementation("eager")  # the fused ones keep no attention
     model.requires_grad_(False)
-    encoded = Encoded(tokenizer, [pair], state.max_tokens)
-    inputs = encoded.batch(torch.tensor([0]).numpy(), next(model.parameters()).device)
-    ids = inputs.pop("input_ids")
-    embedded = model.encoder.get_input_embeddings()(ids).requires_grad_()  # [1, L, D]
-    out = model.encoder(inputs_embeds=embedded, **inputs, output_attentions=True)
-    hidden = out.last_hidden_state
-    attention = out.attentions[-1].mean(1)[0]  # [L, L], who looks at whom
-    pooled = hidden[:, -1] if state.pooling == "last" else hidden.mean(1)
-    received = attention[-1] if state.pooling == "last" else attention.mean(0)
+    encoded = encode(tokenizer, [pair], state.max_tokens, state.pooling)
+    inputs = encoded.batch(np.array([0]), next(model.parameters()).device)
+    ids = inputs.pop("input_ids")  # [1, L], or [2, L] where the texts are read apart
+    embedded = model.encoder.get_input_embeddings()(ids).requires_grad_()
+    vector, attention = model.vectors_and_attention(embedded, inputs)
+    there = inputs["attention_mask"].bool()
+    if state.pooling == "last":
+        received = attention[:, -1]
+    else:
+        received = (attention * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)  # [T, L]
     scaling = state.heads[name]
-    logit = scaling.scale * model.linear(pooled.float())[0, list(state.heads).index(name)] + scaling.shift
+    logit = scaling.scale * model.linear(vector)[0, list(state.heads).index(name)] + scaling.shift
     (gradient,) = torch.autograd.grad(logit, embedded)
-    names = tokenizer.convert_ids_to_tokens(ids[0].tolist())
-    columns = received.detach().tolist(), (gradient * embedded).sum(-1)[0].detach().tolist()
+    names = tokenizer.convert_ids_to_tokens(ids[there].tolist())
+    columns = received[there].detach().tolist(), (gradient * embedded).sum(-1)[there].detach().tolist()
     tokens = [TokenShare(*each) for each in zip(names, *columns, strict=True)]
     z = logit.detach()
     return Explanation(name, state.version, float(z), float(torch.sigmoid(z)), tokens)

@@ -223,8 +223,8 @@ def loss_of(
 ) -> Callable[[NDArray[np.int64]], torch.Tensor]:
     """Return the loss of a batch of training rows."""
     # Several processes take a part of a batch each and add their gradients, so it is a sum over rows.
-    # Log loss per label of the whole part, whatever the batch holds. Each label counts once: when each head did, the
-    # few conversions drowned the clicks (LOG.md).
+    # Log loss per label of the whole part, whatever the batch holds. Each label counts once, not each head: there are
+    # many clicks to a conversion, and their gradients should weigh as many.
     scale = 1.0 / (batch * train.trials[:, heads].sum(1).mean())
     trials = torch.tensor(train.trials[:, heads] * scale, dtype=torch.float32)
     positives = torch.tensor(train.positives[:, heads] * scale, dtype=torch.float32)

@@ -41,14 +41,3 @@ def wire_version(version: str, data_ends_ms: int | None) -> str:
     ('6f1c@1541548800000', '6f1c@0')
     """
     return f"{version}@{data_ends_ms or 0}"
-
-
-def data_ends_ms(version: str) -> int:
-    """Return when the data of a teacher ends, from the version that its scores carry; 0: it had no time.
-
-    Examples
-    --------
-    >>> data_ends_ms("6f1c@1541548800000")
-    1541548800000
-    """
-    return int(version.rpartition("@")[2])

@@ -100,7 +100,17 @@ class Model(nn.Module):
     def vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the pooled vectors [B, D] of texts [B, L], or of pairs of them where ``sides`` [B, 2] says which."""
         texts = {name: tensor for name, tensor in inputs.items() if name != "sides"}
-        hidden = self.encoder(**texts).last_hidden_state  # [B, L, D]
+        return self._pooled(self.encoder(**texts).last_hidden_state, inputs)
+
+    def vectors_and_attention(
+        self, embedded: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the vectors of texts whose tokens are ``embedded`` [T, L, D], and who looks at whom, [T, L, L]."""
+        texts = {name: tensor for name, tensor in inputs.items() if name != "sides"}
+        out = self.encoder(inputs_embeds=embedded, **texts, output_attentions=True)
+        return self._pooled(out.last_hidden_state, inputs), out.attentions[-1].mean(1)
+
+    def _pooled(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         mask = inputs["attention_mask"]
         if self.pooling == "last":
             pooled = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]

@@ -1,0 +1,121 @@
+"""A teacher that reads query and item apart: it begins at the cosine, and texts that pairs share are read once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.teacher.data import Examples, Split, examples_of
+from models.teacher.text import Pair
+
+pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+
+import torch
+
+from models.teacher.explain import explain
+from models.teacher.finetune import Source, finetune
+from models.teacher.model import (
+    TOWERS,
+    Encoded,
+    HeadState,
+    Model,
+    TeacherState,
+    encode,
+    load_base,
+    predict,
+    read_state,
+    save_teacher,
+)
+from models.teacher.scoring import Engine
+from models.teacher.settings import FinetuneSettings
+
+THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
+TEXTS = [(THINGS[n % 8], f"a {THINGS[(n // 3) % 8]} of size {n % 5}") for n in range(60)]
+PAIRS = [Pair(*texts) for texts in TEXTS]
+HEADS = {"click": HeadState(1.5, -2.0), "conversion": HeadState(0.7, 0.3)}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # tiny matrices: a second thread costs more than it brings
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[Model, Any]:
+    torch.manual_seed(1)
+    encoder, tokenizer = load_base("tiny", lambda: [text for pair in PAIRS for text in pair], 24, 0.0)
+    model = Model(encoder, tuple(HEADS), TOWERS, dropout=0.0)
+    torch.nn.init.normal_(model.linear.weight)
+    return model.eval(), tokenizer
+
+
+def test_a_pairs_vector_is_the_product_of_the_unit_vectors_of_its_texts(model: tuple[Model, Any]) -> None:
+    towers, tokenizer = model
+    found = predict(towers, encode(tokenizer, TEXTS, 24, TOWERS), vectors=True)
+    apart = Model(towers.encoder, ("click",), "mean").eval()
+    sides = [predict(apart, Encoded(tokenizer, [(pair[n], "") for pair in PAIRS], 24), vectors=True) for n in (0, 1)]
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    assert found == pytest.approx(unit[0] * unit[1], abs=1e-5)
+
+
+def test_a_text_that_many_pairs_of_a_batch_share_is_read_once(model: tuple[Model, Any]) -> None:
+    batch = encode(model[1], TEXTS, 24, TOWERS).batch(np.arange(len(PAIRS)), torch.device("cpu"))
+    assert len(batch["input_ids"]) == len({text for pair in PAIRS for text in pair})
+    assert batch["sides"].shape == (len(PAIRS), 2)
+
+
+def test_what_scores_says_what_the_model_says_and_reads_no_text_twice(model: tuple[Model, Any], tmp_path: Path) -> None:
+    towers, tokenizer = model
+    save_teacher(tmp_path, towers, tokenizer, TeacherState(HEADS, "{query} | {item.text}", 24, TOWERS, ""))
+    engine = Engine(tmp_path, "cpu", "torch float32")
+    raw = predict(towers, encode(tokenizer, TEXTS, 24, TOWERS)).astype(np.float64)
+    expected = raw * [head.scale for head in HEADS.values()] + [head.shift for head in HEADS.values()]
+    assert engine.logits(PAIRS) == pytest.approx(expected, abs=1e-4)
+
+    read: list[int] = []
+    whole = engine._pooled
+
+    def counting(pairs: list[Pair]) -> np.ndarray:
+        read.append(len(pairs))
+        return whole(pairs)
+
+    engine._pooled = counting  # type: ignore[method-assign, assignment]
+    assert np.array_equal(engine.logits(PAIRS[:30]), engine.logits(PAIRS)[:30])
+    engine.logits([Pair("shoe", "something new")])
+    assert read == [1]
+
+
+def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from_there(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+
+    def part(n: int) -> Examples:
+        asked, shown = rng.integers(0, 4, n), rng.integers(0, 4, n)
+        pairs = [(THINGS[a], f"{THINGS[4 + s]} {rng.integers(20)}") for a, s in zip(asked, shown, strict=True)]
+        trials, positives = np.zeros((n, 3)), np.zeros((n, 3))
+        trials[:, 0] = 4
+        positives[:, 0] = rng.binomial(4, np.where(asked == shown, 0.8, 0.1))
+        return examples_of(pairs, trials, positives, np.zeros(n))
+
+    split = Split(part(600), part(200), part(200), None, 1_590_000_000_000, 1_600_000_000_000)
+    settings = FinetuneSettings(
+        base="tiny", template="{query} | {item.text}", epochs=20, patience=20, learning_rate=2e-3, max_tokens=16,
+        device="cpu", dropout=0.0, towers=True,
+    )  # fmt: skip
+    card = finetune(split, tmp_path, settings, [Source("log.jsonl", 1, "a")])
+    state = read_state(tmp_path)
+    assert state is not None
+    assert state.pooling == TOWERS
+    click = card["heads"]["click"]
+    assert click["before_is"] == "cosine, calibrated"
+    # No word of a query is in the text that suits it: the cosine knows nothing yet.
+    assert click["before"]["auc"] < 0.65
+    assert click["after_calibrated"]["auc"] > 0.75
+    told = explain(tmp_path, Pair("shoe", "chair 5"), device="cpu")
+    assert told.logit == pytest.approx(
+        Engine(tmp_path, "cpu", "torch float32").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4
+    )
+    assert len(told.tokens) >= 6
