@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench import freshness, kafka, logs, relevance, replay, snapshots, teacher, training
+from bench import freshness, importance, kafka, logs, relevance, replay, snapshots, teacher, training
 
 _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "replay": ("heft replay against the usual parts, one core, alternating", replay.compare),
@@ -24,6 +24,7 @@ _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         freshness.measure,
     ),
     "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),
+    "importance": ("What a teacher is worth to each policy", importance.compare),
     "teacher": ("Scoring against sentence_transformers.CrossEncoder, one thread, alternating", teacher.compare),
 }  # fmt: skip
 _ON_ONE_LOG = ("freshness", "snapshots", "teacher")

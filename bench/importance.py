@@ -1,8 +1,10 @@
-"""What weighting by a teacher is worth: every policy at several learning rates, on the same samples as `uniform`.
+"""What a teacher is worth: every policy at several learning rates, on the same samples as `uniform`.
 
-The second half of a log is judged, after the teacher's data; on the simulated shop by the expected log loss of a
-click that someone meant, elsewhere by the clicks. Each policy stands with the best of its learning rates, `uniform`
-too, since a weight is a learning rate in disguise.
+What was shown after the teacher's data is judged; on the simulated shop by the expected log loss of a click that
+someone meant, elsewhere by the clicks. Each policy stands with the best of its learning rates, `uniform` too, since a
+weight is a learning rate in disguise.
+
+    HEFT_TEACHER__MODEL=DIR python -m bench importance shop.jsonl
 """
 
 from __future__ import annotations
@@ -10,20 +12,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models import exact
 from models.policies import Reading
 from models.ranker import Arm, RankerConfig
-from models.sample import Record
+from models.sample import Closed, Record, Shown, data_ends_ms
+from stream.config import load
 from stream.learn import Learner, LearnerConfig, Outcome
-from stream.shop.truth import SlateTruth
+from stream.score import Scorer
+from stream.scoring import replay_references
+from stream.shop.truth import SlateTruth, read_truth
+from stream.teach import read_log
 
-RATES = (0.2, 0.3, 0.45, 0.7)
+RATES = (0.3, 0.45, 0.7)
 POLICIES = (
-    "uniform", "feature", "offset", "distill", "distill_gate", "rho", "rho_gate", "denoise", "exp_score", "gradient",
-    "el2n", "loss", "uncertainty", "novelty", "disagreement", "sampler", "random", "permuted",
+    "uniform", "feature", "stacked", "offset", "distill", "distill_gate", "rho", "rho_gate", "denoise", "exp_score",
+    "gradient", "el2n", "loss", "uncertainty", "novelty", "disagreement", "sampler", "random",
     *(reading.name.lower() for reading in Reading),
 )  # fmt: skip
 BLOCKS = 100
@@ -44,11 +51,9 @@ class Losses(NamedTuple):
 
 def sweep(policies: Sequence[str] = POLICIES, rates: Sequence[float] = RATES) -> tuple[Arm, ...]:
     """Return an arm for each policy and learning rate; the first is `uniform` at its default."""
-    arms = [Arm("uniform")]
-    for policy in policies:
-        arms += [Arm(f"{policy}@{rate}", alpha=rate, policy=policy) for rate in rates if policy != "permuted"]
-    # What `permuted` exchanges are the weights of another arm.
-    return tuple(arms)
+    # What is stacked has a handful of numbers of its own, and wants smaller steps.
+    own = [(policy, rate / 9.0 if policy == "stacked" else rate) for policy in policies for rate in rates]
+    return (Arm("uniform"), *(Arm(f"{policy}@{rate:.3g}", alpha=rate, policy=policy) for policy, rate in own))
 
 
 def run(records: Iterable[Record], truths: dict[str, SlateTruth], ranker: RankerConfig, from_ms: int) -> Losses:
@@ -109,3 +114,54 @@ def interval(losses: Losses, name: str, other: str, part: int = 0, seed: int = 1
     ratios = 100.0 * (a[drawn].sum(axis=1) / b[drawn].sum(axis=1) - 1.0)
     low, high = np.quantile(ratios, [0.025, 0.975]).tolist()
     return float(100.0 * (a.sum() / b.sum() - 1.0)), low, high
+
+
+def in_line(records: Iterable[Record]) -> list[Record]:
+    """Return records in which every score was there when its slate was shown."""
+    records = list(records)
+    late = {record.request_id: record.scores for record in records if isinstance(record, Closed)}
+    moved: list[Record] = []
+    for record in records:
+        if isinstance(record, Shown):
+            later = [msgspec.structs.replace(each, on_time=True) for each in late.get(record.slate.request_id, [])]
+            record = msgspec.structs.replace(record, scores=[*record.scores, *later])
+        elif isinstance(record, Closed):
+            record = msgspec.structs.replace(record, scores=[])
+        moved.append(record)
+    return moved
+
+
+def compare(log: Path) -> None:
+    """Print what each policy brings on a log, with scores on time only and with all of them in line."""
+    config = load()
+    make = replay_references(config)
+    if make is None:
+        print("  no teacher: name its folder in HEFT_TEACHER__MODEL", flush=True)
+        return
+    scorer = Scorer(make())
+    joined = list(read_log([log], config))
+    scorer.expect(joined)
+    records = [scorer.score(record) for record in joined]
+    version = next(score.version for record in records if isinstance(record, Shown | Closed) for score in record.scores)
+    beside = log.with_name(log.name.partition(".")[0] + ".truth.jsonl")
+    truths = {truth.request_id: truth for truth in read_truth(beside)[1]} if beside.exists() else {}
+    every = RankerConfig(click_arms=sweep(), click_teacher_arms=())
+    cases = (
+        ("without a teacher", RankerConfig(click_teacher_arms=()), records),
+        ("scores on time", config.learner.ranker, records),
+        ("scores in line", config.learner.ranker, in_line(records)),
+        ("every policy and learning rate, scores in line", every, in_line(records)),
+    )
+    for title, ranker, given in cases:
+        show(title, run(given, truths, ranker, data_ends_ms(version)))
+
+
+def show(title: str, losses: Losses) -> None:
+    """Print each policy at its best learning rate beside `uniform` at its own."""
+    control = best(losses, "uniform")
+    print(f"  {title}: difference in log loss to {control}, %, with 95 % intervals; all traffic, new items", flush=True)
+    for policy in dict.fromkeys(name.partition("@")[0] for name in losses.names):
+        name = best(losses, policy)
+        here, new = (interval(losses, name, control, part) for part in (0, 1))
+        numbers = "   ".join(f"{mean:+6.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in (here, new))
+        print(f"    {name:18} NE {ne(losses, name):.4f} AUC {losses.auc[name]:.4f}   {numbers}", flush=True)
