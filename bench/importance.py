@@ -10,6 +10,7 @@ weight is a learning rate in disguise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
