@@ -252,18 +252,23 @@ class Apart(Encoded):
     ----------
     tokenizer, pairs, max_tokens
         As those of `Encoded`; each text alone is cut.
+
+    Attributes
+    ----------
+    texts, sides
+        The texts, and which two a pair's are [N, 2].
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
         at = {text: n for n, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-        self._texts = Encoded(tokenizer, [(text, "") for text in at], max_tokens)
-        self._sides = np.array([[at[query], at[item]] for query, item in pairs], np.int64).reshape(-1, 2)
-        self.lengths = self._texts.lengths[self._sides].max(axis=1, initial=0)
+        self.texts = Encoded(tokenizer, [(text, "") for text in at], max_tokens)
+        self.sides = np.array([[at[query], at[item]] for query, item in pairs], np.int64).reshape(-1, 2)
+        self.lengths = self.texts.lengths[self.sides].max(axis=1, initial=0)
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
         """Return the texts of some pairs as tensors [T, L], and which two are a pair's: ``sides`` [B, 2]."""
-        used, sides = np.unique(self._sides[rows], return_inverse=True)
-        return self._texts.batch(used, device) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
+        used, sides = np.unique(self.sides[rows], return_inverse=True)
+        return self.texts.batch(used, device) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int, pooling: str) -> Encoded:
@@ -274,6 +279,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int, po
 @torch.inference_mode()
 def predict(model: Model, encoded: Encoded, progress: Progress | None = None, vectors: bool = False) -> NDArray[Any]:
     """Return raw logits [N, heads] of encoded pairs, or their pooled ``vectors`` [N, D]; the model's mode is kept."""
+    if isinstance(encoded, Apart):
+        texts = torch.from_numpy(predict(model, encoded.texts, progress, vectors=True))
+        unit = nn.functional.normalize(texts)
+        pairs = unit[encoded.sides[:, 0]] * unit[encoded.sides[:, 1]]
+        return pairs.numpy() if vectors else nn.functional.linear(pairs, *_on_cpu(model.linear)).numpy()
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -288,6 +298,10 @@ def predict(model: Model, encoded: Encoded, progress: Progress | None = None, ve
             progress(done * processes.count(), len(out), "")
     model.train(training)
     return processes.add(out)
+
+
+def _on_cpu(linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    return linear.weight.cpu(), linear.bias.cpu()
 
 
 @torch.inference_mode()
