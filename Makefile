@@ -17,7 +17,7 @@ setup: $(READY)  ## make .venv with everything heft needs; .venv/bin/heft is the
 
 teacher: $(TEACHER_READY)  ## add what the teacher needs: torch and its libraries
 
-demo: $(READY)  ## a simulated shop, a broker and a worker; three minutes, Ctrl-C ends it
+demo: $(TEACHER_READY)  ## a simulated shop, a broker, a worker and its teacher; five minutes, Ctrl-C ends it
 	@$(BIN)/heft demo
 
 test: $(READY)  ## run the tests
