@@ -59,6 +59,6 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 $(TEACHER_READY): $(READY)
-	@echo "Installing the teacher's libraries (some minutes, some gigabytes) ..."
+	@echo "Installing the teacher's libraries (some minutes, some gigabytes; $(BIN)/heft demo does without them) ..."
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,teacher]'
 	@touch $@

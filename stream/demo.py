@@ -213,6 +213,10 @@ def _watch(console: Console, config: Config, worker: subprocess.Popen[bytes], tr
     with console.status("The worker compiles what it learns with; up to a minute, the first time only ..."):
         while worker.poll() is None and not Seen.at(port).answered:
             time.sleep(0.2)
+    if has_teacher(config):
+        with console.status("It loads the teacher and times the ways to compute it ..."):
+            while worker.poll() is None and not Seen.at(port).total("heft_teacher_ready"):
+                time.sleep(0.2)
     started = next_look = time.monotonic()
     sent, seen = 0, Seen()
     opened_ms = traffic.shop.config.start_ms
@@ -254,13 +258,13 @@ def _view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float,
         auc, ne = oracle.scores(int(_known_until(seen)))
         of = {"head": HEAD, "policy": MIXTURE}
         table.add_row(
-            "AUC of clicks", f"{seen.total('heft_auc_ratio', **of):.4f}, of the truth itself {auc:.4f}",
-            "NE", f"{seen.total('heft_normalised_entropy_ratio', **of):.4f}, of the truth itself {ne:.4f}",
+            "AUC of clicks", f"{seen.total('heft_auc_ratio', **of):.4f} (the truth: {auc:.4f})",
+            "NE", f"{seen.total('heft_normalised_entropy_ratio', **of):.4f} (the truth: {ne:.4f})",
         )  # fmt: skip
         table.add_row("predicted / actual", f"{seen.total('heft_calibration_ratio', **of):.3f}")
     if has_teacher(config):
         waiting = seen.total("heft_teacher_waiting_pairs")
-        table.add_row("scores", str(Scored.of(seen)), "teacher", f"{waiting:,.0f} pairs wait")
+        table.add_row("teacher's scores", str(Scored.of(seen)), "not yet scored", f"{waiting:,.0f} pairs")
     title = f"[italic]day {day:.2f} of the shop, {SPEED:,} times as fast as the clock"
     return Group(title, "", table, race_table(runners(seen, config.learner.ranker)))
 
@@ -287,7 +291,7 @@ class Scored(NamedTuple):
 
     def __str__(self) -> str:
         """Return them for the table."""
-        return f"{self.on_time:.0%} on time, {self.later:.0%} later, {self.none:.0%} none"
+        return f"{self.on_time:.0%} on time, {self.later:.0%} late, {self.none:.0%} none"
 
 
 def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> None:
@@ -298,18 +302,19 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
     if has_teacher(config):
         console.print(_of_the_teacher(Scored.of(seen)))
     console.print(
-        f"Its NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate): it has come "
-        f"[bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known. AUC of the truth: {auc:.4f}.\n"
+        f"Its NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"
+        f"it has come [bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known. "
+        f"AUC of the truth: {auc:.4f}.\n"
         f"99 % of messages were learned within {delay:g} s of their append.\n\n"
         "What next:\n"
         "  .venv/bin/heft simulate --requests 30000 --seed 1 --out shop.jsonl.zst    the same shop as a log\n"
         "  .venv/bin/heft replay shop.jsonl.zst                                      learn it at full speed\n"
-        "  .venv/bin/heft config                                                     point it at your own Kafka: README"
+        "  .venv/bin/heft config                                                     your own Kafka: README"
     )
 
 
 def _of_the_teacher(scored: Scored) -> str:
     return (
-        f"Of the teacher's scores: {scored}. On time is a pair of texts that had been shown and scored before;\n"
-        f"a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
+        f"Scores of the teacher: {scored}. On time is a pair of texts that had been\nshown and scored before; a day of "
+        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and most of what people ask is new."
     )

@@ -211,6 +211,7 @@ def _score_metrics(scores: Scores) -> Iterable[Metric]:
         for what, n in list(counts.items()):
             family.add_metric([what], n)
     yield from (pairs, without, failures)
+    yield GaugeMetricFamily("heft_teacher_ready", "1 once the teacher is loaded or reached", value=desk.ready)
     yield GaugeMetricFamily("heft_teacher_waiting_pairs", "Pairs that wait for a score", value=desk.waiting)
 
 
@@ -302,7 +303,7 @@ class Seen:
     --------
     >>> seen = Seen('shown_total{of="a",at="0"} 2.5\nshown_total{of="a",at="1"} 3\nshown_total{of="b",at="0"} 1')
     >>> seen.total("shown_total", of="a"), seen.by("of", "shown_total", at="0")
-    (5.5, {'a': 2.5, 'b': 1})
+    (5.5, {'a': 2.5, 'b': 1.0})
     """
 
     def __init__(self, text: str = "") -> None:

@@ -111,14 +111,16 @@ def verdict(race: list[Runner]) -> str:
         return "No slate's clicks were known yet: the race had not begun."
     best = min(known, key=lambda each: each.ne)
     believed = max(race[:-1], key=lambda each: each.weight if isfinite(each.weight) else 0.0)
-    won = f"Lowest NE over the newest samples: {best.name}, {best.ne:.4f}; most believed: {believed.name}"
-    won += f", {believed.weight:.0%} of the mixture."
+    won = (
+        f"Lowest NE over the newest samples: {best.name}, {best.ne:.4f}; "
+        f"most believed: {believed.name}, {believed.weight:.0%} of the mixture."
+    )
     says = {
         "better": "is surely better than uniform",
         "worse": "LOST to uniform",
-        "": "is not shown to differ from uniform yet",
+        "": "is not shown to differ from uniform",
     }[mixture.verdict]
-    return f"{won}\nThe mixture, which is what would be served, {says}: {_against(mixture)} nats a slate."
+    return f"{won}\nThe mixture, which would be served, {says}: {_against(mixture)} nats a slate."
 
 
 def _share(runner: Runner) -> str:

@@ -122,7 +122,7 @@ def test_scores_are_shares_of_the_items_that_went_on() -> None:
         'heft_scores_total{partition="0",when="later"} 3\nheft_scores_missing_total{reason="waiting"} 5\n'
     )
     assert Scored.of(seen) == (0.2, 0.3, 0.5)
-    assert str(Scored.of(seen)) == "20% on time, 30% later, 50% none"
+    assert str(Scored.of(seen)) == "20% on time, 30% late, 50% none"
 
 
 def test_the_shop_goes_on_where_yesterday_ended(tmp_path: Path) -> None:
