@@ -44,7 +44,7 @@ SPEED = 1_728
 """Event time for wall time: three days of the shop in 150 seconds."""
 
 YESTERDAY_MS = 12 * HOUR
-"""What the teacher learns from: its fine-tuning is to take less than a minute."""
+"""What the teacher learns from: its fine-tuning takes a minute of one core."""
 
 _TEACHER = """[teacher]
 template = "{query} | {item.text}"
@@ -302,7 +302,7 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
     if has_teacher(config):
         console.print(_of_the_teacher(Scored.of(seen)))
     console.print(
-        f"Its NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"
+        f"The mixture's NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"
         f"it has come [bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known. "
         f"AUC of the truth: {auc:.4f}.\n"
         f"99 % of messages were learned within {delay:g} s of their append.\n\n"
@@ -316,5 +316,5 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
 def _of_the_teacher(scored: Scored) -> str:
     return (
         f"Scores of the teacher: {scored}. On time is a pair of texts that had been\nshown and scored before; a day of "
-        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and most of what people ask is new."
+        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and few ask for the same twice."
     )

@@ -120,7 +120,7 @@ def verdict(race: list[Runner]) -> str:
         "worse": "LOST to uniform",
         "": "is not shown to differ from uniform",
     }[mixture.verdict]
-    return f"{won}\nThe mixture, which would be served, {says}: {_against(mixture)} nats a slate."
+    return f"{won}\nThe mixture, which would be served, {says}:\n{_against(mixture)} nats a slate."
 
 
 def _share(runner: Runner) -> str:
