@@ -17,7 +17,7 @@ setup: $(READY)  ## make .venv with everything heft needs; .venv/bin/heft is the
 
 teacher: $(TEACHER_READY)  ## add what the teacher needs: torch and its libraries
 
-demo: $(READY)  ## a simulated shop, a broker and a worker; three minutes, Ctrl-C ends it
+demo: $(TEACHER_READY)  ## a simulated shop, a broker, a worker and its teacher; five minutes, Ctrl-C ends it
 	@$(BIN)/heft demo
 
 test: $(READY)  ## run the tests
@@ -59,6 +59,6 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 $(TEACHER_READY): $(READY)
-	@echo "Installing the teacher's libraries (some minutes, some gigabytes) ..."
+	@echo "Installing the teacher's libraries (some minutes, some gigabytes; $(BIN)/heft demo does without them) ..."
 	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,teacher]'
 	@touch $@

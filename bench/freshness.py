@@ -14,8 +14,9 @@ from time import sleep, time  # noqa: TID251 - a benchmark is a shell: it asks t
 
 import msgspec
 
-from bench.worker import Delays, best_kind, cluster, running_worker
+from bench.worker import Delays, best_kind, cluster
 from models.sample import Slate
+from stream.demo import running_worker
 from stream.events import Click
 from stream.log import read_lines
 from stream.metrics import Seen
@@ -64,7 +65,7 @@ def measure(log: Path) -> dict[str, float]:
             clicks = [click for click in clicks if click.at_ms > now]
         after = Delays(config.metrics.port)
         publisher.close()
-        learned = Seen(config.metrics.port).total("heft_samples_total")
+        learned = Seen.at(config.metrics.port).total("heft_samples_total")
     result = {f"p{q}": _quantile(before, after, q / 100) for q in (50, 99, 100)}
     print(
         f"  {SLATES_A_SECOND} slates/s ({best_kind()}), {learned:,.0f} rows learned meanwhile; from the append or tick "

@@ -18,8 +18,9 @@ from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from bench.replay import repeat
-from bench.worker import Delays, best_kind, cluster, running_worker
+from bench.worker import Delays, best_kind, cluster
 from stream.config import load
+from stream.demo import running_worker
 from stream.metrics import Seen
 from stream.publish import publish
 
@@ -68,7 +69,7 @@ def _heft(file: Path, records: int) -> dict[str, float]:
             elif joined >= records and now > changed + _QUIET_SECONDS:
                 break
             sleep(_POLL_SECONDS)
-        rows = Seen(port).total("heft_samples_total")
+        rows = Seen.at(port).total("heft_samples_total")
         return {"rows": rows, "seconds": changed - started}
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -55,28 +52,6 @@ def cluster(kind: Kind | None = None, more: str = "") -> Iterator[tuple[Config, 
 def best_kind() -> Kind:
     """Return Apache Kafka where it can be had, else Tansu."""
     return "kafka" if kafka_available() else "tansu"
-
-
-@contextmanager
-def running_worker(file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run all three stages in one worker."""
-    said = file.with_name("worker.log")
-    command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(file)]
-    with said.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        yield process
-        if process.poll() is not None:
-            msg = f"the worker ended with status {process.returncode}: {said.read_text()[-2000:]}"
-            raise RuntimeError(msg)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 class Delays:

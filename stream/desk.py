@@ -69,7 +69,7 @@ class Desk:
     ``not_finite`` and ``swapped``. ``missing``: items that went on without a score, by reason: ``waiting`` in the
     queue, ``asked`` and not answered, ``shed``, ``failed``, ``timeout``, ``not_finite``, ``in_sample`` (shown before
     the teacher's data ends), ``swapped`` (asked with the texts of the teacher before). ``failures``: batches that the
-    teacher did not answer, by reason.
+    teacher did not answer, by reason. ``ready``: whether the teacher has been made; until then all pairs wait.
 
     Parameters
     ----------
@@ -102,6 +102,7 @@ class Desk:
         self._known: OrderedDict[Pair, Asked] = OrderedDict()
         self._event_ms = 0
         self._there = threading.Condition()
+        self.ready = False
         self.version = ""
         self.counts: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
@@ -342,7 +343,7 @@ class ScoringThread:
             except Exception as error:  # whatever it is, learning goes on
                 self._note_failure([], error)
                 return False
-            self._failed = 0
+            self._failed, self._desk.ready = 0, True
         return True
 
     def step(self, taken: Sequence[Asked]) -> bool:

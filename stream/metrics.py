@@ -211,6 +211,7 @@ def _score_metrics(scores: Scores) -> Iterable[Metric]:
         for what, n in list(counts.items()):
             family.add_metric([what], n)
     yield from (pairs, without, failures)
+    yield GaugeMetricFamily("heft_teacher_ready", "1 once the teacher is loaded or reached", value=desk.ready)
     yield GaugeMetricFamily("heft_teacher_waiting_pairs", "Pairs that wait for a score", value=desk.waiting)
 
 
@@ -291,17 +292,35 @@ def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: G
 
 
 class Seen:
-    """One look at a worker's metrics."""
+    r"""One look at a worker's metrics.
 
-    def __init__(self, port: int) -> None:
-        self._values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    Parameters
+    ----------
+    text
+        What ``/metrics`` answered; empty: nothing.
+
+    Examples
+    --------
+    >>> seen = Seen('shown_total{of="a",at="0"} 2.5\nshown_total{of="a",at="1"} 3\nshown_total{of="b",at="0"} 1')
+    >>> seen.total("shown_total", of="a"), seen.by("of", "shown_total", at="0")
+    (5.5, {'a': 2.5, 'b': 1.0})
+    """
+
+    def __init__(self, text: str = "") -> None:
+        self._values = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    @classmethod
+    def at(cls, port: int) -> Seen:
+        """Ask the worker whose endpoint has this port."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-                for family in text_string_to_metric_families(answer.read().decode()):
-                    for sample in family.samples:
-                        self._values[sample.name, frozenset(sample.labels.items())] = sample.value
+                return cls(answer.read().decode())
         except (urllib.error.URLError, TimeoutError, ConnectionError):
-            pass  # not up yet, or busy: the next look comes in a second
+            return cls()  # not up yet, or busy: the next look comes in a second
 
     @property
     def answered(self) -> bool:
@@ -312,6 +331,15 @@ class Seen:
         """Return the sum over all samples of a metric that have these labels."""
         wanted = set(labels.items())
         return sum(value for (metric, has), value in self._values.items() if metric == name and wanted <= has)
+
+    def by(self, label: str, name: str, **labels: str) -> dict[str, float]:
+        """Return the same sums, one for each value of a label."""
+        wanted, sums = set(labels.items()), dict[str, float]()
+        for (metric, has), value in self._values.items():
+            if metric == name and wanted <= has:
+                of = dict(has).get(label, "")
+                sums[of] = sums.get(of, 0.0) + value
+        return sums
 
     def delay_quantile(self, stage: str, q: float) -> float:
         """Return a bound on a quantile of the delay of a stage, in seconds."""

@@ -56,6 +56,7 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         'heft_teacher_failures_total{reason="timeout"} 2.0',
         'heft_teacher_pairs_total{what="hits"} 2.0',
         "heft_teacher_waiting_pairs 1.0",
+        "heft_teacher_ready 0.0",
         'heft_scoring_delay_seconds_bucket{le="0.5"} 1.0',
         'heft_snapshot_bytes{owner="learn-0"} 1234.0',
         'heft_auc_ratio{head="click",policy="uniform",shard="0"}',
@@ -80,6 +81,7 @@ def test_names_end_in_their_unit() -> None:
         "_pairs",
         "_idle",
         "_benched",
+        "_ready",
         "_created",
     )
     assert names

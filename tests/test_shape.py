@@ -116,4 +116,4 @@ def test_the_lock_pins_every_dependency() -> None:
 def test_the_first_target_of_make_is_help() -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert targets[0] == "help"
-    assert {"setup", "demo", "test", "check", "bench", "format"} <= set(targets)
+    assert {"setup", "teacher", "demo", "test", "check", "bench", "format"} <= set(targets)

@@ -57,6 +57,23 @@ def write_log(shop: Shop, requests: int, out: Path, progress: Progress | None = 
     return counts
 
 
+def write_until(arrivals: Iterator[Arrival], until_ms: int, out: Path, progress: Progress | None = None) -> int:
+    """Write what arrives before a time into a log; return when the last of it did. The shop can go on from there."""
+    now = pending = 0
+    with new_log(out) as log:
+        for arrival in arrivals:
+            log.write(encode(arrival.event) + b"\n")
+            now, pending = arrival.arrived_ms, pending + 1
+            if progress is not None and pending == _BATCH:
+                progress(pending)
+                pending = 0
+            if now >= until_ms:
+                break
+    if progress is not None:
+        progress(pending)
+    return now
+
+
 def opened_now(seed: int) -> Shop:
     """Return a shop whose first day begins now."""
     return Shop(ShopConfig(start_ms=time.time_ns() // 1_000_000), seed)

@@ -1,0 +1,154 @@
+"""The demo without its terminal: the race as metrics tell it, the shop that goes on, the worker that ends."""
+
+from __future__ import annotations
+
+import io
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from models.ranker import RankerConfig
+from models.teacher.data import Log
+from models.teacher.text import Template
+from stream.config import Config
+from stream.demo import Scored, WorkerError, running_worker
+from stream.events import Impression, encode
+from stream.log import read_lines
+from stream.metrics import Seen
+from stream.race import race_table, runners, verdict
+from stream.shop.simulate import write_until
+from stream.shop.traffic import Shop, ShopConfig
+from stream.teach import read_log
+from tests.builders import HOUR
+
+TAUGHT = RankerConfig().taught()
+NAMES = [arm.name for arm in TAUGHT.click_arms]
+SMALL = ShopConfig(products=200, shoppers=50)
+
+
+def sample(metric: str, value: float, **labels: str) -> str:
+    inside = ",".join(f'{name}="{each}"' for name, each in {"head": "click", "shard": "0", **labels}.items())
+    return f"{metric}{{{inside}}} {value}\n"
+
+
+def of_policy(name: str, weight: float = 0.0, ne: float = 0.8, mean: float = 0.0, half: float = 0.01) -> str:
+    bounds = {"low": mean - half, "mean": mean, "high": mean + half}
+    return (
+        sample("heft_mixture_weight_ratio", weight, policy=name)
+        + sample("heft_normalised_entropy_ratio", ne, policy=name)
+        + "".join(
+            sample("heft_policy_against_uniform_nats", value, policy=name, bound=bound)
+            for bound, value in bounds.items()
+        )
+    )
+
+
+def race(*told: str) -> dict[str, str]:
+    """The state of each policy."""
+    return {runner.name: runner.state for runner in runners(Seen("".join(told)), TAUGHT)}
+
+
+def test_a_policy_without_weight_says_why() -> None:
+    scores = "heft_reference_samples_total"
+    states = race(
+        *(of_policy(name, weight=0.9 if name == "uniform" else 0.0) for name in NAMES),
+        sample("heft_policy_benched", 1.0, policy="faster"),
+        sample(scores, 7.0, policy="stacked", score="present"),
+        sample(scores, 7.0, policy="distill", score="late"),
+        sample(scores, 7.0, policy="feature", score="late"),
+    )
+    assert states["uniform"] == ""
+    assert states["faster"] == "benched"
+    assert states["slower"] == states["stacked"] == "waiting"
+    assert states["distill"] == "waiting", "a soft label may come late"
+    assert states["feature"] == "asleep", "an input may not"
+    assert states["permuted"] == "never served"
+    assert states["mixture"] == "is served"
+
+
+def test_a_score_that_never_came_leaves_the_policies_of_the_teacher_asleep() -> None:
+    states = race(of_policy("uniform", 1.0))
+    assert {states[name] for name in ("feature", "stacked", "distill", "rho_gate")} == {"asleep"}
+    assert states["slower"] == "waiting"
+
+
+def shown(*told: str) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=100).print(race_table(runners(Seen("".join(told)), TAUGHT)))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_the_table_has_a_row_for_each_policy_with_its_interval_and_fits_into_100_columns() -> None:
+    lines = shown(
+        of_policy("uniform", 0.25, ne=0.85),
+        of_policy("distill_gate", 0.75, ne=0.8123, mean=-0.0321, half=0.0123),
+        of_policy("slowest", mean=0.05, half=float("inf")),
+        sample("heft_reference_samples_total", 7.0, policy="distill_gate", score="present"),
+    )
+    rows = {line.split()[0]: line.split() for line in lines[3:] if line.strip()}
+    assert list(rows) == [*NAMES, "mixture"]
+    assert rows["distill_gate"] == ["distill_gate", "75.0%", "0.8123", "-0.0321", "±", "0.0123", "better"]
+    assert rows["uniform"] == ["uniform", "25.0%", "0.8500"]
+    assert rows["slowest"][-1] == "+0.0500", "no interval before there are slates enough"
+    assert not any("…" in line for line in lines), "nothing is cut"
+
+
+@pytest.mark.parametrize(
+    ("mean", "says"), [(-0.1, "surely better than uniform"), (0.1, "LOST to uniform"), (0.0, "not shown to differ")]
+)
+def test_the_verdict_says_who_won_and_whether_the_mixture_lost(mean: float, says: str) -> None:
+    told = [
+        of_policy("uniform", 0.2, ne=0.85),
+        of_policy("slower", 0.8, ne=0.82),
+        of_policy("el2n", ne=0.1),
+        of_policy("permuted", ne=0.2),
+        of_policy("mixture", ne=0.83, mean=mean, half=0.05),
+    ]
+    said = verdict(runners(Seen("".join(told)), TAUGHT))
+    assert "slower, 0.8200" in said, "what is never served cannot win"
+    assert "slower, 80% of the mixture" in said
+    assert says in said
+
+
+def test_before_any_click_is_known_nobody_has_won() -> None:
+    assert "had not begun" in verdict(runners(Seen(), TAUGHT))
+
+
+def test_scores_are_shares_of_the_items_that_went_on() -> None:
+    seen = Seen(
+        'heft_scores_total{partition="0",when="on_time"} 1\nheft_scores_total{partition="1",when="on_time"} 1\n'
+        'heft_scores_total{partition="0",when="later"} 3\nheft_scores_missing_total{reason="waiting"} 5\n'
+    )
+    assert Scored.of(seen) == (0.2, 0.3, 0.5)
+    assert str(Scored.of(seen)) == "20% on time, 30% late, 50% none"
+
+
+def test_the_shop_goes_on_where_yesterday_ended(tmp_path: Path) -> None:
+    log = tmp_path / "yesterday.jsonl"
+    arrivals = Shop(SMALL, seed=1).arrivals()
+    ended_ms = write_until(arrivals, SMALL.start_ms + HOUR, log)
+    yesterday, today = list(read_lines(log)), list(islice(arrivals, 200))
+    whole = islice(Shop(SMALL, seed=1).arrivals(), len(yesterday) + 200)
+    assert list(chain(yesterday, (encode(each.event) for each in today))) == [encode(each.event) for each in whole]
+    assert ended_ms >= SMALL.start_ms + HOUR
+    assert all(each.arrived_ms >= ended_ms for each in today)
+
+
+def test_what_the_teacher_learned_from_was_known_before_the_first_live_slate(tmp_path: Path) -> None:
+    log = tmp_path / "yesterday.jsonl"
+    arrivals = Shop(SMALL, seed=1).arrivals()
+    write_until(arrivals, SMALL.start_ms + 4 * HOUR, log)
+    first = next(each.event for each in arrivals if isinstance(each.event, Impression))
+    ends_ms = Log(read_log([log], Config()), Template("{query} | {item.text}")).split().ends_ms
+    assert ends_ms is not None
+    assert ends_ms < first.at_ms
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_by_itself_leaves_its_last_words(tmp_path: Path) -> None:
+    file = tmp_path / "heft.toml"
+    file.write_text("[kafka]\nbotstrap = 'x'\n", encoding="utf-8")
+    with pytest.raises(WorkerError, match=r"status 1.*did you mean kafka\.bootstrap"), running_worker(file) as worker:
+        worker.wait()
