@@ -343,4 +343,5 @@ class Shop:
             for record in expected:
                 alone.apply(0, record)
             assert self.scored() == expected
-            assert learner.digest() == alone.digest(), "the model of a life without accidents"
+            if not self.config.teacher.url:  # what a teacher said in time is of this life alone
+                assert learner.digest() == alone.digest(), "the model of a life without accidents"
