@@ -136,6 +136,7 @@ def learn(
     cells: NDArray[np.float64],
     arms: NDArray[np.float64],
     touched: NDArray[np.bool_],
+    labels: NDArray[np.uint8],
     targets: NDArray[np.float64],
     weights: NDArray[np.float64],
     structural: NDArray[np.float64],
@@ -151,9 +152,10 @@ def learn(
     Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each policy, lanes without one
     included. ``inputs`` [n, J]: numbers, of which each policy takes in the first ``reads`` [K] beside its slots, with
     weights of its own ``dense`` [K, J, (z, root of n, weight)]. Those ``stacked`` [K] add them to the logit of the
-    first policy as it is, and move nothing else.
+    first policy as it is, and move nothing else. ``targets`` [n, K] stand in for the labels where they are not empty.
     """
     rows, many = weights.shape
+    soft = targets.size > 0
     for row in range(rows):
         for k in range(many):
             if not (0.0 <= weights[row, k] <= MAX_STEPS and 0.0 <= structural[row, k] < np.inf):
@@ -183,6 +185,7 @@ def learn(
         places[size] = bias
         for e in range(size + 1):
             touched[places[e]] = True
+        label = float(labels[row])
         for step in range(most):
             margin[:] = 0.0
             _add_weights(cells, places, 0, size, blocks, margin)
@@ -197,7 +200,8 @@ def learn(
                     q = margin[0] * x + cells[bias * blocks * CELL + _WEIGHT] + offsets[row, k]
                 for j in range(reads[k]):
                     q += dense[k, j, 2] * inputs[row, j]
-                whole[k] = (sigmoid(q) - targets[row, k]) * structural[row, k] if share[k] > 0.0 else 0.0
+                target = targets[row, k] if soft else label
+                whole[k] = (sigmoid(q) - target) * structural[row, k] if share[k] > 0.0 else 0.0
                 push[k] = 0.0 if stacked[k] else share[k] * (whole[k] * x)
                 grow[k] = push[k] * (whole[k] * x)
             if fades:

@@ -24,6 +24,7 @@ from models.ranker import Arm, Bank
 from models.reference import Missing, Reference, Scores
 
 _NOTHING = np.zeros(0, np.float32)
+_ALL_ASLEEP = np.ones(1_000, np.bool_)  # as many as a slate may have
 
 
 class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -115,7 +116,7 @@ class Head:
 
     @staticmethod
     def _asleep(inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
-        return np.isnan(inputs) if inputs.size else np.ones(n, np.bool_)
+        return np.isnan(inputs) if inputs.size else _ALL_ASLEEP[:n]
 
     def observe(
         self,

@@ -111,7 +111,7 @@ class Hedge:
         self._slates += 1
         if self._slates % _LOOK_EVERY == 0:
             self._bench()
-        if self._waiting.any():
+        if self._anyone_waits:
             self._enter()
 
     def _enter(self) -> None:
@@ -163,6 +163,7 @@ class Hedge:
             self._serve()
 
     def _serve(self) -> None:
+        self._anyone_waits = bool(self._waiting.any())
         able = ~self._waiting & ~self.benched
         if able.all():
             self._served = self._weights

@@ -332,9 +332,6 @@ class Bank:
             offsets = shifted if offsets is None else offsets
         policy = np.ones(active.shape) if policy_weights is None else policy_weights
         structural = np.ones(active.shape) if structural_weights is None else structural_weights
-        if targets is None:
-            targets = np.empty(active.shape)
-            targets[:] = labels[:, None]
         taken = _NO_INPUTS
         if self._any_reads:
             taken, asleep = self._inputs(vectors, inputs)
@@ -342,7 +339,8 @@ class Bank:
             offsets = offsets + self._fixed[:, 0] * taken[:, :1]
         refused = ftrl.learn(
             vectors.indptr, vectors.slots, self._shift, self._cells, self._numbers, self._touched,
-            targets, policy, structural, offsets, active, taken, self._learns, self._stacked, self._dense,
+            labels, _NO_INPUTS if targets is None else targets, policy, structural, offsets, active,
+            taken, self._learns, self._stacked, self._dense,
         )  # fmt: skip
         if refused >= 0:
             row, k = divmod(refused, len(self.arms))
