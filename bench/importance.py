@@ -17,8 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models import exact
-from models.policies import Reading
+from models import exact, policies
 from models.ranker import Arm, RankerConfig
 from models.sample import Closed, Record, Shown, data_ends_ms
 from stream.config import load
@@ -30,10 +29,9 @@ from stream.teach import read_log
 
 RATES = (0.3, 0.45, 0.7)
 POLICIES = (
-    "uniform", "feature", "stacked", "offset", "distill", "distill_gate", "rho", "rho_gate", "denoise", "exp_score",
-    "gradient", "el2n", "loss", "uncertainty", "novelty", "disagreement", "sampler", "random",
-    *(reading.name.lower() for reading in Reading),
-)  # fmt: skip
+    *(policy.name for policy in policies.POLICIES if not policy.source),  # what exchanges weights has none to sweep
+    *(reading.name.lower() for reading in policies.Reading),
+)
 BLOCKS = 100
 """Stretches of time that are drawn again and again for an interval."""
 
@@ -50,10 +48,10 @@ class Losses(NamedTuple):
     """On all samples, by the clicks that were logged."""
 
 
-def sweep(policies: Sequence[str] = POLICIES, rates: Sequence[float] = RATES) -> tuple[Arm, ...]:
+def sweep(names: Sequence[str] = POLICIES, rates: Sequence[float] = RATES) -> tuple[Arm, ...]:
     """Return an arm for each policy and learning rate; the first is `uniform` at its default."""
     # What is stacked has a handful of numbers of its own, and wants smaller steps.
-    own = [(policy, rate / 9.0 if policy == "stacked" else rate) for policy in policies for rate in rates]
+    own = [(policy, rate / 9.0 if policy == "stacked" else rate) for policy in names for rate in rates]
     return (Arm("uniform"), *(Arm(f"{policy}@{rate:.3g}", alpha=rate, policy=policy) for policy, rate in own))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import exact
+from models.surfaces import Surfaces
 from models.tally import EDGE, OTHER_SURFACE, POSITIVES, SLICES, UNIT, USER_AUC, USER_SAMPLES, Tally, count, weigh
 
 _FIRST_BLOCK = 1_024
@@ -59,7 +60,7 @@ class Prequential:
         self._block_size = _FIRST_BLOCK
         self._blocks: list[Tally] = []
         self._block = Tally(K)
-        self._surfaces: dict[str, int] = {}
+        self._surfaces = Surfaces(_MOST_SURFACES)
         slices = len(SLICES) + _MOST_SURFACES
         self._slice_counts = np.zeros((slices, 2), np.int64)
         self._slice_sums = np.zeros((slices, 2, K), np.int64)
@@ -128,12 +129,8 @@ class Prequential:
         weigh(labels, weights, self._block.weights)
 
     def _surface(self, surface: str) -> int:
-        place = self._surfaces.get(surface)
-        if place is None:
-            if len(self._surfaces) == _MOST_SURFACES:
-                return OTHER_SURFACE
-            place = self._surfaces[surface] = len(SLICES) + len(self._surfaces)
-        return place
+        place = self._surfaces.place(surface)
+        return OTHER_SURFACE if place == _MOST_SURFACES else len(SLICES) + place
 
     def _remember(
         self,
@@ -253,7 +250,7 @@ class Prequential:
 
     def slices(self) -> dict[str, dict[str, Any]]:
         """Return, by slice that has samples: counts, and log loss, NE, calibration and AUC by policy."""
-        names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces)]
+        names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces.names)]
         out: dict[str, dict[str, Any]] = {}
         for s, name in enumerate(names):
             n, positives = (int(each) for each in self._slice_counts[s])
@@ -311,7 +308,7 @@ class Prequential:
             "block_size": self._block_size,
             "blocks": [block.state() for block in self._blocks],
             "block": self._block.state(),
-            "surfaces": list(self._surfaces),
+            "surfaces": self._surfaces.names,
             "slice_counts": self._slice_counts.copy(),
             "slice_sums": self._slice_sums.copy(),
             "slice_histogram": self._slice_histogram.copy(),
@@ -333,8 +330,7 @@ class Prequential:
         self._block_size = int(state["block_size"])
         self._blocks = [Tally.of(each, resting=True) for each in state["blocks"]]
         self._block = Tally.of(state["block"], resting=False)
-        first = len(SLICES)
-        self._surfaces = {surface: first + place for place, surface in enumerate(state["surfaces"])}
+        self._surfaces = Surfaces(_MOST_SURFACES, state["surfaces"])
         self._slice_counts = state["slice_counts"].copy()
         self._slice_sums = state["slice_sums"].copy()
         self._slice_histogram = state["slice_histogram"].copy()

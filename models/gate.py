@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.surfaces import Surfaces
+
 COUNTS = 8
 """Ranges of item counts: floor(log2(1 + count)), the last one open."""
 
@@ -47,17 +49,14 @@ class Gate:
         self._student = np.zeros((COUNTS * SURFACES, policies))
         self._reference = np.zeros(COUNTS * SURFACES)
         self._samples = np.zeros(COUNTS * SURFACES, np.int64)
-        self._surfaces: dict[str, int] = {}
+        self._surfaces = Surfaces(SURFACES - 1)
         self._half_life = half_life
         self._kept = 0.5 ** (1.0 / half_life)
         self._margin, self._hysteresis = margin, hysteresis
 
     def slices(self, counts: NDArray[np.float64], surface: str) -> NDArray[np.int64]:
         """Return the slice [n] of items shown ``counts`` [n] times before."""
-        if surface not in self._surfaces and len(self._surfaces) < SURFACES - 1:
-            self._surfaces[surface] = len(self._surfaces)
-        place = self._surfaces.get(surface, SURFACES - 1)
-        return np.asarray(_slices(counts, place * COUNTS))
+        return np.asarray(_slices(counts, self._surfaces.place(surface) * COUNTS))
 
     def learn(
         self,
@@ -87,14 +86,14 @@ class Gate:
             "student": self._student.copy(),
             "reference": self._reference.copy(),
             "samples": self._samples.copy(),
-            "surfaces": list(self._surfaces),
+            "surfaces": self._surfaces.names,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.open, self._student = state["open"].copy(), state["student"].copy()
         self._reference, self._samples = state["reference"].copy(), state["samples"].copy()
-        self._surfaces = {surface: place for place, surface in enumerate(state["surfaces"])}
+        self._surfaces = Surfaces(SURFACES - 1, state["surfaces"])
 
 
 @njit(cache=True)

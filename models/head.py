@@ -7,7 +7,7 @@ mixture and calibrators on the prediction as shown, always unweighted; then each
 from __future__ import annotations
 
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -71,6 +71,8 @@ class Head:
         Positives that must have been learned before the head says anything; until then probabilities are NaN.
     policies
         How much each sample counts under each arm; default: once.
+    label
+        Which of the teacher's logits are for this head.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Head:
         seed: int,
         abstain_below: int = 0,
         policies: tuple[Policy, ...] = (),
+        label: Literal["click", "order"] = "click",
     ) -> None:
         names = tuple(arm.name for arm in arms)
         self.policies = policies or tuple(Policy(name) for name in names)
@@ -89,6 +92,7 @@ class Head:
         self.metrics = Prequential((*names, "mixture"))
         self.positives = 0
         self._abstain_below = abstain_below
+        self._label = label
         plain = all(policy == Policy(policy.name) for policy in self.policies)
         self.importance = None if plain else Importance(self.policies, seed)
         self.reference = Reference() if any(policy.reads_reference for policy in self.policies) else None
@@ -96,16 +100,12 @@ class Head:
         self._leaning = np.array([policy.input in (Input.FEATURE, Input.STACKED) for policy in self.policies])
         self._weighing = any(policy.measure is not Measure.UNIFORM for policy in self.policies)
 
-    def predict(
-        self, vectors: Vectors, scores: Scores | None = None, z: NDArray[np.float64] | None = None
-    ) -> Prediction:
-        """Return what could be served now; changes nothing.
-
-        ``scores`` is what the teacher had said in time, ``z`` [n] those of its logits that are for this head.
-        """
+    def predict(self, vectors: Vectors, scores: Scores | None = None) -> Prediction:
+        """Return what could be served now, ``scores`` being what the teacher had said in time; changes nothing."""
         inputs, births = _NOTHING, 0
-        if self.reference is not None and scores is not None and z is not None and scores.version:
-            inputs, births = self.reference.inputs(z, self.reference.why(scores, vectors.at_ms)), self.reference.births
+        if self.reference is not None and scores is not None and scores.version:
+            why = self.reference.why(scores, vectors.at_ms)
+            inputs, births = self.reference.inputs(scores.logits(self._label), why), self.reference.births
         q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
         shown = np.empty((3, len(q), q.shape[1] + 1), np.float32)
         asleep = self._asleep(inputs, len(q))
@@ -126,7 +126,6 @@ class Head:
         surface: str,
         measured: bool,
         scores: Scores | None = None,
-        z: NDArray[np.float64] | None = None,
         counts: NDArray[np.float64] | None = None,
     ) -> None:
         """Take the labels [n] of a slate.
@@ -141,8 +140,8 @@ class Head:
             Where it was shown.
         measured
             Whether it counts in the metrics.
-        scores, z
-            What the teacher has said of it by now, and those of its logits that are for this head [n].
+        scores
+            What the teacher has said of it by now.
         counts
             How often each item had been shown [n]; needed by policies that weigh.
         """
@@ -166,7 +165,7 @@ class Head:
             weights = active.astype(np.float64)
             self.bank.learn(vectors, labels, offsets=offsets, active=active)
         else:
-            w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, scores, z, counts)
+            w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, scores, counts)
             active &= w.kept & ~(asleep[:, None] & self._reading)
             weights = active * w.policy * w.structural
             self.bank.learn(
@@ -181,8 +180,8 @@ class Head:
             )
         self.metrics.weigh(labels[seen], weights[seen])
         self.positives += int(labels[seen].sum())
-        if self.reference is not None and scores is not None and z is not None:
-            learned = seen | (labels == 1)
+        if self.reference is not None and scores is not None:
+            z, learned = scores.logits(self._label), seen | (labels == 1)
             if self.reference.learn(scores, z, labels, learned, vectors.positions, surface, vectors.at_ms):
                 self._bear(self.reference)
 
@@ -195,7 +194,6 @@ class Head:
         surface: str,
         inputs: NDArray[np.float32],
         scores: Scores | None,
-        z: NDArray[np.float64] | None,
         counts: NDArray[np.float64] | None,
     ) -> Weights:
         n = len(labels)
@@ -204,9 +202,9 @@ class Head:
         else:
             q = np.zeros((n, len(self.policies)))
         r, why = np.full(n, np.nan), np.full(n, Missing.ABSENT, np.uint8)
-        if self.reference is not None and scores is not None and z is not None and scores.version:
+        if self.reference is not None and scores is not None and scores.version:
             why = self.reference.why(scores, vectors.at_ms)
-            r = self.reference.probability(z, vectors.positions, surface)
+            r = self.reference.probability(scores.logits(self._label), vectors.positions, surface)
             r[(why != Missing.PRESENT) & (why != Missing.LATE)] = np.nan
         return importance.weigh(
             Evidence(

@@ -259,8 +259,8 @@ class Bank:
 
         One with the reference as a feature goes on from the first policy's model, and one that is stacked on it has
         that model for good: both agree with it until they have learned what the reference is worth. One with a fixed
-        summand, ``offset`` for each unit of the input, begins from
-        nothing: the first policy's model knows part of what the summand says, and would count it twice.
+        summand, ``offset`` for each unit of the input, begins from nothing: the first policy's model knows part of what
+        the summand says, and would count it twice.
         """
         places = np.flatnonzero(self._touched)
         for k in np.flatnonzero(self._reads).tolist():

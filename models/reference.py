@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models.hashing import hash_text
+from models.features import item_hash
 from models.sample import ReferenceScore, data_ends_ms
+from models.surfaces import Surfaces
 
 SETTLED_SAMPLES = 10_000
 SETTLED_POSITIVES = 100
@@ -93,7 +94,7 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
             click[:] = order[:] = np.nan
         rows = {item: row for row, item in enumerate(items.tolist())}
         for score in scores:
-            row = rows.get(hash_text(score.item_id) % 2**64)
+            row = rows.get(item_hash(score.item_id))
             if row is None or missing[row] == Missing.PRESENT:
                 continue
             if score.version != version:
@@ -103,6 +104,10 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
             order[row] = np.nan if score.order_256 is None else score.order_256 / 256.0
             missing[row] = as_
         return Scores(version, click, order, missing)
+
+    def logits(self, label: Literal["click", "order"]) -> NDArray[np.float64]:
+        """Return the logits of one label [n]."""
+        return self.click if label == "click" else self.order
 
     def one(self, row: int) -> Scores:
         """Return one row alone."""
@@ -156,7 +161,7 @@ class Reference:
         self._centre, self._scale = 0.0, 1.0
         self._current = _Calibration("")
         self._next = _Calibration("")
-        self._surfaces: dict[str, int] = {}
+        self._surfaces = Surfaces(SURFACES - 1)
 
     @property
     def version(self) -> str:
@@ -186,7 +191,7 @@ class Reference:
 
     def probability(self, z: NDArray[np.float64], positions: NDArray[np.uint16], surface: str) -> NDArray[np.float64]:
         """Return r [n] of logits [n]; NaN where there is none."""
-        return np.asarray(_probability(self._current.theta, z, positions, self._surface(surface)))
+        return np.asarray(_probability(self._current.theta, z, positions, self._surfaces.place(surface)))
 
     def learn(
         self,
@@ -217,7 +222,9 @@ class Reference:
             if scores.version != self._next.version:
                 self._next = _Calibration(scores.version)
             which = self._next
-        _learn(which.theta, which.covariance, which.moments, z, labels, learned, positions, self._surface(surface))
+        _learn(
+            which.theta, which.covariance, which.moments, z, labels, learned, positions, self._surfaces.place(surface)
+        )
         if which is self._current or not which.settled:
             return False
         self._current, self._next = which, _Calibration("")
@@ -228,11 +235,6 @@ class Reference:
         self.births += 1
         return True
 
-    def _surface(self, surface: str) -> int:
-        if surface not in self._surfaces and len(self._surfaces) < SURFACES - 1:
-            self._surfaces[surface] = len(self._surfaces)
-        return self._surfaces.get(surface, SURFACES - 1)
-
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future inputs and probabilities depend on."""
         return {
@@ -242,7 +244,7 @@ class Reference:
             "scale": self._scale,
             "current": self._current.state(),
             "next": self._next.state(),
-            "surfaces": list(self._surfaces),
+            "surfaces": self._surfaces.names,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -250,7 +252,7 @@ class Reference:
         self.births, self.offset = int(state["births"]), float(state["offset"])
         self._centre, self._scale = float(state["centre"]), float(state["scale"])
         self._current, self._next = _Calibration.restore(state["current"]), _Calibration.restore(state["next"])
-        self._surfaces = {surface: place for place, surface in enumerate(state["surfaces"])}
+        self._surfaces = Surfaces(SURFACES - 1, state["surfaces"])
 
 
 @njit(cache=True, inline="always")

@@ -23,7 +23,7 @@ from stream.join_stage import JoinStage
 from stream.metrics import Metrics, Missing, Scores
 from stream.score import Scorer
 from stream.score_stage import ScoreStage
-from stream.scoring import Scoring, has_teacher
+from stream.scoring import Scoring
 from stream.snapshot import SnapshotStore
 from stream.stage import Losses, Stage, Unsaved, Wires
 
@@ -157,7 +157,7 @@ class Shell:
             decode, inputs = config.decoder(), config.inputs
             return JoinStage(wires, config.join, decode, partition, inputs, topics.samples, topics.rejected)
         if name == "score":
-            if not has_teacher(config):
+            if not config.has_teacher:
                 return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, Scorer())
             if self._scoring is None:
                 clocks = Clocks(lambda: round(time() * 1000), perf_counter)

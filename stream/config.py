@@ -121,9 +121,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mapping: tuple[MappingTable, ...] = ()
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether reference scores are wanted."""
+        return bool(self.teacher.model or self.teacher.url)
+
+    @property
     def learner(self) -> LearnerConfig:
         """What determines what a learner makes of a log."""
-        ranker = self.ranker.taught() if self.teacher.model or self.teacher.url else self.ranker
+        ranker = self.ranker.taught() if self.has_teacher else self.ranker
         return LearnerConfig(learn=self.learn, features=self.features, ranker=ranker)
 
     @property

@@ -33,7 +33,6 @@ from stream.metrics import Seen
 from stream.progress import counting
 from stream.publish import Publisher
 from stream.race import HEAD, MIXTURE, race_table, runners, verdict
-from stream.scoring import has_teacher
 from stream.shop.delays import DAY, HOUR
 from stream.shop.simulate import opened_now, paced, write_until
 from stream.shop.traffic import Arrival, Shop
@@ -213,7 +212,7 @@ def _watch(console: Console, config: Config, worker: subprocess.Popen[bytes], tr
     with console.status("The worker compiles what it learns with; up to a minute, the first time only ..."):
         while worker.poll() is None and not Seen.at(port).answered:
             time.sleep(0.2)
-    if has_teacher(config):
+    if config.has_teacher:
         with console.status("It loads the teacher and times the ways to compute it ..."):
             while worker.poll() is None and not Seen.at(port).total("heft_teacher_ready"):
                 time.sleep(0.2)
@@ -262,7 +261,7 @@ def _view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float,
             "NE", f"{seen.total('heft_normalised_entropy_ratio', **of):.4f} (the truth: {ne:.4f})",
         )  # fmt: skip
         table.add_row("predicted / actual", f"{seen.total('heft_calibration_ratio', **of):.3f}")
-    if has_teacher(config):
+    if config.has_teacher:
         waiting = seen.total("heft_teacher_waiting_pairs")
         table.add_row("teacher's scores", str(Scored.of(seen)), "not yet scored", f"{waiting:,.0f} pairs")
     title = f"[italic]day {day:.2f} of the shop, {SPEED:,} times as fast as the clock"
@@ -299,7 +298,7 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
     model = seen.total("heft_normalised_entropy_ratio", head=HEAD, policy=MIXTURE)
     delay = seen.delay_quantile("learn", 0.99)
     console.print(f"\n{verdict(runners(seen, config.learner.ranker))}")
-    if has_teacher(config):
+    if config.has_teacher:
         console.print(_of_the_teacher(Scored.of(seen)))
     console.print(
         f"The mixture's NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluate import Cohorts
-from models.features import FeatureConfig, Featurizer, Vectors
-from models.hashing import hash_text
+from models.features import FeatureConfig, Featurizer, Vectors, item_hash
 from models.head import Head, Prediction
 from models.ranker import RankerConfig
 from models.reference import Scores
@@ -131,7 +130,7 @@ class Learner:
         clicks, orders = ranker.click_arms, ranker.conversion_arms
         self.click = Head(clicks, ranker.click_bits, ranker.seed, 0, ranker.policies_of(clicks))
         self.order = Head(
-            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.policies_of(orders)
+            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.policies_of(orders), "order"
         )
         self._taught = any(head.reference is not None for head in (self.click, self.order))
         self.cohorts = Cohorts()
@@ -182,8 +181,8 @@ class Learner:
             slate.surface,
             measured,
             vectors,
-            self.order.predict(vectors, scores, None if scores is None else scores.order),
-            self.click.predict(vectors, scores, None if scores is None else scores.click),
+            self.order.predict(vectors, scores),
+            self.click.predict(vectors, scores),
             scores,
         )
         self._open[slate.request_id] = shown
@@ -221,9 +220,8 @@ class Learner:
         if self._observer is not None:
             self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
         scores = slate.scores if slate.scores is None else slate.scores.with_later(vectors.items, record.scores)
-        counts = self.featurizer.history.shows_of(vectors.items, vectors.at_ms) if self.click.importance else None
-        z = None if scores is None else scores.click
-        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, scores, z, counts)
+        counts = self._counts(self.click, vectors)
+        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, scores, counts)
         self.featurizer.closed(vectors, labels)
         expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
         counted = slate.measured and not np.isnan(expected)
@@ -246,7 +244,7 @@ class Learner:
             self.counts["dropped_clicks"] += 1
 
     def _mature(self, record: Matured) -> None:
-        click = self._clicks.pop((record.request_id, hash_text(record.item_id) % 2**64), None)
+        click = self._clicks.pop((record.request_id, item_hash(record.item_id)), None)
         if click is None:
             self.counts["matured_without_click"] += 1
             return
@@ -254,12 +252,14 @@ class Learner:
         labels = np.array([record.converted], np.uint8)
         if self._observer is not None:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
-        z, counts = None if click.scores is None else click.scores.order, None
-        if self.order.importance:
-            counts = self.featurizer.history.shows_of(click.vectors.items, click.vectors.at_ms)
-        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.scores, z, counts)
+        counts = self._counts(self.order, click.vectors)
+        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.scores, counts)
         if click.measured:
             self.cohorts.matured(click.vectors.at_ms, record.converted)
+
+    def _counts(self, head: Head, vectors: Vectors) -> NDArray[np.float64] | None:
+        """Return how often each item had been shown [n], where a policy of the head asks."""
+        return self.featurizer.history.shows_of(vectors.items, vectors.at_ms) if head.importance else None
 
     # ---------------------------------------------------------------- what is known
 

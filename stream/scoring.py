@@ -192,11 +192,6 @@ class Scoring:
         self._thread.stop()
 
 
-def has_teacher(config: Config) -> bool:
-    """Whether reference scores are wanted."""
-    return bool(config.teacher.model or config.teacher.url)
-
-
 def _connect(config: TeacherConfig) -> Teacher:
     return RemoteTeacher(config.url, config.timeout_ms / 1000) if config.url else LocalTeacher(config)
 

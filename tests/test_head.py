@@ -118,8 +118,8 @@ class World:
                 scores = Scores.none(4)
             elif late:
                 scores = Scores(VERSION, scores.click, scores.order, np.full(4, Missing.LATE, np.uint8))
-            shown = head.predict(vectors, scores, scores.click)
-            head.observe(vectors, shown, labels, "search", True, scores, scores.click, np.full(4, 50.0))
+            shown = head.predict(vectors, scores)
+            head.observe(vectors, shown, labels, "search", True, scores, np.full(4, 50.0))
 
 
 def losses(head: Head) -> dict[str, float]:
@@ -154,7 +154,7 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
     assert np.array_equal(taught.platt.a[READING], before[1])
     vectors, _, scores = world.slate()
     half = Scores(VERSION, scores.click, scores.order, np.array([0, 0, Missing.ABSENT, Missing.LATE], np.uint8))
-    shown = taught.predict(vectors, half, half.click)
+    shown = taught.predict(vectors, half)
     assert shown.raw[:, 6] != pytest.approx(shown.raw[:, 0])
     for k in READING:
         assert np.array_equal(shown.p[2:, k], shown.p[2:, 0])
@@ -166,7 +166,7 @@ def test_at_its_birth_the_arm_with_the_feature_is_uniform_and_the_one_with_the_o
     while taught.reference is None or taught.reference.births == 0:
         world.teach(taught, 1)
     vectors, _, scores = world.slate()
-    shown = taught.predict(vectors, scores, scores.click)
+    shown = taught.predict(vectors, scores)
     assert shown.raw[:, 1] == pytest.approx(shown.raw[:, 0], abs=1e-6)
     assert np.array_equal(shown.raw[:, 6], shown.raw[:, 0])
     assert taught.platt.a[1] == taught.platt.a[0]
@@ -211,7 +211,7 @@ def test_a_taught_head_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     second.restore(first.state())
     worlds[1].teach(second, 250)  # with the birth in it
     vectors, _, scores = worlds[0].slate()
-    shown, again = (each.predict(vectors, scores, scores.click) for each in (straight, second))
+    shown, again = (each.predict(vectors, scores) for each in (straight, second))
     assert np.array_equal(shown.raw, again.raw)
     assert np.array_equal(shown.p, again.p)
     assert all(np.array_equal(column(straight, k), column(second, k)) for k in range(len(TAUGHT)))
