@@ -19,20 +19,25 @@ class Hedge:
     """Fixed-share Hedge over policies by log loss as shown; half the prior is on the first, `uniform`.
 
     One update a slate: each policy pays the sum of its log losses on the slate's samples. A policy that is asleep on a
-    sample stands in with the prediction of `uniform`, so it is charged nothing of its own. Labels come a window late,
-    so no regret bound is claimed here: what the mixture costs is measured (LOG.md).
+    sample stands in with the prediction of `uniform`, so it is charged nothing of its own. Then weight flows back to
+    the prior, so that who was ahead once does not keep the lead. Were each label known before the next item is shown,
+    and nobody benched, the mixture would lose at most log 2 nats and half of ``share`` of all that `uniform` loses more
+    than `uniform`, whatever the policies do; over any later stretch, log(1/w) nats in place of log 2, w being the
+    weight of `uniform` where it begins. Labels come a slate at a time and a window late: what the mixture costs then is
+    measured (LOG.md).
 
     Beside it runs a confidence sequence of each policy's losses against `uniform`. A policy that is significantly worse
-    is *benched*: it goes on learning and has no weight. It returns when it is significantly better, or when 10,000
-    slates have not shown it to be worse. Should the mixture itself be significantly worse, all begin anew, on
-    probation. What happens on probation is no evidence.
+    is *benched*: it goes on learning and has no weight. It returns when it is significantly better, when its weight in
+    shadow is more than a half, or when 10,000 slates have not shown it to be worse. Should the mixture
+    itself be significantly worse, all begin anew, on probation. What happens on probation moves weights and is no
+    evidence for or against anyone.
 
     Parameters
     ----------
     policies
         K names; the first is `uniform`.
     share
-        Weight that flows back to the prior a sample, at most 1e-5.
+        Weight that flows back to the prior for each nat that `uniform` loses.
     probation
         Samples that must have closed before any other policy than `uniform` has weight.
     served
@@ -54,7 +59,7 @@ class Hedge:
     def __init__(
         self,
         policies: tuple[str, ...],
-        share: float = 1e-6,
+        share: float = 1e-4,
         probation: int = 20_000,
         served: NDArray[np.bool_] | None = None,
     ) -> None:
@@ -74,6 +79,8 @@ class Hedge:
         self.sequence = ConfidenceSequence(many + 1)
         self.benched = np.zeros(many, np.bool_)
         self._differences = np.empty(many + 1)
+        self._able = np.ones(many, np.bool_)
+        self._served = np.empty(many)
         self._slates = 0
         self._enter()
         self._serve()
@@ -102,10 +109,11 @@ class Hedge:
         if not n:
             return
         said = p if awake is None else self._stand_in(p, awake)
-        served = self.mix(said) if mixture is None else mixture
+        mixed = self.mix(said) if mixture is None else mixture
         _learn(
-            said, served, labels, (1.0 - self._share) ** n, self._prior, self._weights, self._born, self._differences
-        )
+            said, mixed, labels, self._share, self._prior, self._weights, self._born, self._able,
+            self._served, self._differences,
+        )  # fmt: skip
         self.sequence.add(self._differences)
         self.samples += n
         self._slates += 1
@@ -153,8 +161,10 @@ class Hedge:
             self._serve()
             return
         long_enough = self.sequence.slates[:-1] >= _AFRESH
-        back = self.benched & (better[:-1] | (long_enough & ~worse[:-1]))
-        out = ~self.benched & worse[:-1] & ~self._waiting
+        # The sequence says who is better since it began; weights, who is now: they forget what was before a change.
+        ahead = self._weights > 0.5
+        back = self.benched & (better[:-1] | ahead | (long_enough & ~worse[:-1]))
+        out = ~self.benched & worse[:-1] & ~ahead & ~self._waiting
         # What decided is not evidence for the next decision, and a benched policy need not make up for all of its past.
         anew = back | out | (self.benched & long_enough)
         if anew.any():
@@ -164,12 +174,8 @@ class Hedge:
 
     def _serve(self) -> None:
         self._anyone_waits = bool(self._waiting.any())
-        able = ~self._waiting & ~self.benched
-        if able.all():
-            self._served = self._weights
-            return
-        self._served = np.where(able, self._weights, 0.0)
-        self._served[0] += 1.0 - self._served.sum()
+        self._able = ~self._waiting & ~self.benched
+        _let_serve(self._weights, self._able, self._served)
 
     @staticmethod
     def _stand_in(p: NDArray[Any], awake: NDArray[np.bool_] | None) -> NDArray[Any]:
@@ -199,18 +205,30 @@ class Hedge:
 
 
 @njit(cache=True)
-def _learn(
-    p: Any, served: Any, labels: Any, kept: float, prior: Any, weights: Any, born: Any, differences: Any
-) -> None:
-    """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior.
+def _let_serve(weights: Any, able: Any, served: Any) -> None:
+    """Fill ``served`` with the weights of those that are able; the first has what is left."""
+    others = 0.0
+    for k in range(1, weights.size):
+        served[k] = weights[k] if able[k] else 0.0
+        others += served[k]
+    served[0] = max(1.0 - others, 0.0)
 
-    Fill ``differences`` [K + 1] with the losses of policies and mixture less those of the first.
+
+@njit(cache=True)
+def _learn(
+    p: Any, mixture: Any, labels: Any, share: float, prior: Any, weights: Any, born: Any, able: Any,
+    served: Any, differences: Any,
+) -> None:  # fmt: skip
+    """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior, kept = exp(-share loss).
+
+    Fill ``served`` [K] from the weights, and ``differences`` [K + 1] with the losses of policies and mixture less those
+    of the first.
     """
     policies = p.shape[1]
     gained = np.zeros(policies + 1)
     for k in range(policies + 1):
         for row in range(p.shape[0]):
-            p_of = np.float64(p[row, k]) if k < policies else np.float64(served[row])
+            p_of = np.float64(p[row, k]) if k < policies else np.float64(mixture[row])
             said = min(max(p_of, _MIN_P), 1.0 - _MIN_P)
             gained[k] += np.log(said) if labels[row] == 1 else np.log1p(-said)
     most = -np.inf
@@ -222,5 +240,7 @@ def _learn(
     differences[policies] = gained[0] - gained[policies]
     gain = np.exp(gain - most)
     gain /= gain.sum()
+    kept = np.exp(share * gained[0])
     for k in range(policies):
         weights[k] = 0.0 if born[k] else kept * gain[k] + (1.0 - kept) * prior[k]
+    _let_serve(weights, able, served)

@@ -4,6 +4,8 @@ from collections import deque
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models import exact
@@ -61,7 +63,7 @@ def test_it_is_as_good_as_the_best_arm_but_for_the_time_it_takes_to_know(flight:
     best = loss(labels, p[..., 1])
     uniform = loss(labels, p[..., 0])
     settled = slice(4_000, None)
-    assert loss(labels[settled], served[settled]) <= loss(labels[settled], p[settled, :, 1]) * 1.0001
+    assert loss(labels[settled], served[settled]) <= loss(labels[settled], p[settled, :, 1]) * 1.0002
     assert best < loss(labels, served) < uniform
 
 
@@ -84,6 +86,37 @@ def test_it_follows_when_the_best_arm_changes(flight: int) -> None:
     served = serve(p, labels, Hedge(ARMS), flight)
     late = slice(10_000, None)
     assert loss(labels[late], served[late]) <= loss(labels[late], p[late, :, 2]) * 1.001
+
+
+@pytest.mark.parametrize("flight", [10, 1_000])
+def test_an_arm_that_was_ahead_early_and_is_worse_later_costs_less_than_a_thousandth(flight: int) -> None:
+    p, labels = world(12_000, seed=17, switch=6_000)
+    late = slice(6_000, None)
+    noise = np.exp(np.random.default_rng(18).normal(0, 0.3, p[late, :, 0].shape))
+    p[late, :, 1] = 1 / (1 + noise * (1 / p[late, :, 0] - 1))  # from much better than uniform to a little worse
+    hedge = Hedge(ARMS)
+    served = serve(p, labels, hedge, flight)
+    uniform = loss(labels[late], p[late, :, 0])
+    blind = flight / len(p[late]) * (loss(labels[late], p[late, :, 1]) / uniform - 1)  # until the first late label
+    assert blind > 0
+    assert loss(labels[:6_000], served[:6_000]) < loss(labels[:6_000], p[:6_000, :, 0])
+    assert loss(labels[late], served[late]) <= uniform * (1.001 + blind)
+    assert hedge.benched[3]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from([1e-4, 1e-2, 0.3]))
+def test_if_each_label_came_at_once_any_stretch_would_cost_what_uniform_has_to_make_up_for_and_half_the_share(
+    seed: int, begin: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    p = rng.uniform(0.001, 0.999, (80, 1, 4))
+    labels = (rng.random((80, 1)) < p[..., rng.integers(4)]).astype(np.uint8)
+    hedge = Hedge(ARMS, probation=0, share=share)
+    serve(p[:begin], labels[:begin], hedge, flight=0)
+    owed = -np.log(hedge.weights[0])
+    served = serve(p[begin:], labels[begin:], hedge, flight=0)
+    lost, by_uniform = (loss(labels[begin:], each) * labels[begin:].size for each in (served, p[begin:, :, 0]))
+    assert lost <= by_uniform * (1 + share / 2) + owed + 1e-9
 
 
 def test_a_sleeping_arm_neither_gains_nor_loses_against_uniform() -> None:
@@ -145,7 +178,7 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     assert np.array_equal(second.weights, straight.weights)
 
 
-def test_after_each_slate_a_share_for_each_sample_flows_back_to_the_prior() -> None:
+def test_after_each_slate_a_share_for_each_nat_that_uniform_lost_flows_back_to_the_prior() -> None:
     p, labels = world(30, seed=8)
     hedge = Hedge(ARMS, probation=0, share=0.01)
     prior = hedge.weights.copy()
@@ -153,7 +186,7 @@ def test_after_each_slate_a_share_for_each_sample_flows_back_to_the_prior() -> N
     for s in range(30):
         hedge.learn(p[s], labels[s])
         likelihood = np.where(labels[s][:, None] == 1, p[s], 1 - p[s].astype(np.float64)).prod(axis=0, dtype=np.float64)
-        kept = 0.99 ** len(labels[s])
+        kept = likelihood[0] ** 0.01
         want = kept * want * likelihood / (want @ likelihood) + (1 - kept) * prior
         assert hedge.weights == pytest.approx(want, rel=1e-6)
 
@@ -188,6 +221,31 @@ def test_what_was_benched_and_has_become_better_returns() -> None:
     serve(p[3_000:], labels[3_000:], hedge, flight=0)
     assert hedge.benched.tolist() == [False, True, False, True]
     assert hedge.weights[2] > 0.9
+
+
+def test_what_was_benched_for_long_and_has_become_better_returns_before_it_has_made_up_for_its_past() -> None:
+    p, labels = world(7_000, seed=18, switch=6_000)
+    late = slice(6_000, None)
+    p[late, :, 2] = 0.9 * p[late, :, 0] + 0.1 * p[late, :, 2]  # by far less than it was worse
+    hedge = Hedge(ARMS)
+    serve(p[:6_000], labels[:6_000], hedge, flight=0)
+    assert hedge.benched[2]
+    serve(p[late], labels[late], hedge, flight=0)
+    assert not hedge.benched[2]
+    assert hedge.weights[2] > 0.5
+
+
+def test_while_somebody_is_benched_belief_in_the_others_still_moves_and_is_what_a_cut_would_give() -> None:
+    p, labels = world(3_000, seed=19, switch=1_500)
+    hedge, believed = Hedge(ARMS), set()
+    for s in range(3_000):
+        hedge.learn(p[s], labels[s])
+        if hedge.benched.any() and s % 10 == 0:
+            again = Hedge(ARMS)
+            again.restore(hedge.state())
+            assert np.array_equal(again.weights, hedge.weights)
+            believed.add(hedge.weights[0])
+    assert len(believed) > 50
 
 
 def test_what_was_benched_and_is_worse_no_more_returns_in_the_end() -> None:
