@@ -24,6 +24,7 @@ _MAX_WORDS = 24
 _MAX_VALUES = 32
 _MAX_CACHED = 1 << 16
 _OF_THE_PAST = ("rate", "count", "since")
+_NEW_BELOW = 20.0
 _OF_NUMBERS = (".log", ".rank", ".ratio", ".step")
 _FORBIDDEN = str.maketrans(dict.fromkeys(" :|\n\r\t", "_"))
 
@@ -109,6 +110,10 @@ class History:
         """Return the factor that makes counts what they are at a time."""
         return float(0.5 ** ((at - self._start) / self.half_life_ms)) if self._start else 1.0
 
+    def shows(self, key: Any, left: float) -> float:
+        """Return the impressions of a key, as they count at a time."""
+        return left * self._past.get(key, _NOTHING)[1]
+
     def put(self, terms: Terms, names: list[str], key: Any, at: int, left: float) -> None:
         """Put rate, count and time since a click of a key, under the names given; an empty name is not read."""
         rate, count, since = names
@@ -125,6 +130,7 @@ class History:
 
 
 _NEVER_SHOWN = [0.0, 0.0]
+_NOTHING = [0.0, 0.0, 0.0]
 _LAST_POSITION = 127  # from here on positions count as one
 
 
@@ -252,7 +258,7 @@ class Fields:
         others = ["other"] if touched >= 0 else ["none"]
         put_past, put_item = self.history.put, self._item.put
         past_item, past_query_item, past_user_item = any(self._item_past), any(self._query_item), any(self._user_item)
-        reads_gap = "session.gap" in reads
+        reads_gap, reads_new = "session.gap" in reads, "item_past.new" in reads
         rows = []
         for place, item in enumerate(items):
             item_id = item["item_id"]
@@ -278,6 +284,8 @@ class Fields:
                 row["session.place"] = others
             if past_item:
                 put_past(row, self._item_past, item_id, at, left)
+            if reads_new and self.history.shows(item_id, left) < _NEW_BELOW:
+                row["item_past.new"] = ["new"]
             if past_query_item:
                 put_past(row, self._query_item, (query, item_id), at, left)
             if past_user_item:
@@ -331,6 +339,7 @@ _KNOWN = (
     "session.ago", "item_id", "text.words", "match", "match.letters", "position", "position.log", "session.gap",
     "session.gap.log", "session.kinds", "session.place", "session.since",
     *(f"{past}.{what}" for past in ("user", "item_past", "query_item", "user_item") for what in _OF_THE_PAST),
+    "item_past.new",
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ Features are declared, not coded. A *field* is a named source of values:
 * ``PAST.rate``, ``PAST.count``, ``PAST.since`` of what was closed before (`models.history`), PAST being ``item_past``,
   ``user``, ``query_item`` or ``user_item``: clicks against what the positions promised; clicks and impressions; the
   time since a click.
+* ``item_past.new``: one value where `Vectors.new` is true. Without it a new item, of which few slots are known, is
+  taken for one of the base rate.
 
 A *feature* is a field, or a cross of two or three joined by `` * ``. ``context.*`` and ``item.*`` stand for every name
 that appears and its values other than numbers; ``context.*.log``, ``item.*.log`` (or ``.rank``, ``.ratio``, ``.step``)
@@ -57,7 +59,7 @@ DEFAULT_FEATURES = (
     "session.last * session.ago", "session.last * item.*.step", "session.ago * item.*.ratio",
     "session.place * session.last", "session.place * session.last * session.ago", "session.place * context.*",
     "session.place * session.met * item.*.rank", "session.place * item.*.step",
-    "item_past.rate", "query_item.rate", "user_item.rate", "user_item.count", "user_item.since",
+    "item_past.rate", "item_past.new", "query_item.rate", "user_item.rate", "user_item.count", "user_item.since",
 )  # fmt: skip
 
 _WILD = ("context.*", "context.*.log", "item.*", *("item.*" + suffix for suffix in fields.OF_NUMBERS))

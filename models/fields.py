@@ -23,7 +23,7 @@ FIXED = (
     "item_id", "text.words", "match", "match.letters",
     "position", "position.log", "session.gap", "session.gap.log",
     "session.kinds", "session.place", "session.since",
-    "item_past.rate", "item_past.count", "item_past.since",
+    "item_past.rate", "item_past.count", "item_past.since", "item_past.new",
     "query_item.rate", "query_item.count", "query_item.since",
     "user_item.rate", "user_item.count", "user_item.since",
 )  # fmt: skip
@@ -36,7 +36,7 @@ FIXED = (
     ITEM_ID, TEXT_WORDS, MATCH, MATCH_LETTERS,
     POSITION, POSITION_LOG, SESSION_GAP, SESSION_GAP_LOG,
     SESSION_KINDS, SESSION_PLACE, SESSION_SINCE,
-    ITEM_PAST, _, _,
+    ITEM_PAST, _, _, ITEM_NEW,
     QUERY_ITEM_PAST, _, _,
     USER_ITEM_PAST, _, _,
 ) = range(len(FIXED))  # fmt: skip

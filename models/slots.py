@@ -228,6 +228,8 @@ def fill(
             keys[ITEM], times[ITEM], counts[ITEM], clicked_ms[ITEM], half_life_ms,
         )  # fmt: skip
         new[row] = shows < NEW_BELOW
+        if new[row]:
+            fields.put(values, many, fields.ITEM_NEW, zero)
         if asks_query_item:
             fields.put_past(
                 values, many, fields.QUERY_ITEM_PAST, relation_key(QUERY_ITEM, query, items[row]), at_ms,

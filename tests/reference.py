@@ -78,6 +78,8 @@ class Reference:
             elif session:
                 of_row["session.place"] = ["other" if here else "none"]
             of_row |= self._past("item_past", at, item=item.item_id)
+            shows = [self._left(when, at) for when, of, _, _ in self.closed if of["item"] == item.item_id]
+            of_row["item_past.new"] = ["new"] if sum(shows) < 20 else []
             of_row |= self._past("query_item", at, query=query, item=item.item_id)
             of_row |= self._past("user_item", at, user=slate.user_id, item=item.item_id)
             place: dict[str, list[Any]] = {"position": [positions[row]], "position.log": [octave(2 * positions[row])]}

@@ -139,7 +139,7 @@ def test_weeks_of_the_past_are_those_of_the_reference() -> None:
         for name in ("item_past", "user", "query_item", "user_item")
         for what in ("rate", "count", "since")
     ]
-    assert agree(past, history) > 100
+    assert agree([*past, "item_past.new"], history) > 100
 
 
 # ------------------------------------------------------------------------- fields, one by one
@@ -271,6 +271,22 @@ def test_fields_of_the_past_move_with_clicks_and_closed_slates_and_fade() -> Non
         assert len(seen(f"{past}.since")) == 1
         assert seen(f"{past}.since", MINUTE) != seen(f"{past}.since", HOUR)
     assert len({*seen("user.rate")}) == 1  # both rows have the same user
+
+
+def test_an_item_is_new_until_it_was_shown_twenty_times_and_again_when_that_is_long_ago() -> None:
+    featurizer = Featurizer(FeatureConfig(features=("item_past.new",), history_half_life_ms=HALF_LIFE))
+
+    def new(at: int = 0) -> list[bool]:
+        vectors = featurizer.shown(shown("ab", at=at), [])
+        assert vectors.new.tolist() == [part(vectors, row, 0) != [] for row in range(2)]
+        return [bool(each) for each in vectors.new]
+
+    alone = featurizer.shown(shown("a"), [])
+    for _ in range(20):
+        assert new() == [True, True]
+        featurizer.closed(alone, np.zeros(1, np.uint8))
+    assert new() == [False, True]
+    assert new(HALF_LIFE) == [True, True]
 
 
 # ------------------------------------------------------------------------- what may not matter
