@@ -1,7 +1,8 @@
 """Reference scores in a live worker: the stream asks and goes on, a thread of its own has the teacher answer.
 
-Nothing here waits: what the stream asks for is noted under a lock that is held for dictionary look-ups alone. A teacher
-that hangs, fails, is slow or answers what is no number costs scores, each counted with its reason, and nothing else.
+Nothing here waits: what the stream asks for is noted under a lock that is held for dictionary look-ups and the product
+of some vectors alone. A teacher that hangs, fails, is slow or answers what is no number costs scores, each counted with
+its reason, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from models.sample import ReferenceScore, Slate, data_ends_ms
 from models.teacher.logits import Logits
 from models.teacher.text import Pair, Template
 from stream.pair_queue import Asked, Known, PairQueue
+from stream.texts_known import AtOnce, Moment, TextsKnown
 
 log = logging.getLogger("heft.scoring")
 
@@ -40,6 +42,8 @@ class Answer(NamedTuple):
     version: str
     template: str
     logits: Sequence[Logits | None]
+    at_once: AtOnce | None = None
+    """Of a teacher that reads texts apart: scores other pairs of the texts that it has read, here and before."""
 
 
 class Teacher(Protocol):
@@ -65,8 +69,9 @@ class _Open(NamedTuple):
 class Desk:
     """Pairs that wait for a score and scores that are known, for all partitions of a worker.
 
-    ``counts``: ``asked`` for items of slates, ``hits`` of them known or asked for already; pairs ``scored``, ``shed``,
-    ``not_finite`` and ``swapped``. ``missing``: items that went on without a score, by reason: ``waiting`` in the
+    ``counts``: ``asked`` for items of slates, ``hits`` of them known or asked for already; pairs ``scored`` by the
+    teacher, known ``at_once`` since it had read both texts before (then they are hits), ``shed``, ``not_finite`` and
+    ``swapped``. ``missing``: items that went on without a score, by reason: ``waiting`` in the
     queue, ``asked`` and not answered, ``shed``, ``failed``, ``timeout``, ``not_finite``, ``in_sample`` (shown before
     the teacher's data ends), ``swapped`` (asked with the texts of the teacher before). ``failures``: batches that the
     teacher did not answer, by reason. ``ready``: whether the teacher has been made; until then all pairs wait.
@@ -80,9 +85,9 @@ class Desk:
     lateness_ms
         How far the stream is behind the shop: `Shown` comes so long after its slate.
     queue, cache
-        Pairs that wait, and scores that are remembered, at most.
+        Pairs that wait, and scores (and texts that were read) that are remembered, at most.
     observe
-        Told the seconds from asking to knowing, of each pair.
+        Told the seconds from asking to knowing, of each pair that the teacher scored.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Desk:
         self._queue = PairQueue(queue)
         self._asked: dict[Pair, Asked] = {}
         self._known: OrderedDict[Pair, Asked] = OrderedDict()
+        self._texts = TextsKnown(cache)
         self._event_ms = 0
         self._there = threading.Condition()
         self.ready = False
@@ -120,7 +126,9 @@ class Desk:
                 self.missing["in_sample"] += len(seen)
                 return []
             query = self._template.query(slate)
-            asked = [(item.item_id, self._ask(Pair(query, self._template.item(slate, item)))) for item in seen]
+            pairs = [Pair(query, self._template.item(slate, item)) for item in seen]
+            self._score_at_once(pairs)
+            asked = [(item.item_id, self._ask(pair)) for item, pair in zip(seen, pairs, strict=True)]
             self._there.notify()
             return asked
 
@@ -163,6 +171,23 @@ class Desk:
         self._let_wait(asked)
         return asked
 
+    def _score_at_once(self, pairs: Sequence[Pair]) -> None:
+        """Score what follows from texts that were read before, asked for already or not."""
+        taken = {pair for pair in pairs if pair in self._asked and self._asked[pair].reason == "asked"}
+        unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known and pair not in taken]
+        for pair, logits, since in self._texts.scores(unknown):
+            asked = self._asked.get(pair) or Asked(pair)
+            self._queue.remove(asked)
+            self._know(asked, Known(logits, self.version, *since))
+            self.counts["at_once"] += 1
+
+    def _know(self, asked: Asked, known: Known) -> None:
+        asked.known = known
+        self._forget(asked)
+        self._known[asked.pair] = asked
+        if len(self._known) > self._cache_size:
+            self._known.popitem(last=False)
+
     def _let_wait(self, asked: Asked) -> None:
         if (shed := self._queue.add(asked)) is not None:
             self._drop(shed, "shed")
@@ -199,20 +224,17 @@ class Desk:
             misread = answer.template != self._template.text
             if answer.version != self.version:
                 self._change_teacher(answer, misread)
-            now_ms, now = self._clocks.wall_ms(), self._clocks.seconds()
+            self._texts.at_once = answer.at_once
+            moment, now = Moment(self._clocks.wall_ms(), self._event_ms), self._clocks.seconds()
             for asked, logits in zip(taken, answer.logits, strict=True):
                 if misread or logits is None:
                     reason = "swapped" if misread else "not_finite"
                     self.counts[reason] += 1
                     self._drop(asked, reason)
                     continue
-                self._forget(asked)
-                asked.known = Known(logits, answer.version, now_ms, self._event_ms)
-                self._known[asked.pair] = asked
+                self._know(asked, Known(logits, answer.version, *self._texts.note(asked.pair, moment)))
                 self.counts["scored"] += 1
                 self._observe(now - asked.asked_at)
-            while len(self._known) > self._cache_size:
-                self._known.popitem(last=False)
 
     def fail(self, taken: Sequence[Asked], reason: str) -> None:
         """Note that the teacher said nothing; what slates still wait for is asked again."""
@@ -230,6 +252,7 @@ class Desk:
             log.warning("the teacher is now %s, before it was %s", answer.version, self.version)
         self.version = answer.version
         self._known.clear()
+        self._texts.clear()
         if misread:
             self._template = Template(answer.template)
             for asked in self._queue.take(len(self._queue)):

@@ -144,21 +144,25 @@ class ReplayReference:
     """Reference scores in a replay: what a scorer that keeps up would have said, by event time alone.
 
     A pair is scored when it is first shown, at t. A slate shown at t + ``score_delay_ms`` or later has the score on
-    time; until then it comes with `Closed`. A teacher says nothing of slates from before the end of its own data: it
-    was not there yet.
+    time; until then it comes with `Closed`. Of a teacher that reads texts apart it is the texts that count: a ranker
+    that has the vectors of both has the score of any pair of them, shown before or not. A teacher says nothing of
+    slates from before the end of its own data: it was not there yet.
 
     Parameters
     ----------
     scores, template, version
         The teacher: what it says, what it reads, and its version as scores carry it.
     score_delay_ms
-        From the moment a pair is first shown until a ranker knows its score.
+        From the moment a pair, or a text, is first shown until a ranker knows its score, or its vector.
     open_for_ms
         How long a slate can stay open: the click window.
     in_line
         Every score is there when its slate is shown: a scorer in line with the ranker.
     capacity
-        Pairs whose first moment is remembered; the one seen longest ago goes first, and is new when it comes again.
+        Pairs, or texts, whose first moment is remembered; the one seen longest ago goes first, and is new when it comes
+        again.
+    apart
+        The teacher reads query and item apart.
     """
 
     def __init__(
@@ -171,12 +175,13 @@ class ReplayReference:
         open_for_ms: int = 600_000,
         in_line: bool = False,
         capacity: int = 200_000,
+        apart: bool = False,
     ) -> None:
         self._scores, self._template, self._version = scores, template, version
         self._data_ends_ms = data_ends_ms(version)
         self._delay_ms, self._open_for_ms, self._in_line = score_delay_ms, open_for_ms, in_line
-        self._capacity = capacity
-        self._first_ms: OrderedDict[Pair, int] = OrderedDict()
+        self._capacity, self._apart = capacity, apart
+        self._first_ms: OrderedDict[Pair | str, int] = OrderedDict()
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._expected: dict[str, list[tuple[str, Pair]]] = {}
         self.not_finite = 0
@@ -188,15 +193,13 @@ class ReplayReference:
             self._scores.want(pair)
 
     def on_time(self, slate: Slate) -> list[ReferenceScore]:
-        """Return the scores of pairs that were first shown long enough ago."""
+        """Return the scores of what was first shown long enough ago."""
         self._forget(slate.at_ms)
         known: list[tuple[str, Pair]] = []
         waiting: list[tuple[str, Pair]] = []
         pairs = self._expected.pop(slate.request_id, None)
         for item_id, pair in self._pairs(slate) if pairs is None else pairs:
-            first_ms = self._first_ms.setdefault(pair, slate.at_ms)
-            self._first_ms.move_to_end(pair)
-            on_time = self._in_line or first_ms + self._delay_ms <= slate.at_ms
+            on_time = self._shown_since(pair, slate.at_ms) + self._delay_ms <= slate.at_ms or self._in_line
             (known if on_time else waiting).append((item_id, pair))
         while len(self._first_ms) > self._capacity:
             self._first_ms.popitem(last=False)
@@ -210,6 +213,14 @@ class ReplayReference:
         """Return the other scores of a slate."""
         found = self._open.pop(request_id, None)
         return [] if found is None else self._scored(found.waiting, False)
+
+    def _shown_since(self, pair: Pair, at_ms: int) -> int:
+        """Return when all that is needed for a score had been shown, and note that it is shown now."""
+        since_ms = 0
+        for needed in pair if self._apart else (pair,):
+            since_ms = max(since_ms, self._first_ms.setdefault(needed, at_ms))
+            self._first_ms.move_to_end(needed)
+        return since_ms
 
     def _pairs(self, slate: Slate) -> list[tuple[str, Pair]]:
         if slate.at_ms <= self._data_ends_ms:

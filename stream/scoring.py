@@ -67,7 +67,10 @@ class LocalTeacher:
     def score(self, pairs: Sequence[Pair]) -> Answer:
         """Return the logits of pairs."""
         self.look()
-        return Answer(self.engine.version, self.engine.template.text, self.engine.score(pairs))
+        engine = self.engine
+        return Answer(
+            engine.version, engine.template.text, engine.score(pairs), engine.at_once if engine.apart else None
+        )
 
     def look(self) -> None:
         """Take the version that has been loaded meanwhile, and load the one that has come."""
@@ -242,6 +245,7 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Ref
             open_for_ms=config.join.click_window_ms,
             in_line=in_line,
             capacity=teacher.cache,
+            apart=engine.apart,
         )
 
     return make

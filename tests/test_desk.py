@@ -33,8 +33,8 @@ class Clock:
         return Clocks(lambda: T0 + self.ms, lambda: self.ms / 1000)
 
 
-def slate(request: str, at: int, texts: str = "a b") -> Slate:
-    shown = impression(request, at=at, items=texts.split(), query="shoe")
+def slate(request: str, at: int, texts: str = "a b", query: str = "shoe") -> Slate:
+    shown = impression(request, at=at, items=texts.split(), query=query)
     items = [msgspec.structs.replace(item, text=item.item_id) for item in shown.items]
     return msgspec.structs.replace(shown, items=items)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.sample import Closed, Matured, Record, ReferenceScore, Shown
 from models.teacher.logits import Logits, quantise, wire_version
@@ -134,10 +136,48 @@ def test_records_without_scores_pass_untouched() -> None:
     assert scorer(Teacher()).score(matured) is matured
 
 
-def outcome(seed: int, ahead: int, remembered: int, pairs: int) -> list[list[tuple[str, int, bool]]]:
+def test_a_teacher_that_reads_texts_apart_is_on_time_with_a_pair_never_shown_of_texts_that_were() -> None:
+    stage = scorer(Teacher(), score_delay_ms=2_000, apart=True)
+    stage.score(shown("r1", 0, "a", query="shoe"))
+    stage.score(shown("r2", 500, "b", query="boot"))
+    assert scores(stage.score(shown("r3", 2_000, "a b", query="shoe"))) == [("a", True)]
+    assert scores(stage.score(shown("r4", 2_499, "a", query="boot"))) == [], "the later of the two counts"
+    assert scores(stage.score(shown("r5", 2_500, "a", query="boot"))) == [("a", True)]
+    assert scores(stage.score(shown("r6", 2_500, "c", query="boot"))) == []
+    assert scores(stage.score(shown("r7", 9_000, "c", query="flip-flop"))) == []
+    assert scores(stage.score(closed("r3", 2_000))) == [("b", False)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from("qrs"), st.sampled_from("abc")), max_size=40))
+def test_what_is_on_time_by_texts_is_what_looking_back_at_all_slates_says(slates: list[tuple[int, str, str]]) -> None:
+    by_texts, by_pairs = (scorer(Teacher(), score_delay_ms=2_000, apart=apart) for apart in (True, False))
+    past: list[tuple[int, str, str]] = []
+    at = 0
+    for n, (gap, query, item) in enumerate(slates):
+        at += gap
+        ago = [(q, i) for t, q, i in past if t <= at - 2_000]
+        for stage, expected in (
+            (by_texts, any(q == query for q, _ in ago) and any(i == item for _, i in ago)),
+            (by_pairs, (query, item) in ago),
+        ):
+            assert scores(stage.score(shown(f"r{n}", at, item, query=query))) == [(item, True)] * expected
+        past.append((at, query, item))
+
+
+def test_a_text_that_was_forgotten_is_new_when_it_comes_again() -> None:
+    stage = scorer(Teacher(), capacity=3, apart=True)
+    stage.score(shown("r1", 0, "a b"))
+    assert len(scores(stage.score(shown("r2", 5 * SECOND, "a b")))) == 2
+    stage.score(shown("r3", 6 * SECOND, "c"))
+    assert scores(stage.score(shown("r4", 20 * SECOND, "a b"))) == [("b", True)]
+
+
+def outcome(
+    seed: int, ahead: int, remembered: int, pairs: int, apart: bool = False
+) -> list[list[tuple[str, int, bool]]]:
     """What comes with the records of a random stream, told so many of them in advance."""
     chance = random.Random(seed)
-    stage = scorer(Teacher(), remembered=remembered, capacity=pairs)
+    stage = scorer(Teacher(), remembered=remembered, capacity=pairs, apart=apart)
     records: list[Record] = []
     for n in range(300):
         at = n * 400
@@ -155,9 +195,10 @@ def outcome(seed: int, ahead: int, remembered: int, pairs: int) -> list[list[tup
     return out
 
 
-def test_how_far_one_looks_ahead_and_how_much_is_remembered_changes_no_score() -> None:
-    expected = outcome(1, 1, 1_000, 1_000)
-    assert outcome(1, 37, 1_000, 1_000) == outcome(1, 600, 3, 1_000) == expected
+@pytest.mark.parametrize("apart", [False, True])
+def test_how_far_one_looks_ahead_and_how_much_is_remembered_changes_no_score(apart: bool) -> None:
+    expected = outcome(1, 1, 1_000, 1_000, apart)
+    assert outcome(1, 37, 1_000, 1_000, apart) == outcome(1, 600, 3, 1_000, apart) == expected
     assert any(on_time for record in expected for _, _, on_time in record)
 
 

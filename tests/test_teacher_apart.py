@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.teacher.data import Examples, Split, examples_of
-from models.teacher.text import Pair
+from models.teacher.text import Pair, TeacherConfig
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
@@ -32,6 +32,7 @@ from models.teacher.model import (
 )
 from models.teacher.scoring import Engine
 from models.teacher.settings import FinetuneSettings
+from stream.scoring import LocalTeacher
 
 THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
 TEXTS = [(THINGS[n % 8], f"a {THINGS[(n // 3) % 8]} of size {n % 5}") for n in range(60)]
@@ -87,6 +88,56 @@ def test_what_scores_says_what_the_model_says_and_reads_no_text_twice(model: tup
     assert np.array_equal(engine.logits(PAIRS[:30]), engine.logits(PAIRS)[:30])
     engine.logits([Pair("shoe", "something new")])
     assert read == [1]
+
+
+@pytest.fixture
+def folder(model: tuple[Model, Any], tmp_path: Path) -> Path:
+    save_teacher(tmp_path, *model, TeacherState(HEADS, "{query} | {item.text}", 24, TOWERS, ""))
+    return tmp_path
+
+
+def test_a_pair_of_texts_that_were_read_gets_the_same_score_at_once_as_from_the_model(folder: Path) -> None:
+    engine = Engine(folder, "cpu", "torch float32")
+    assert engine.apart
+    assert engine.at_once(PAIRS) == [None] * len(PAIRS)
+    assert engine.at_once([]) == []
+    engine.score(PAIRS[:30])
+
+    def unasked(pairs: list[Pair]) -> np.ndarray:
+        raise AssertionError(pairs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "_pooled", unasked)
+        new = [Pair(asked.query, other.item) for asked in PAIRS[:30] for other in PAIRS[:30]]
+        at_once = engine.at_once([*new, Pair("shoe", "unheard of"), Pair("unheard of", PAIRS[0].item)])
+        assert at_once[-2:] == [None, None]
+        assert at_once[:-2] == engine.score(new) == [each for pair in new for each in engine.at_once([pair])]
+    assert len({each.logit_256 for each in at_once if each}) > 20
+
+
+def test_the_logits_of_a_pair_are_the_same_to_the_last_bit_whatever_it_is_scored_with(folder: Path) -> None:
+    engine = Engine(folder, "cpu", "torch float32")
+    together = engine.logits(PAIRS)
+    for n in (1, 2, 3, 7):
+        parts = [engine.logits(PAIRS[at : at + n]) for at in range(0, len(PAIRS), n)]
+        assert np.array_equal(np.concatenate(parts), together)
+
+
+def test_a_live_teacher_says_with_its_answer_how_to_score_what_it_has_read(folder: Path) -> None:
+    teacher = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
+    answer = teacher.score(PAIRS[:2])
+    assert answer.at_once is not None
+    assert answer.at_once([PAIRS[1], Pair("?", "!")]) == [answer.logits[1], None]
+
+
+def test_a_teacher_that_reads_pairs_scores_nothing_at_once(model: tuple[Model, Any], tmp_path: Path) -> None:
+    whole = Model(model[0].encoder, ("click",), "mean")
+    save_teacher(tmp_path, whole, model[1], TeacherState({"click": HeadState()}, "{query}", 24, "mean", ""))
+    teacher = LocalTeacher(TeacherConfig(model=str(tmp_path), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
+    answer = teacher.score(PAIRS[:2])
+    assert answer.at_once is None
+    assert not teacher.engine.apart
+    assert teacher.engine.at_once(PAIRS[:2]) == [None, None]
 
 
 def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from_there(tmp_path: Path) -> None:

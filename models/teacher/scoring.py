@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.teacher.data import CLICK, CONVERSION, RELEVANCE
 from models.teacher.logits import Logits, quantise, wire_version
+from models.teacher.memory import TextVectors, Vector
 from models.teacher.model import TOWERS, load_teacher
 from models.teacher.text import Pair, Template
 from models.teacher.tokens import Tokens
@@ -35,7 +37,8 @@ class LastLayer(NamedTuple):
 class Engine:
     """A teacher that scores.
 
-    ``version`` and ``template`` are those of its scores; ``way`` is the one taken, ``timings`` says how fast each was.
+    ``version`` and ``template`` are those of its scores; ``way`` is the one taken, ``timings`` says how fast each was;
+    ``apart``: it reads the two texts of a pair apart, and remembers them (`at_once`).
 
     Parameters
     ----------
@@ -65,7 +68,8 @@ class Engine:
             for way in ways_of(model, folder, self.state.version)
             if ways == "any" or (ways == "exact" and way.exact) or way.name == ways
         ]
-        self._texts: dict[str, NDArray[np.float32]] = {}  # unit vectors, of a teacher that reads texts apart
+        self.apart = self.state.pooling == TOWERS
+        self._texts = TextVectors(_REMEMBERED)  # of unit length
         self.timings: Timings = {}
         if timer is None or len(allowed) == 1:
             self.way, self._forward = allowed[0], allowed[0].prepare()
@@ -84,28 +88,50 @@ class Engine:
 
     def score(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         """Return the calibrated logits of pairs, quantised; None where one is not finite."""
-        z = self.logits(pairs)
-        order = self._order
-        return [quantise(float(row[self._click]), None if order is None else float(row[order])) for row in z]
+        return self._quantised(self.logits(pairs))
+
+    def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
+        """Return what `score` would of pairs whose texts have both been read, None of others: the model is not asked.
+
+        May be called from any thread, and waits for nothing.
+        """
+        read = self._remembered(pairs)
+        ready = [pair for pair in pairs if pair.query in read and pair.item in read]
+        said = dict(zip(ready, self._quantised(self._said(_products(ready, read))), strict=True)) if ready else {}
+        return [said.get(pair) for pair in pairs]
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the calibrated logits [N, heads] of pairs."""
-        return self.vectors(pairs) @ self._weights + self._bias
+        return self._said(self.vectors(pairs))
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the vectors [N, D] of pairs that the heads read."""
-        if self.state.pooling != TOWERS:
+        if not self.apart:
             return self._pooled(pairs)
-        texts = {text for pair in pairs for text in pair}
-        missing = [text for text in texts if text not in self._texts]
-        if missing:
-            if len(self._texts) + len(missing) > _REMEMBERED:
-                self._texts = {text: self._texts[text] for text in texts if text in self._texts}
+        read = self._remembered(pairs)
+        if missing := [text for text in dict.fromkeys(chain(*pairs)) if text not in read]:
             vectors = self._pooled([Pair(text, "") for text in missing])
             unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-            self._texts.update(zip(missing, unit, strict=True))
-        query, item = (np.stack([self._texts[pair[side]] for pair in pairs]) for side in range(2))
-        return query.astype(np.float64) * item
+            for text, vector in zip(missing, unit, strict=True):
+                read[text] = vector.copy()
+                self._texts.keep(text, read[text])
+        return _products(pairs, read)
+
+    def _remembered(self, pairs: Sequence[Pair]) -> dict[str, Vector]:
+        found = {text: self._texts.get(text) for text in dict.fromkeys(chain(*pairs))}
+        return {text: vector for text, vector in found.items() if vector is not None}
+
+    def _said(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the calibrated logits [N, heads] of vectors: each row by itself, to the last bit.
+
+        A matrix product would add in another order for another N, and a pair get another score at once than later.
+        """
+        logits: NDArray[np.float64] = np.vecdot(vectors[:, None], self._weights.T) + self._bias
+        return logits
+
+    def _quantised(self, z: NDArray[np.float64]) -> list[Logits | None]:
+        order = self._order
+        return [quantise(float(row[self._click]), None if order is None else float(row[order])) for row in z]
 
     def _pooled(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         out = np.zeros((len(pairs), len(self._weights)))
@@ -121,3 +147,9 @@ class Engine:
         error = np.abs(p - labels)
         norm = np.sqrt((vectors**2).sum(1) + 1)
         return LastLayer(p, np.logaddexp(0, z) - labels * z, error, error * norm)
+
+
+def _products(pairs: Sequence[Pair], read: dict[str, Vector]) -> NDArray[np.float64]:
+    """Return the vectors [N, D] of pairs whose texts have been read."""
+    query, item = (np.stack([read[pair[side]] for pair in pairs]) for side in range(2))
+    return query.astype(np.float64) * item

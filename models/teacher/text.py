@@ -42,7 +42,8 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
     """Where `heft teacher serve` answers (``http://HOST:PORT``), to be asked instead of scoring in the worker."""
     score_delay_ms: Annotated[int, msgspec.Meta(ge=0)] = 2_000
-    """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers."""
+    """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers. Of a
+    teacher that reads texts apart: when both texts had been read so long before."""
     ways: Literal["exact", "any"] = "exact"
     """How the model may be computed. At start each way is timed here and the fastest is taken: of those that are exact,
     or of any, with int8 and bfloat16 among them."""
@@ -57,7 +58,7 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     """Pairs that wait for a score at most; beyond it those that the fewest slates wait for go without."""
     cache: Annotated[int, msgspec.Meta(ge=1)] = 200_000
-    """Scores that are remembered, by text and version."""
+    """Scores that are remembered, by text and version; and as many texts, of a teacher that reads them apart."""
 
     def __post_init__(self) -> None:
         Template(self.template)

@@ -1,0 +1,48 @@
+"""The vectors of texts that have been read: bounded, and what is used stays."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector: TypeAlias = NDArray[np.float32]
+
+
+class TextVectors:
+    """Vectors [D] by text, in two generations: when the young one is full, it becomes the old one, whose rest goes.
+
+    What is looked up is young again. One thread keeps vectors and any may look them up, without a lock: a generation is
+    never iterated over, and both are replaced at once. Should two threads find the young one full together, what one
+    of them has just kept may be lost, and is read again.
+
+    Parameters
+    ----------
+    capacity
+        Texts of both generations at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._half = max(1, capacity // 2)
+        self._generations: tuple[dict[str, Vector], dict[str, Vector]] = ({}, {})
+
+    def __len__(self) -> int:
+        young, old = self._generations
+        return len(young.keys() | old.keys())
+
+    def get(self, text: str) -> Vector | None:
+        """Return the vector of a text; None if it was not read, or is forgotten."""
+        young, old = self._generations
+        vector = young.get(text)
+        if vector is None and (vector := old.get(text)) is not None:
+            self.keep(text, vector)
+        return vector
+
+    def keep(self, text: str, vector: Vector) -> None:
+        """Remember a vector. It must be an array of its own: a row of a batch would keep the whole batch."""
+        young, _ = self._generations
+        if len(young) >= self._half:
+            young, old = {}, young
+            self._generations = (young, old)
+        young[text] = vector

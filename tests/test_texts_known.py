@@ -1,0 +1,242 @@
+"""A live teacher that reads texts apart: a pair that nobody has shown is known since the later of its two texts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.teacher.logits import Logits
+from models.teacher.text import Pair
+from stream.desk import Answer, ScoringThread
+from tests.builders import MINUTE, SECOND
+from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, items, place, slate
+
+
+class Apart:
+    """Scores a pair by the lengths of its texts, at once those that it has read; "nan" is no number."""
+
+    def __init__(self, version: str = "v1@0") -> None:
+        self.version = version
+        self.read: set[str] = set()
+        self.asked: list[Pair] = []
+
+    def score(self, pairs: Sequence[Pair]) -> Answer:
+        self.asked += pairs
+        self.read.update(text for pair in pairs for text in pair)
+        return Answer(self.version, TEMPLATE, self.at_once(pairs), self.at_once)
+
+    def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
+        return [said(pair) if self.read.issuperset(pair) and "nan" not in pair else None for pair in pairs]
+
+
+def said(pair: Pair) -> Logits:
+    return Logits(100 * len(pair.query) + len(pair.item), -len(pair.query))
+
+
+class Shop:
+    """A desk with its teacher and its partition, and a stream that is as far as the wall clock less its lateness."""
+
+    def __init__(self, **more: Any) -> None:
+        self.clock, self.teacher = Clock(), Apart()
+        self.desk, self.reference = place(self.clock, **more)
+
+    def show(self, request: str, at: int, texts: str, query: str = "shoe") -> list[tuple[str, bool]]:
+        self.clock.ms = max(self.clock.ms, at + LATE)
+        return items(self.reference.on_time(slate(request, at, texts, query)))
+
+    def leave(self, request: str) -> list[tuple[str, bool]]:
+        return items(self.reference.by_now(request))
+
+    def score(self) -> None:
+        taken = self.desk.take(1_000, 0.0)
+        if taken:
+            self.desk.answer(taken, self.teacher.score([asked.pair for asked in taken]))
+
+
+def test_a_pair_that_was_never_shown_is_on_time_when_both_texts_were_read_a_score_delay_before() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "a", query="shoe")
+    shop.show("r2", 0, "b", query="boot")
+    shop.score()
+    assert shop.show("r3", LATE + DELAY, "b", query="shoe") == [("b", True)]
+    assert shop.leave("r3") == []
+    assert len(shop.teacher.asked) == 2, "the teacher was not asked for it"
+    assert shop.desk.waiting == 0
+    assert shop.desk.counts == {"asked": 3, "hits": 1, "at_once": 1, "scored": 2}
+    assert shop.show("r4", 5 * MINUTE, "b", query="shoe") == [("b", True)]
+    assert shop.desk.counts["at_once"] == 1, "from then on it is known like any other"
+    assert not shop.desk.missing
+
+
+def test_it_has_the_score_that_the_teacher_would_have_given() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "a bcd", query="shoe")
+    shop.show("r2", 0, "a", query="flip-flop")
+    shop.score()
+    shop.show("r3", 1, "bcd", query="flip-flop")
+    (score,) = shop.reference.by_now("r3")
+    assert (score.logit_256, score.order_256, score.version) == (903, -9, "v1@0")
+
+
+def test_a_text_that_was_read_too_recently_makes_the_pair_late() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "a", query="shoe")
+    shop.score()
+    shop.show("r2", MINUTE, "b", query="boot")
+    shop.score()
+    at = MINUTE + LATE + DELAY
+    assert shop.show("r3", at - 1, "b", query="shoe") == []
+    assert shop.leave("r3") == [("b", False)]
+    assert shop.show("r4", at, "b", query="shoe") == [("b", True)]
+    assert len(shop.teacher.asked) == 2
+
+
+def test_a_shop_played_faster_than_time_passes_has_texts_on_time_by_its_own_time_only() -> None:
+    desk, reference = place()
+    teacher = Apart()
+    reference.on_time(slate("r1", 100 * MINUTE, "a", "shoe"))
+    reference.on_time(slate("r2", 100 * MINUTE, "b", "boot"))
+    taken = desk.take(10, 0.0)
+    desk.answer(taken, teacher.score([asked.pair for asked in taken]))
+    assert items(reference.on_time(slate("r3", 100 * MINUTE + LATE + DELAY - 1, "b", "shoe"))) == []
+    assert items(reference.on_time(slate("r4", 100 * MINUTE + LATE + DELAY, "b", "shoe"))) == [("b", True)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20 * SECOND), st.booleans(), st.sampled_from("qrs"), st.sampled_from("abcd")),
+        max_size=40,
+    )
+)
+def test_what_is_on_time_is_what_looking_back_at_all_answers_says(steps: list[tuple[int, bool, str, str]]) -> None:
+    """Against a plain record of what was read when, however late the teacher answers."""
+    shop, read = Shop(), dict[str, int]()
+    asked = list[str]()
+    at = 0
+    for n, (gap, answers, query, item) in enumerate(steps):
+        at += gap
+        expected = all(read.get(text, at) + DELAY <= at for text in (query, item))
+        assert shop.show(f"r{n}", at, item, query) == [(item, True)] * expected
+        asked += [query, item]
+        if answers:
+            # Those that became known at once meanwhile need no answer: then their texts had been read.
+            shop.score()
+            for text in asked:
+                read.setdefault(text, at + LATE)
+            asked.clear()
+
+
+def test_a_pair_that_waits_is_known_once_others_have_had_its_texts_read() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "b", query="shoe")
+    shop.show("r2", 0, "a", query="shoe")
+    shop.show("r3", 0, "a", query="shoe")
+    shop.show("r4", 0, "b", query="boot")
+    shop.show("r5", 0, "b", query="boot")
+    taken = shop.desk.take(2, 0.0)  # what two slates wait for
+    shop.desk.answer(taken, shop.teacher.score([asked.pair for asked in taken]))
+    assert shop.desk.waiting == 1
+    assert shop.show("r6", LATE + DELAY, "b", query="shoe") == [("b", True)]
+    assert shop.desk.waiting == 0
+    assert shop.leave("r1") == [("b", False)]
+
+
+def test_a_pair_that_the_teacher_has_in_hand_is_left_to_it() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "b", query="shoe")
+    in_hand = shop.desk.take(10, 0.0)
+    shop.show("r2", 0, "a", query="shoe")
+    shop.show("r3", 0, "b", query="boot")
+    shop.score()
+    assert shop.show("r4", MINUTE, "b", query="shoe") == []
+    shop.desk.answer(in_hand, shop.teacher.score([asked.pair for asked in in_hand]))
+    assert shop.leave("r1") == shop.leave("r4") == [("b", False)]
+    assert shop.show("r5", MINUTE, "b", query="shoe") == [("b", True)], "its texts were read before it was"
+
+
+def test_a_text_that_the_teacher_has_forgotten_is_read_again() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "a", query="shoe")
+    shop.show("r2", 0, "b", query="boot")
+    shop.score()
+    shop.teacher.read.discard("b")
+    assert shop.show("r3", MINUTE, "b", query="shoe") == []
+    assert shop.desk.waiting == 1
+    shop.score()
+    assert shop.leave("r3") == [("b", False)]
+
+
+def test_what_is_no_number_is_counted_as_ever() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "nan", query="shoe")
+    shop.show("r2", 0, "b", query="boot")
+    shop.score()
+    assert shop.show("r3", MINUTE, "nan", query="boot") == []
+    shop.score()
+    assert shop.leave("r3") == []
+    assert shop.desk.missing == {"not_finite": 1}
+    assert shop.desk.counts["not_finite"] == 2
+
+
+def test_another_teacher_has_read_nothing_yet() -> None:
+    shop = Shop()
+    shop.show("r1", 0, "a", query="shoe")
+    shop.show("r2", 0, "b", query="boot")
+    shop.score()
+    shop.teacher = Apart("v2@0")
+    shop.show("r3", MINUTE, "c", query="shoe")
+    shop.score()
+    assert shop.show("r4", 5 * MINUTE, "b", query="shoe") == []
+    shop.score()
+    (score,) = shop.reference.by_now("r4")
+    assert (score.version, score.on_time) == ("v2@0", False)
+
+
+def test_of_a_teacher_that_reads_pairs_every_pair_is_asked() -> None:
+    desk, reference = place()
+    reference.on_time(slate("r1", 0, "a", "shoe"))
+    reference.on_time(slate("r2", 0, "b", "boot"))
+    taken = desk.take(10, 0.0)
+    desk.answer(taken, Answer("v1@0", TEMPLATE, [said(asked.pair) for asked in taken]))
+    reference.on_time(slate("r3", MINUTE, "b", "shoe"))
+    assert desk.waiting == 1
+
+
+def test_remembered_texts_are_bounded() -> None:
+    shop = Shop(cache=4)
+    shop.show("r1", 0, "a b c d e f")
+    shop.score()
+    shop.show("r2", MINUTE, "f", query="boot")
+    shop.score()
+    assert shop.show("r3", 2 * MINUTE, "e", query="boot") == [("e", True)]
+    assert shop.show("r4", 2 * MINUTE, "a", query="boot") == []
+
+
+def test_while_the_teacher_hangs_the_stream_has_what_follows_from_texts_read_before() -> None:
+    desk, reference = place()
+    begun, released = threading.Event(), threading.Event()
+    first = threading.Event()
+
+    class Hanging(Apart):
+        def score(self, pairs: Sequence[Pair]) -> Answer:
+            if self.asked:
+                begun.set()
+                released.wait(30)
+            answer = super().score(pairs)
+            first.set()
+            return answer
+
+    reference.on_time(slate("r1", 0, "a", "shoe"))
+    reference.on_time(slate("r2", 0, "b", "boot"))
+    thread = ScoringThread(desk, Hanging, 10, 0.0)
+    thread.start()
+    assert first.wait(10)
+    reference.on_time(slate("r3", 1, "new", "shoe"))
+    assert begun.wait(10)
+    assert items(reference.on_time(slate("r4", MINUTE, "a b", "shoe"))) == [("a", True), ("b", True)]
+    released.set()
+    thread.stop(10)
