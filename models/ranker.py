@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from models import ftrl
 from models.features import Vectors
-from models.hashing import mix, unit
+from models.hashing import hash_text, mix, unit
 from models.policies import POLICIES, Input, Policy, Reading, as_written
 
 _NO_INPUTS = np.zeros((0, 0))
+_NO_QUERY = hash_text("") % 2**64
 
 
 class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -242,16 +243,18 @@ class Bank:
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return what the reading policies take in, and who sleeps [n].
 
-        [n, 4]: the reference's number and 1, for all items and again for new ones; 0 where it is missing.
+        [n, 4]: the reference's number, for all and again for slates without a query, where a reader of query and item
+        says something else; and likewise 1. All 0 where it is missing.
         """
         if inputs is None:
             inputs = np.full(len(vectors), np.nan, np.float32)
         asleep = np.isnan(inputs)
         taken = np.zeros((len(vectors), 4))
         taken[:, 0] = np.where(asleep, 0.0, inputs)
-        taken[:, 1] = taken[:, 0] * vectors.new
         taken[:, 2] = ~asleep
-        taken[:, 3] = ~asleep & vectors.new
+        if vectors.query == _NO_QUERY:
+            taken[:, 1] = taken[:, 0]
+            taken[:, 3] = taken[:, 2]
         return taken, asleep
 
     def bear(self, offset: float) -> None:

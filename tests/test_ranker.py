@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import exp, log, log1p, sqrt
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import linear_model, optim
 
-from models.features import Vectors
+from models.features import FeatureConfig, Featurizer, Vectors
 from models.policies import Input, Measure, Policy
 from models.ranker import CLICK_ARMS, Arm, Bank, RankerConfig
+from models.sample import Item, Slate
 
 BITS = 12
 UNIFORM = Arm("uniform", alpha=0.6, beta=0.4)
@@ -456,7 +458,7 @@ def test_what_is_stacked_adds_to_the_first_policys_logit_and_learns_only_what_it
     z, n = np.zeros(2), np.zeros(2)
     for vectors, y in stream(seed=41, slates=80, rows=1):
         said = np.array([rng.normal()], np.float32)
-        x = np.array([said[0], 1.0])  # and the same for new items, of which there are none
+        x = np.array([said[0], 1.0])  # and the same without a query, but there is one
         added = -z / ((0.18 + np.sqrt(n)) / 0.3)
         q, rank = bank.predict(vectors, said)
         base, place_free = plain.predict(vectors)
@@ -469,3 +471,22 @@ def test_what_is_stacked_adds_to_the_first_policys_logit_and_learns_only_what_it
     assert (added != 0).all()
     assert not bank.state()["table"][:, :, 1].any()
     assert np.array_equal(bank.state()["table"][:, :, 0], plain.state()["table"][:, :, 0])
+
+
+def test_what_the_reference_is_worth_without_a_query_is_learned_apart() -> None:
+    arms = [UNIFORM, Arm("f", alpha=0.3), Arm("s", alpha=0.3)]
+    bank = Bank(arms, BITS, inputs=[Input.NONE, Input.FEATURE, Input.STACKED])
+    rng = np.random.default_rng(42)
+    nothing = Slate(request_id="r", user_id="u", at_ms=1_600_000_000_000, items=[Item("a")], query=" ")
+    unasked = Featurizer(FeatureConfig(features=("item_id",))).shown(nothing, []).query
+    for vectors, _ in stream(seed=43, slates=2_000, rows=1):
+        # What it says holds where there is a query, and is the other way round where there is none.
+        said, asked = np.array([rng.normal()], np.float32), rng.random() < 0.5
+        y = np.array([rng.random() < sigmoid(2.0 * float(said[0]) * (1 if asked else -1))], np.uint8)
+        shown = vectors if asked else msgspec.structs.replace(vectors, query=unasked)
+        bank.learn(shown, y, inputs=said)
+    vectors, _ = stream(seed=44, slates=1, rows=1)[0]
+    for query, sign in ((vectors.query, 1), (unasked, -1)):
+        shown = msgspec.structs.replace(vectors, query=query)
+        high, low = (bank.predict(shown, np.array([said], np.float32))[0][0] for said in (1.0, -1.0))
+        assert (sign * (high - low)[1:] > 1.5).all()
