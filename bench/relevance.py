@@ -121,8 +121,9 @@ def cosine(train: Examples, test: Examples) -> Floats:
 
 def fine_tuned(train: Examples, test: Examples, epochs: int) -> Floats:
     """What `heft teacher finetune --base minilm` learns; no query is held out to stop early or to calibrate."""
+    from models.teacher.encoded import Encoded
     from models.teacher.finetune import finetune, learning_rate_of
-    from models.teacher.model import Encoded, load_teacher, predict
+    from models.teacher.model import load_teacher, predict
     from models.teacher.settings import FinetuneSettings
 
     nothing = take(train, np.zeros(0, np.int64))

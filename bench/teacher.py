@@ -123,8 +123,8 @@ def _unseen(query: str) -> bool:
 
 
 def _trained(data: Path, folder: Path) -> Path:
-    from models.teacher.data import read_relevance, split_by_query
     from models.teacher.finetune import FinetuneSettings, Source, finetune, learning_rate_of
+    from models.teacher.judgements import read_relevance, split_by_query
 
     file = folder / "judged.csv"
     pairs, labels = _judged(data, unseen=False)

@@ -58,8 +58,9 @@ def heft(examples: Examples, lora: int) -> float:
     """Return pairs a second of our loop."""
     import torch
 
+    from models.teacher.encoded import Encoded
     from models.teacher.finetune import learning_rate_of, loss_of, prepare
-    from models.teacher.model import Encoded, Model, load_base
+    from models.teacher.model import Model, load_base
     from models.teacher.settings import FinetuneSettings
     from models.teacher.train import Trainer
 

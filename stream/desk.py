@@ -44,6 +44,8 @@ class Answer(NamedTuple):
     logits: Sequence[Logits | None]
     at_once: AtOnce | None = None
     """Of a teacher that reads texts apart: scores other pairs of the texts that it has read, here and before."""
+    read_ahead: Sequence[str] = ()
+    """Texts that it had read when it began."""
 
 
 class Teacher(Protocol):
@@ -222,10 +224,11 @@ class Desk:
         """Note what the teacher said."""
         with self._there:
             misread = answer.template != self._template.text
+            moment, now = Moment(self._clocks.wall_ms(), self._event_ms), self._clocks.seconds()
             if answer.version != self.version:
                 self._change_teacher(answer, misread)
+                self._texts.begin(answer.read_ahead, moment)
             self._texts.at_once = answer.at_once
-            moment, now = Moment(self._clocks.wall_ms(), self._event_ms), self._clocks.seconds()
             for asked, logits in zip(taken, answer.logits, strict=True):
                 if misread or logits is None:
                     reason = "swapped" if misread else "not_finite"
@@ -252,7 +255,6 @@ class Desk:
             log.warning("the teacher is now %s, before it was %s", answer.version, self.version)
         self.version = answer.version
         self._known.clear()
-        self._texts.clear()
         if misread:
             self._template = Template(answer.template)
             for asked in self._queue.take(len(self._queue)):

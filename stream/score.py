@@ -163,6 +163,8 @@ class ReplayReference:
         again.
     apart
         The teacher reads query and item apart.
+    read_ahead
+        Texts that it has read by the end of its data, the most used first.
     """
 
     def __init__(
@@ -176,12 +178,14 @@ class ReplayReference:
         in_line: bool = False,
         capacity: int = 200_000,
         apart: bool = False,
+        read_ahead: Sequence[str] = (),
     ) -> None:
         self._scores, self._template, self._version = scores, template, version
         self._data_ends_ms = data_ends_ms(version)
         self._delay_ms, self._open_for_ms, self._in_line = score_delay_ms, open_for_ms, in_line
         self._capacity, self._apart = capacity, apart
-        self._first_ms: OrderedDict[Pair | str, int] = OrderedDict()
+        known = reversed(read_ahead[:capacity])  # the first goes last
+        self._first_ms: OrderedDict[Pair | str, int] = OrderedDict.fromkeys(known, self._data_ends_ms)
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._expected: dict[str, list[tuple[str, Pair]]] = {}
         self.not_finite = 0

@@ -69,7 +69,11 @@ class LocalTeacher:
         self.look()
         engine = self.engine
         return Answer(
-            engine.version, engine.template.text, engine.score(pairs), engine.at_once if engine.apart else None
+            engine.version,
+            engine.template.text,
+            engine.score(pairs),
+            engine.at_once if engine.apart else None,
+            engine.read_ahead,
         )
 
     def look(self) -> None:
@@ -246,6 +250,7 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Ref
             in_line=in_line,
             capacity=teacher.cache,
             apart=engine.apart,
+            read_ahead=engine.read_ahead,
         )
 
     return make

@@ -17,12 +17,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from models.sample import Record
-from models.teacher.data import Examples, Log, Split, read_relevance, split_by_query, together
+from models.teacher.data import Examples, Log, Split, together
+from models.teacher.judgements import read_relevance, split_by_query
 from models.teacher.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from models.teacher.text import Template
 from stream.config import Config
 from stream.join import Joiner
 from stream.log import read_lines
+from stream.ranker_said import RankerSaid
 from stream.terminal import console, progress_over
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ def read_log(paths: Sequence[Path], config: Config) -> Iterator[Record]:
                     advance(256)
             for _, record in [*joiner.drain(), *joiner.finish()]:
                 yield record
+
+
+def labelled(paths: Sequence[Path], config: Config, template: str, residual: bool = False) -> Log:
+    """Return the labelled samples of logs; ``residual``: with what the ranker said of each, learned alongside."""
+    records = read_log(paths, config)
+    if not residual:
+        return Log(records, Template(template))
+    said = RankerSaid(config.learner)
+    return Log(said.read(records), Template(template), said.clicks)
 
 
 class Material(NamedTuple):
@@ -90,7 +101,7 @@ def pretrain(material: Material, out: Path, config: Config, settings: PretrainSe
 
     pairs = []
     if material.logs:
-        log = Log(read_log(material.logs, config), Template(config.teacher.template))
+        log = labelled(material.logs, config, config.teacher.template)
         pairs += log.texts(material.until_ms, settings.keep_negatives, settings.seed)
     if material.relevance:
         pairs += read_relevance(material.relevance, 0.0, 1.0)[0].pairs
@@ -119,8 +130,10 @@ def evaluate(
         low, high = _grades(grade_range) if grade_range else state.grades or (None, None)
         examples: Examples = read_relevance(relevance, low, high)[0]
     else:
-        log = Log(read_log(logs, config), Template(state.template))
-        examples = log.examples(state.rates or log.base_rates())
+        log = labelled(logs, config, state.template, state.residual)
+        # At the beginning of a log the ranker that learns it alongside knows nothing that a teacher could add to.
+        after_ms = state.data_ends_ms or 0 if state.residual else 0
+        examples = log.examples(state.rates or log.base_rates(), after_ms)
     with steps("Scoring") as progress:
         return run(model, examples, device, progress)
 
@@ -159,13 +172,13 @@ def refresh(
     candidate = running.with_name(f"{running.name}.next")
     if (candidate / "teacher.json").exists():
         shutil.rmtree(candidate)  # the one that was not promoted last time; an unfinished one goes on
-    log = Log(read_log(logs, config), Template(settings.template))
+    log = labelled(logs, config, settings.template, settings.residual)
     split = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
     with steps("Fine-tuning") as progress:
         run(split, candidate, settings, [Source(*_identity(path)) for path in logs], None, progress)
     after_ms = max(state.data_ends_ms, split.ends_ms or 0)
     same = state.template == settings.template
-    of_running = log if same else Log(read_log(logs, config), Template(state.template))
+    of_running = log if same else labelled(logs, config, state.template, state.residual)
     samples = of_running.later(after_ms), log.later(after_ms)
     verdict = compare(running, candidate, samples, after_ms, device, fewest_clicks)
     (candidate / "refresh.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
@@ -226,8 +239,12 @@ def steps(title: str) -> Iterator[Any]:
 
 def _split(material: Material, config: Config, settings: TrainSettings) -> tuple[Split, tuple[float, float] | None]:
     log = None
+    residual = isinstance(settings, FinetuneSettings) and settings.residual
+    if residual and not material.logs:
+        msg = "--residual teaches what a ranker lacks on a log: give a log"
+        raise TeachError(msg)
     if material.logs:
-        read = Log(read_log(material.logs, config), Template(config.teacher.template))
+        read = labelled(material.logs, config, config.teacher.template, residual)
         log = read.split(material.until_ms, settings.keep_negatives, settings.seed)
     if material.relevance is None:
         if log is None:

@@ -40,9 +40,10 @@ class TextsKnown:
         self._since: OrderedDict[str, Moment] = OrderedDict()
         self.at_once: AtOnce | None = None
 
-    def clear(self) -> None:
-        """Forget all: the teacher is another one."""
-        self._since.clear()
+    def begin(self, read_ahead: Iterable[str], now: Moment) -> None:
+        """Forget all, since the teacher is another one; it comes with texts that it has read, the most used first."""
+        kept = list(read_ahead)[: self._capacity]
+        self._since = OrderedDict.fromkeys(reversed(kept), now)  # the first goes last
         self.at_once = None
 
     def note(self, pair: Pair, now: Moment) -> Moment:

@@ -136,6 +136,13 @@ def test_records_without_scores_pass_untouched() -> None:
     assert scorer(Teacher()).score(matured) is matured
 
 
+def test_texts_that_a_teacher_comes_with_are_known_from_the_end_of_its_data_on() -> None:
+    version = wire_version("v1", T0 + SECOND)
+    stage = scorer(Teacher(), version, score_delay_ms=2_000, apart=True, read_ahead=("shoe", "aaa"))
+    assert scores(stage.score(shown("r1", 2 * SECOND))) == [], "no ranker has them yet"
+    assert scores(stage.score(shown("r2", 3 * SECOND, "a new"))) == [("a", True)]
+
+
 def test_a_teacher_that_reads_texts_apart_is_on_time_with_a_pair_never_shown_of_texts_that_were() -> None:
     stage = scorer(Teacher(), score_delay_ms=2_000, apart=True)
     stage.score(shown("r1", 0, "a", query="shoe"))

@@ -20,9 +20,9 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
+from models.teacher.encoded import Encoded
 from models.teacher.explain import explain
 from models.teacher.model import (
-    Encoded,
     HeadState,
     Model,
     TeacherError,

@@ -16,16 +16,16 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 
 import torch
 
+from models.teacher.encoded import TOWERS, Encoded, encode
 from models.teacher.explain import explain
 from models.teacher.finetune import Source, finetune
 from models.teacher.model import (
-    TOWERS,
-    Encoded,
     HeadState,
     Model,
+    TeacherError,
     TeacherState,
-    encode,
     load_base,
+    load_teacher,
     predict,
     read_state,
     save_teacher,
@@ -140,7 +140,8 @@ def test_a_teacher_that_reads_pairs_scores_nothing_at_once(model: tuple[Model, A
     assert teacher.engine.at_once(PAIRS[:2]) == [None, None]
 
 
-def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from_there(tmp_path: Path) -> None:
+def asked_and_shown() -> Split:
+    """Each query is about one thing, and the thing that suits it has another name."""
     rng = np.random.default_rng(1)
 
     def part(n: int) -> Examples:
@@ -151,12 +152,24 @@ def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from
         positives[:, 0] = rng.binomial(4, np.where(asked == shown, 0.8, 0.1))
         return examples_of(pairs, trials, positives, np.zeros(n))
 
-    split = Split(part(600), part(200), part(200), None, 1_590_000_000_000, 1_600_000_000_000)
-    settings = FinetuneSettings(
-        base="tiny", template="{query} | {item.text}", epochs=20, patience=20, learning_rate=2e-3, max_tokens=16,
-        device="cpu", dropout=0.0, towers=True,
-    )  # fmt: skip
-    card = finetune(split, tmp_path, settings, [Source("log.jsonl", 1, "a")])
+    train = part(600)
+    return Split(
+        train, part(200), part(200), None, 1_590_000_000_000, 1_600_000_000_000, [item for _, item in train.pairs[:50]]
+    )
+
+
+def settings(**more: Any) -> FinetuneSettings:
+    given: dict[str, Any] = {"base": "tiny", "epochs": 20, "learning_rate": 2e-3, "dropout": 0.0}
+    return FinetuneSettings(
+        template="{query} | {item.text}", patience=20, max_tokens=16, device="cpu", **(given | more)
+    )
+
+
+SOURCES = [Source("log.jsonl", 1, "a")]
+
+
+def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from_there(tmp_path: Path) -> None:
+    card = finetune(asked_and_shown(), tmp_path, settings(towers=True), SOURCES)
     state = read_state(tmp_path)
     assert state is not None
     assert state.pooling == TOWERS
@@ -170,3 +183,50 @@ def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from
         Engine(tmp_path, "cpu", "torch float32").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4
     )
     assert len(told.tokens) >= 6
+
+
+def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp_path: Path) -> None:
+    base, out, further = tmp_path / "base", tmp_path / "teacher", tmp_path / "further"
+    encoder, tokenizer = load_base(
+        "tiny", lambda: [text for pair in asked_and_shown().train.pairs for text in pair], 16, 0
+    )
+    encoder.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    card = finetune(asked_and_shown(), out, settings(base=str(base), frozen=True, learning_rate=1e-2), SOURCES)
+    click = card["heads"]["click"]
+    assert click["before_is"] == "cosine, calibrated"
+    assert click["after_calibrated"]["auc"] > 0.75 > 0.65 > click["before"]["auc"]
+    teacher, _, state = load_teacher(out, "cpu")
+    assert state.pooling == TOWERS
+    assert teacher.projection is not None
+    assert not torch.equal(teacher.projection.weight, torch.eye(128))
+    kept = encoder.state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in teacher.encoder.state_dict().items())
+
+    test = asked_and_shown().test
+    engine = Engine(out, "cpu", "torch float32")
+    raw = predict(teacher, encode(tokenizer, test.pairs, 16, TOWERS)).astype(np.float64)[:, 0]
+    expected = state.heads["click"].scale * raw + state.heads["click"].shift
+    assert engine.logits([Pair(*pair) for pair in test.pairs])[:, 0] == pytest.approx(expected, abs=1e-4)
+
+    more = finetune(asked_and_shown(), further, settings(base=str(out), frozen=True, epochs=1), SOURCES)
+    assert more["heads"]["click"]["before_is"] == "the base's own head"
+    assert more["heads"]["click"]["before"]["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("more", "message"), [({"lora": 2}, "nothing for lora"), ({}, "tiny is made from nothing")])
+def test_what_a_frozen_base_cannot_do_is_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(TeacherError, match=message):
+        finetune(asked_and_shown(), tmp_path, settings(frozen=True, **more), SOURCES)
+
+
+def test_a_teacher_has_read_the_texts_of_its_log_when_it_is_loaded(tmp_path: Path) -> None:
+    finetune(asked_and_shown(), tmp_path, settings(towers=True, epochs=1), SOURCES)
+    teacher = LocalTeacher(TeacherConfig(model=str(tmp_path), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
+    known = asked_and_shown().texts
+    assert list(teacher.engine.read_ahead) == known
+    pair = Pair(known[0], known[1])
+    assert teacher.engine.at_once([pair, Pair(known[0], "unheard of")])[1] is None
+    answer = teacher.score([pair])
+    assert answer.logits == teacher.engine.at_once([pair])
+    assert answer.read_ahead == teacher.engine.read_ahead

@@ -109,6 +109,33 @@ def test_a_log_becomes_a_teacher_of_clicks_and_conversions(log: Path, tmp_path: 
     assert "conversion" in table.output
 
 
+def test_a_teacher_of_what_the_ranker_lacks_is_measured_beside_the_ranker(log: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+    small = ("--base", "tiny", "--max-tokens", "16", "--device", "cpu", "--epochs", "2", "--learning-rate", "0.002")
+    out = tmp_path / "teacher"
+    run("finetune", log, "--out", out, "--residual", *small)
+    assert json.loads((out / "teacher.json").read_text())["residual"] is True
+    report = json.loads(run("evaluate", log, "--model", out, "--device", "cpu", "--json"))
+    assert report["auc"] > 0.8, "the ranker's own logit is in it"
+    with pytest.raises(ValueError, match="give a log"):
+        run("finetune", "--relevance", judged(tmp_path), "--out", tmp_path / "other", "--residual")
+    again = json.loads(run("refresh", log, "--model", out, "--device", "cpu", "--json"))
+    assert "too few" in again["why"]
+    assert json.loads((tmp_path / "teacher.next" / "teacher.json").read_text())["residual"] is True
+
+
+def test_a_frozen_base_is_trained_as_suits_it_unless_told_otherwise(log: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
+    base, out = tmp_path / "base", tmp_path / "teacher"
+    run("pretrain", log, "--base", "tiny", "--out", base, "--epochs", "1", "--device", "cpu", "--max-tokens", "16")
+    run("finetune", log, "--base", base, "--out", out, "--frozen", "--batch", "64", "--device", "cpu")
+    settings = json.loads((out / "card.json").read_text())["settings"]
+    assert {name: settings[name] for name in ("epochs", "batch", "l2", "learning_rate")} == {
+        "epochs": 8, "batch": 64, "l2": 0.1, "learning_rate": 0.001
+    }  # fmt: skip
+    assert json.loads((out / "texts.json").read_text())[0].startswith("shoe")
+
+
 def test_judgements_alone_make_a_teacher_that_is_measured_on_others(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
     file = judged(tmp_path)

@@ -11,18 +11,8 @@ import pytest
 
 from models.sample import Item
 from models.teacher import measure
-from models.teacher.data import (
-    CLICK,
-    CONVERSION,
-    HEADS,
-    RELEVANCE,
-    DataError,
-    Examples,
-    Log,
-    read_relevance,
-    split_by_query,
-    together,
-)
+from models.teacher.data import CLICK, CONVERSION, HEADS, RELEVANCE, DataError, Examples, Log, sample_key, together
+from models.teacher.judgements import read_relevance, split_by_query
 from models.teacher.text import Template
 from stream.events import Event, Impression
 from tests.builders import DAY, HOUR, MINUTE, SECOND, T0, click, crowd, joined, order
@@ -237,3 +227,50 @@ def test_a_log_and_judgements_train_together_and_the_log_keeps_its_time(tmp_path
     assert both.train.trials.sum(0) == pytest.approx(log.train.trials.sum(0) + judged.train.trials.sum(0))
     assert both.ends_ms == log.ends_ms
     assert row(both.train, "red shoe") == row(log.train, "red shoe")
+
+
+def test_what_the_ranker_said_stands_in_the_place_of_what_a_position_says() -> None:
+    records, _ = joined([*hours(40), *crowd(43 * DAY)])
+    said = {sample_key(f"r{hour:04}", f"i{n}"): 0.1 + 0.2 * n + 0.001 * hour for hour in range(40) for n in range(2)}
+    log = Log(records, TEMPLATE, said)
+    rates = log.base_rates()
+    examples = log.examples(rates)
+    for n, text in enumerate(("red shoe", "blue hat")):
+        mean = 0.1 + 0.2 * n + 0.001 * 19.5
+        expected = math.log(mean / (1 - mean)) - math.log(rates.overall / (1 - rates.overall))
+        assert examples.offset[row(examples, text)] == pytest.approx(expected)
+    later = log.later(T0 - 1)
+    assert later.ranker[later.heads == CLICKS] == pytest.approx(list(said.values()))
+    assert np.isnan(Log(records, TEMPLATE).later(T0 - 1).ranker).all()
+
+
+def test_what_the_ranker_said_before_it_knew_anything_teaches_nothing() -> None:
+    records, _ = joined([*hours(100), *crowd(103 * DAY)])
+    plain, beside = Log(records, TEMPLATE).split(), Log(records, TEMPLATE, {}).split()
+    assert plain.train.trials[:, CLICKS].sum() == 160
+    assert beside.train.trials[:, CLICKS].sum() < 0.92 * 160
+    assert beside.test.digest() == plain.test.digest()
+
+
+def test_a_teacher_comes_with_the_texts_of_its_log_and_none_of_later() -> None:
+    events = [*hours(80), shown("x1", 80 * HOUR, ("red shoe", "rare")), shown("x2", 99 * HOUR, ("later", "last"), "q")]
+    texts = log_of(*events, clicked("x2", 99 * HOUR)).split(T0 + 90 * HOUR).texts
+    assert list(texts) == ["shoe", "red shoe", "blue hat", "rare"], "what was shown most often comes first"
+
+
+def test_thinning_leaves_nothing_to_be_taught_where_the_ranker_is_right() -> None:
+    rng = np.random.default_rng(5)
+    chances = rng.choice([0.02, 0.4], 3_000)
+    events: list[Event] = []
+    for n, p in enumerate(chances):
+        events.append(shown(f"r{n:04}", n * MINUTE, ("red shoe",)))
+        if rng.random() < p:
+            events.append(clicked(f"r{n:04}", n * MINUTE))
+    records, _ = joined([*events, *crowd(5 * DAY)])
+    said = {sample_key(f"r{n:04}", "i0"): float(p) for n, p in enumerate(chances)}
+    for keep in (1.0, 0.05):
+        split = Log(records, TEMPLATE, said).split(keep_negatives=keep)
+        assert split.rates is not None
+        train, overall = split.train, split.rates.overall
+        needed = measure.fit_platt(np.zeros(1), train.offset, train.trials[:, 0], train.positives[:, 0])[1]
+        assert needed == pytest.approx(math.log(overall / (1 - overall)), abs=0.2), "the base rate, and nothing else"

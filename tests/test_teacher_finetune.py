@@ -25,9 +25,10 @@ from transformers import (
 )
 
 from models.teacher import finetune as finetuning
+from models.teacher.encoded import Encoded
 from models.teacher.evaluate import evaluate
 from models.teacher.finetune import Source, finetune
-from models.teacher.model import Encoded, TeacherError, load_teacher, predict, read_state
+from models.teacher.model import TeacherError, load_teacher, predict, read_state
 from models.teacher.pretrain import pretrain
 from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.train import CHECKPOINT

@@ -45,7 +45,8 @@ def later(slates: int, seed: int = 7) -> Later:
     rng = np.random.default_rng(seed)
     labels = (rng.random(3 * slates) < part.positives[:, 0] / part.trials[:, 0]).astype(np.float64)
     heads = np.zeros(3 * slates, np.int64)
-    return Later(part.pairs, np.repeat(np.arange(slates), 3), heads, labels, [("", n % 3) for n in range(3 * slates)])
+    places = [("", n % 3) for n in range(3 * slates)]
+    return Later(part.pairs, np.repeat(np.arange(slates), 3), heads, labels, places, np.full(3 * slates, np.nan))
 
 
 def decide(running: Path, candidate: Path, samples: Later, after_ms: int = AFTER) -> Verdict:

@@ -22,12 +22,13 @@ class Apart:
     def __init__(self, version: str = "v1@0") -> None:
         self.version = version
         self.read: set[str] = set()
+        self.read_ahead: tuple[str, ...] = ()
         self.asked: list[Pair] = []
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
         self.asked += pairs
         self.read.update(text for pair in pairs for text in pair)
-        return Answer(self.version, TEMPLATE, self.at_once(pairs), self.at_once)
+        return Answer(self.version, TEMPLATE, self.at_once(pairs), self.at_once, self.read_ahead)
 
     def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         return [said(pair) if self.read.issuperset(pair) and "nan" not in pair else None for pair in pairs]
@@ -70,6 +71,17 @@ def test_a_pair_that_was_never_shown_is_on_time_when_both_texts_were_read_a_scor
     assert shop.show("r4", 5 * MINUTE, "b", query="shoe") == [("b", True)]
     assert shop.desk.counts["at_once"] == 1, "from then on it is known like any other"
     assert not shop.desk.missing
+
+
+def test_texts_that_a_teacher_comes_with_are_known_from_its_first_answer_on() -> None:
+    shop = Shop()
+    shop.teacher.read = {"shoe", "b"}
+    shop.teacher.read_ahead = ("shoe", "b")
+    shop.show("r1", 0, "a")
+    shop.score()
+    assert shop.show("r2", LATE + DELAY - 1, "b") == [], "no ranker has them yet"
+    assert shop.show("r3", LATE + DELAY, "b") == [("b", True)]
+    assert [pair.item for pair in shop.teacher.asked] == ["a"]
 
 
 def test_it_has_the_score_that_the_teacher_would_have_given() -> None:

@@ -7,14 +7,11 @@ training part contains was unknown at its end. Slates whose window has not ended
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b, md5
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
@@ -29,6 +26,8 @@ CLICK, CONVERSION, RELEVANCE = HEADS = ("click", "conversion", "relevance")
 
 _MOST_POSITIONS = 100  # positions from here on share a base rate
 _PRIOR_SHOWS = 100.0  # a base rate of a position is believed like the whole surface's for so many shows
+
+_MOST_TEXTS = 50_000  # that a teacher comes with
 
 FEWEST_QUERIES = 50
 """Queries that a decision is taken on at least: to stop, or to calibrate. On fewer it was worse than none."""
@@ -51,7 +50,8 @@ class Examples:
     trials, positives : float64 [N, 3]
         For click, conversion and relevance: how many labels, and how many of them (or how much of one) positive.
     offset : float64 [N]
-        Logit that the positions shown add to the click head: 0 at the average position.
+        Logit that the click head is given: what the positions shown add, 0 at the average position; or what the
+        ranker has said by itself, 0 at the average rate.
     groups : int64 [N]
         Which query a pair belongs to.
     """
@@ -104,6 +104,7 @@ class Split(NamedTuple):
     rates: BaseRates | None
     begins_ms: int | None
     ends_ms: int | None  # nothing that training or validation used became known later
+    texts: Sequence[str] = ()  # of queries and items until then, those shown most often first
 
 
 class _Row(NamedTuple):
@@ -126,6 +127,7 @@ class Later(NamedTuple):
     heads: NDArray[np.int64]
     labels: NDArray[np.float64]
     places: list[tuple[str, int]]  # surface and position
+    ranker: NDArray[np.float64]  # click probability by the ranker itself; NaN where it is not known
 
 
 class Log:
@@ -137,9 +139,15 @@ class Log:
         What the join made of the log, in its order; several logs one after the other.
     template
         How a sample is rendered.
+    ranker
+        Click probabilities by `sample_key` that a ranker showed the samples with; looked at when all records are read.
+        When given, they stand in the place of the positions' base rates: a teacher then learns what the ranker lacks.
     """
 
-    def __init__(self, records: Iterable[Record], template: Template) -> None:
+    def __init__(
+        self, records: Iterable[Record], template: Template, ranker: Mapping[int, float] | None = None
+    ) -> None:
+        self._ranker = ranker
         self.pairs: Pairs = []
         self.begins_ms: int | None = None
         self._ids: dict[tuple[str, str], int] = {}
@@ -161,7 +169,7 @@ class Log:
                             self._id(query, template.item(slate, item)),
                             slate.surface,
                             place if item.position is None else item.position,
-                            hash_text(f"{slate.request_id}\0{item.item_id}"),
+                            sample_key(slate.request_id, item.item_id),
                         )
                         for place, item in enumerate(slate.items)
                         if item.seen
@@ -193,9 +201,9 @@ class Log:
         """Return the click rates of the positions of the whole log."""
         return base_rates(self._rows)
 
-    def examples(self, rates: BaseRates) -> Examples:
-        """Return all samples as examples."""
-        return self._examples(self._rows, rates)
+    def examples(self, rates: BaseRates, after_ms: int = 0) -> Examples:
+        """Return all samples as examples, or those of slates shown after a time."""
+        return self._examples([row for row in self._rows if row.shown_ms > after_ms], rates)
 
     def _known(self) -> NDArray[np.int64]:
         known = np.sort(np.array([row.known_ms for row in self._rows if row.head == 0], np.int64))
@@ -218,6 +226,7 @@ class Log:
             np.array([row.head for row in rows], np.int64),
             np.array([row.label for row in rows], np.float64),
             [(row.surface, row.position) for row in rows],
+            np.array([(self._ranker or {}).get(row.key, math.nan) for row in rows], np.float64),
         )
 
     def texts(self, until_ms: int | None = None, keep_negatives: float = 1.0, seed: int = 0) -> Pairs:
@@ -251,8 +260,8 @@ class Log:
             When training and validation end: what became known from then on is for measuring. By default the last
             tenth of the samples.
         keep_negatives
-            Share in (0, 1] of the training part's unclicked samples that is kept, chosen by request and item; the
-            offset of what is left is log(1 / share), so what the click head learns is the rate before thinning.
+            Share in (0, 1] of the training part's unclicked samples that is kept, chosen by request and item; their
+            offsets are those of clicks among what is left, so what the click head learns is the rate before thinning.
         seed
             Of the thinning.
 
@@ -276,18 +285,23 @@ class Log:
                 msg = f"the {name} part of the log has {clicks} clicks on {shows} samples; a longer log is needed"
                 raise DataError(msg)
         rates = base_rates(parts[0])
-        kept = parts[0] if keep_negatives == 1.0 else [row for row in parts[0] if _keeps(row, keep_negatives, seed)]
-        thinned = self._examples(kept, rates)
+        trained = parts[0] if self._ranker is None else _without_beginning(parts[0])
+        kept = trained if keep_negatives == 1.0 else [row for row in trained if _keeps(row, keep_negatives, seed)]
         return Split(
-            replace(thinned, offset=thinned.offset + math.log(1.0 / keep_negatives)),
+            self._examples(kept, rates, keep_negatives),
             self._examples(parts[1], rates),
             self._examples(parts[2], rates),
             rates,
             self.begins_ms,
             max(row.known_ms for part in parts[:2] for row in part),
+            self._most_shown([*parts[0], *parts[1]]),
         )
 
-    def _examples(self, rows: Sequence[_Row], rates: BaseRates) -> Examples:
+    def _most_shown(self, rows: Iterable[_Row]) -> list[str]:
+        counts = Counter(text for row in rows if row.head == 0 for text in self.pairs[row.pair])
+        return [text for text, _ in counts.most_common(_MOST_TEXTS)]
+
+    def _examples(self, rows: Sequence[_Row], rates: BaseRates, kept: float = 1.0) -> Examples:
         at: dict[int, int] = {}
         for row in rows:
             at.setdefault(row.pair, len(at))
@@ -298,10 +312,17 @@ class Log:
             trials[n, row.head] += 1.0
             positives[n, row.head] += row.label
             if row.head == 0:
-                expected[n] += rates.rate(row.surface, row.position)
+                rate = rates.rate(row.surface, row.position)
+                rate = rate if self._ranker is None else self._ranker.get(row.key, rate)
+                expected[n] += rate / (rate + kept * (1.0 - rate))
         shows = trials[:, 0]
         offset = [rates.offset(e, s) if s else 0.0 for e, s in zip(expected, shows, strict=True)]
         return examples_of([self.pairs[pair] for pair in at], trials, positives, np.array(offset))
+
+
+def sample_key(request_id: str, item_id: str) -> int:
+    """Return a stable hash of a sample: signed, 64 bits."""
+    return hash_text(f"{request_id}\0{item_id}")
 
 
 def examples_of(
@@ -330,6 +351,13 @@ def base_rates(rows: Iterable[_Row]) -> BaseRates:
     return BaseRates(float(overall), surfaces)
 
 
+def _without_beginning(rows: list[_Row]) -> list[_Row]:
+    """Leave out the first tenth of the clicks' samples: the ranker knew nothing yet."""
+    left = len([row for row in rows if row.head == 0]) // 10
+    begins_ms = [row.known_ms for row in rows if row.head == 0][left]
+    return [row for row in rows if row.head or row.known_ms >= begins_ms]
+
+
 def _keeps(row: _Row, share: float, seed: int) -> bool:
     if row.head or row.label:
         return True
@@ -339,84 +367,6 @@ def _keeps(row: _Row, share: float, seed: int) -> bool:
 
 def _logit(p: float) -> float:
     return math.log(p / (1.0 - p))
-
-
-def read_relevance(path: Path, low: float | None = None, high: float | None = None) -> tuple[Examples, float, float]:
-    """Read a file of human judgements.
-
-    Parameters
-    ----------
-    path
-        CSV, plain or ``.gz``, with the columns ``query``, ``text`` and ``grade``; further columns are ignored.
-    low, high
-        Grades that mean a probability of 0 and 1; what lies between is mapped linearly, what lies beyond is clipped.
-        By default the lowest and the highest grade of the file.
-
-    Returns
-    -------
-    Examples, and the grades that mean 0 and 1. Judgements of the same pair are one example.
-
-    Raises
-    ------
-    DataError
-        If a column is missing, a grade is no number, or all grades are the same.
-    """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
-        reader = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
-        missing = {"query", "text", "grade"} - set(reader.fieldnames or ())
-        if missing:
-            msg = f"{path}: no column {', '.join(sorted(missing))}; expected query, text and grade"
-            raise DataError(msg)
-        at: dict[tuple[str, str], int] = {}
-        rows: list[tuple[int, float]] = []
-        for row in reader:
-            try:
-                grade = float(row["grade"])
-            except (TypeError, ValueError):
-                grade = math.nan
-            if not math.isfinite(grade):
-                msg = f"{path}, line {reader.line_num}: the grade {row['grade']!r} is no number"
-                raise DataError(msg)
-            pair = (" ".join(row["query"].split()), " ".join((row["text"] or "").split()))
-            rows.append((at.setdefault(pair, len(at)), grade))
-    grades = [grade for _, grade in rows] or [0.0]
-    low, high = min(grades) if low is None else low, max(grades) if high is None else high
-    if not low < high:
-        msg = f"{path}: grades from {low:g} to {high:g} cannot be mapped to probabilities from 0 to 1"
-        raise DataError(msg)
-    trials, positives = np.zeros((len(at), len(HEADS))), np.zeros((len(at), len(HEADS)))
-    for n, grade in rows:
-        trials[n, 2] += 1.0
-        positives[n, 2] += min(max((grade - low) / (high - low), 0.0), 1.0)
-    return examples_of(list(at), trials, positives, np.zeros(len(at))), low, high
-
-
-def split_by_query(examples: Examples) -> Split:
-    """Split judgements by query: those with ``md5(query) % 5 == 0`` to measure with, an eighth of the rest to validate.
-
-    Queries are what generalisation is about: other products of a query that was trained on would flatter. With fewer
-    than `FEWEST_QUERIES` to validate on, chance decides when to stop: then all but the measured are trained on.
-
-    Raises
-    ------
-    DataError
-        If every query is one to measure with.
-    """
-    numbers = np.array([_md5(query) % 40 for query, _ in examples.pairs], np.int64)
-    test = numbers % 5 == 0
-    validation = ~test & (numbers // 5 == 0)
-    if len(np.unique(examples.groups[validation])) < FEWEST_QUERIES:
-        validation[:] = False
-    train = ~test & ~validation
-    if not train.any():
-        msg = "no judgement is left to train on: every query has md5(query) % 5 == 0, which is kept to measure with"
-        raise DataError(msg)
-    parts = [take(examples, np.flatnonzero(rows)) for rows in (train, validation, test)]
-    return Split(parts[0], parts[1], parts[2], None, None, None)
-
-
-def _md5(text: str) -> int:
-    return int(md5(text.encode(), usedforsecurity=False).hexdigest(), 16)
 
 
 def take(examples: Examples, rows: NDArray[np.int64]) -> Examples:
@@ -435,4 +385,4 @@ def together(first: Split, second: Split) -> Split:
         positives = np.concatenate([one.positives, two.positives])
         offset = np.concatenate([one.offset, two.offset])
         parts.append(examples_of(one.pairs + two.pairs, trials, positives, offset))
-    return Split(parts[0], parts[1], parts[2], first.rates, first.begins_ms, first.ends_ms)
+    return Split(parts[0], parts[1], parts[2], first.rates, first.begins_ms, first.ends_ms, first.texts)

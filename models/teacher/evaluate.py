@@ -9,7 +9,8 @@ import numpy as np
 
 from models.teacher import measure
 from models.teacher.data import HEADS, RELEVANCE, DataError, Examples
-from models.teacher.model import Progress, encode, load_teacher, predict
+from models.teacher.encoded import encode
+from models.teacher.model import Progress, load_teacher, predict
 
 
 def evaluate(

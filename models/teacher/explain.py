@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.teacher.model import TeacherError, encode, load_teacher
+from models.teacher.encoded import encode
+from models.teacher.model import TeacherError, load_teacher
 from models.teacher.text import Pair
 
 

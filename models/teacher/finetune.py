@@ -1,8 +1,8 @@
 """Fine-tuning: a base learns from examples what is clicked, what converts, and what people judged relevant.
 
-All heads are trained together. The click head sees the logit that the position adds as a fixed offset, which scoring
-leaves out; the conversion head sees only clicks whose window has ended. Held-out examples decide when to stop and
-calibrate each head; later ones, seen by nothing, say how good it is.
+All heads are trained together. The click head is given as a fixed offset, which scoring leaves out, the logit that the
+position adds, or all that the ranker itself said; the conversion head sees only clicks whose window has ended. Held-out
+examples decide when to stop and calibrate each head; later ones, seen by nothing, say how good it is.
 """
 
 from __future__ import annotations
@@ -22,31 +22,35 @@ from models.teacher import card as cards
 from models.teacher import measure, processes
 from models.teacher.augment import augment
 from models.teacher.data import HEADS, RELEVANCE, Examples, Split
+from models.teacher.encoded import TOWERS, Apart, Encoded, Read, encode
+from models.teacher.memory import TEXTS
 from models.teacher.model import (
-    TOWERS,
-    Encoded,
     HeadState,
     Model,
     Progress,
+    TeacherError,
     TeacherState,
     device_of,
-    encode,
     load_base,
     load_teacher,
     pooling_of,
     predict,
+    read,
     read_state,
     require_labels,
     resolve_base,
     save_teacher,
+    write_atomically,
 )
 from models.teacher.settings import FinetuneSettings
 from models.teacher.train import CHECKPOINT, Trainer
 from models.teacher.translate import back_translate
 
 
-def learning_rate_of(base: str, lora: int) -> float:
+def learning_rate_of(base: str, lora: int, frozen: bool = False) -> float:
     """Return the peak learning rate that suits a base: adapters and random weights learn ten times as fast."""
+    if frozen:
+        return 1e-3
     return 5e-4 if lora or resolve_base(base) is None else 5e-5
 
 
@@ -90,6 +94,7 @@ def finetune(
     DataError
         If no head has labels of both kinds.
     """
+    _require_sense(settings)
     heads = [n for n in range(len(HEADS)) if 0 < split.train.positives[:, n].sum() < split.train.trials[:, n].sum()]
     require_labels([HEADS[n] for n in heads])
     out.mkdir(parents=True, exist_ok=True)
@@ -99,15 +104,18 @@ def finetune(
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
-    pooling = TOWERS if settings.towers else pooling_of(encoder)
-    model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout)
+    pooling = TOWERS if settings.apart else pooling_of(encoder)
+    model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout, projected=settings.frozen)
     parts = (train, split.validation, split.test)
     encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
     model.to(device)
+    if settings.frozen:
+        apart = [part for part in encoded if isinstance(part, Apart)]
+        encoded = [Read(part, read(model, part.texts, progress)) for part in apart]
     before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
     with torch.no_grad():
         prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
-        if not settings.towers:
+        if not settings.apart:
             model.linear.bias.copy_(torch.tensor(prior))
     prepare(model, settings)
     trainer = Trainer(
@@ -116,7 +124,7 @@ def finetune(
         loss_of(model, encoded[0], train, heads, settings.batch, device),
         (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
         settings,
-        fast=("linear.",),
+        fast=() if settings.frozen else ("linear.",),
     )
     identity = blake2b(msgspec.json.encode(settings) + train.digest().encode() + split.validation.digest().encode())
     trainer.run(out, identity.hexdigest(), progress)
@@ -143,11 +151,14 @@ def finetune(
         pooling=model.pooling,
         version="",
         data_ends_ms=split.ends_ms,
+        residual=settings.residual and "click" in states,
         rates=split.rates,
         grades=grades,
     )
     if processes.number():
         return {}
+    if pooling == TOWERS:
+        write_atomically(out / TEXTS, msgspec.json.encode(split.texts))
     state = save_teacher(out, model, tokenizer, state)
     card = {
         "version": state.version,
@@ -177,6 +188,15 @@ def finetune(
     return card
 
 
+def _require_sense(settings: FinetuneSettings) -> None:
+    if settings.frozen and (settings.lora or settings.gradient_checkpointing):
+        msg = "frozen leaves the base as it is: there is nothing for lora or gradient checkpointing to do; choose one"
+        raise TeacherError(msg)
+    if settings.frozen and resolve_base(settings.base) is None:
+        msg = f"frozen keeps what a base knows, and {settings.base} is made from nothing; choose minilm or a folder"
+        raise TeacherError(msg)
+
+
 def _augmented(train: Examples, settings: FinetuneSettings) -> Examples:
     reworded = {}
     if settings.back_translate:
@@ -203,6 +223,8 @@ def _prior(offset: NDArray[np.float64], trials: NDArray[np.float64], positives: 
 
 def prepare(model: Model, settings: FinetuneSettings) -> None:
     """Put adapters beside the weights, or give up memory for time, where the settings say so."""
+    if settings.frozen:
+        model.encoder.requires_grad_(False)
     if settings.gradient_checkpointing:
         model.encoder.gradient_checkpointing_enable()
     if settings.lora:
@@ -274,31 +296,43 @@ def _before(
     """Metrics of the base: of its own heads where it is a teacher, of the cosine of the two texts where it is not."""
     folder = resolve_base(settings.base)
     state = read_state(folder) if folder is not None else None
-    if state is not None and (state.pooling == TOWERS) != settings.towers:
+    if state is not None and (state.pooling == TOWERS) != settings.apart:
         state = None  # its heads read other vectors
+    teacher = load_teacher(folder, settings.device)[0] if folder is not None and state is not None else None
+    if teacher is not None and teacher.projection is not None:
+        if model.projection is not None:
+            model.projection.load_state_dict(teacher.projection.state_dict())
+        else:
+            teacher = state = None  # likewise
     own = list(state.heads) if state is not None else []
     z: dict[int, NDArray[np.float64]] = {}
-    if folder is not None and state is not None:
-        teacher, _, _ = load_teacher(folder, settings.device)
-        raw = predict(teacher, encoded[2]).astype(np.float64)
+    if teacher is not None and state is not None:
         with torch.no_grad():
             for n, head in enumerate(heads):
                 if HEADS[head] in own:
-                    at = own.index(HEADS[head])
-                    calibration = state.heads[HEADS[head]]
-                    z[head] = calibration.scale * raw[:, at] + calibration.shift + _offset(split.test, head)
-                    model.linear.weight[n] = teacher.linear.weight[at]
-                    model.linear.bias[n] = teacher.linear.bias[at]
+                    model.linear.weight[n] = teacher.linear.weight[own.index(HEADS[head])]
+                    model.linear.bias[n] = teacher.linear.bias[own.index(HEADS[head])]
+        raw = predict(model, encoded[2]).astype(np.float64)  # as the teacher would: where it begins
+        for n, head in enumerate(heads):
+            if HEADS[head] in own:
+                calibration = state.heads[HEADS[head]]
+                z[head] = calibration.scale * raw[:, n] + calibration.shift + _offset(split.test, head)
     if len(z) < len(heads):
         held_out = split.validation if len(split.validation) else split.train
-        both = [cosines(model, tokenizer, part, settings.max_tokens) for part in (held_out, split.test)]
+        sides = [encoded[1] if len(split.validation) else None, encoded[2]]
+        both = [
+            predict(model, of, vectors=True).sum(1)  # of unit vectors' products: their cosine
+            if isinstance(of, Apart)
+            else cosines(model, tokenizer, part, settings.max_tokens)
+            for of, part in zip(sides, (held_out, split.test), strict=True)
+        ]
         for head in set(heads) - set(z):
             scale, shift = measure.fit_platt(
                 both[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
             )
             z[head] = scale * both[1] + shift + _offset(split.test, head)
-            if settings.towers:
-                # The sum of what a pair's vector holds is the cosine: the head begins where the base stands.
+            if settings.apart:
+                # The head begins where the base stands: at the cosine.
                 with torch.no_grad():
                     model.linear.weight[heads.index(head)] = max(scale, 0.0)
                     model.linear.bias[heads.index(head)] = shift

@@ -1,9 +1,11 @@
-"""The vectors of texts that have been read: bounded, and what is used stays."""
+"""The vectors of texts that have been read: bounded, and what is used stays. The texts that a teacher comes with."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,8 +15,8 @@ Vector: TypeAlias = NDArray[np.float32]
 class TextVectors:
     """Vectors [D] by text, in two generations: when the young one is full, it becomes the old one, whose rest goes.
 
-    What is looked up is young again. One thread keeps vectors and any may look them up, without a lock: a generation is
-    never iterated over, and both are replaced at once. Should two threads find the young one full together, what one
+    What is looked up is young again. One thread keeps vectors and any may look them up, without a lock: looking up
+    iterates over nothing, and both are replaced at once. Should two threads find the young one full together, what one
     of them has just kept may be lost, and is read again.
 
     Parameters
@@ -46,3 +48,23 @@ class TextVectors:
             young, old = {}, young
             self._generations = (young, old)
         young[text] = vector
+
+
+TEXTS = "texts.json"
+"""In a teacher's folder: the texts that it reads before it scores, those of its own log."""
+
+
+def read_texts(folder: Path) -> tuple[str, ...]:
+    """Return the texts that a teacher comes with, those shown most often first; none where the file is not.
+
+    Raises
+    ------
+    ValueError
+        If the file is cut short.
+    """
+    path = folder / TEXTS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...]) if path.exists() else ()
+    except msgspec.DecodeError as error:
+        msg = f"{path}: {error}; the teacher works without this file: delete it, or copy it again"
+        raise ValueError(msg) from None

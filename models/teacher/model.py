@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 
 from models.teacher import processes
-from models.teacher.data import BaseRates, DataError, Pairs
+from models.teacher.data import BaseRates, DataError
+from models.teacher.encoded import Apart, Encoded, Read
 from models.teacher.vocabulary import train_tokenizer
 
 # Of its own for every file; what takes long is told through `Progress`. And no words about the parts that a folder has
@@ -32,9 +33,6 @@ logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 SIZES = {"tiny": (2, 128), "small": (6, 384)}
 """Layers and width of the models made from nothing."""
-
-SCORE_TOKENS = 4_096
-"""Tokens of a batch, padding included, when scoring."""
 
 Progress = Callable[[int, int, str], None]
 """Told steps done, steps in all, and what there is to say."""
@@ -61,13 +59,10 @@ class TeacherState(msgspec.Struct, frozen=True):
     version: str
     data_ends_ms: int | None = None
     """Scores count as out of sample for what was shown after this; None: the data had no time."""
+    residual: bool = False
+    """The click head says what is to be added to the ranker's own logit."""
     rates: BaseRates | None = None
     grades: tuple[float, float] | None = None
-
-
-TOWERS = "towers"
-"""The two texts are read apart, and a pair is the product of their unit vectors: so texts that many pairs share are
-read once, and what a sentence encoder knows before it is fine-tuned, its cosine, is where a head begins."""
 
 
 class Model(nn.Module):
@@ -83,9 +78,14 @@ class Model(nn.Module):
         ``mean`` over the tokens, ``last`` token for a model that reads from left to right, or `TOWERS`.
     dropout
         Share of the pooled vector that is dropped in training.
+    projected
+        A text's vector is a matrix times what was `read`: the pooled vector, what the words mean together, beside the
+        mean of the tokens' own embeddings, which words they are. At first it is the former alone.
     """
 
-    def __init__(self, encoder: Any, heads: Sequence[str], pooling: str, dropout: float = 0.1) -> None:
+    def __init__(
+        self, encoder: Any, heads: Sequence[str], pooling: str, dropout: float = 0.1, projected: bool = False
+    ) -> None:
         super().__init__()
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # the first token's, untrained in many a base
@@ -93,14 +93,30 @@ class Model(nn.Module):
         self.heads = tuple(heads)
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(encoder.config.hidden_size, len(heads))
+        width = encoder.config.hidden_size
+        self.projection: nn.Linear | None = None
+        self.read_width = width
+        if projected:
+            self.read_width += encoder.get_input_embeddings().embedding_dim
+            self.projection = nn.Linear(self.read_width, width, bias=False)
+            nn.init.eye_(self.projection.weight)
+        self.linear = nn.Linear(width, len(heads))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the pooled vectors [B, D] of texts [B, L], or of pairs of them where ``sides`` [B, 2] says which."""
+        """Return the vectors [B, D] of texts [B, L], or of pairs of them where ``sides`` [B, 2] says which.
+
+        What was `read` of texts before comes as ``read`` [T, R].
+        """
+        return self._compared(inputs["read"] if "read" in inputs else self.read(inputs), inputs)
+
+    def read(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the encoder makes of texts [T, L], before anything that is learned with it frozen: [T, R]."""
         texts = {name: tensor for name, tensor in inputs.items() if name != "sides"}
-        return self._pooled(self.encoder(**texts).last_hidden_state, inputs)
+        hidden = self.encoder(**texts).last_hidden_state
+        embedded = None if self.projection is None else self.encoder.get_input_embeddings()(inputs["input_ids"])
+        return self._pooled(hidden, inputs, embedded)
 
     def vectors_and_attention(
         self, embedded: torch.Tensor, inputs: dict[str, torch.Tensor]
@@ -108,16 +124,26 @@ class Model(nn.Module):
         """Return the vectors of texts whose tokens are ``embedded`` [T, L, D], and who looks at whom, [T, L, L]."""
         texts = {name: tensor for name, tensor in inputs.items() if name != "sides"}
         out = self.encoder(inputs_embeds=embedded, **texts, output_attentions=True)
-        return self._pooled(out.last_hidden_state, inputs), out.attentions[-1].mean(1)
+        return self._compared(self._pooled(out.last_hidden_state, inputs, embedded), inputs), out.attentions[-1].mean(1)
 
-    def _pooled(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _pooled(
+        self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor], embedded: torch.Tensor | None
+    ) -> torch.Tensor:
         mask = inputs["attention_mask"]
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
         if self.pooling == "last":
-            pooled = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+            pooled = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1].float()
         else:
-            weights = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1)
-        vectors: torch.Tensor = pooled.float()
+            pooled = ((hidden * weights).sum(1) / weights.sum(1)).float()
+        if self.projection is None or embedded is None:
+            return pooled
+        words = ((embedded * weights).sum(1) / weights.sum(1)).float()
+        return torch.cat([nn.functional.normalize(pooled), nn.functional.normalize(words)], 1)
+
+    def _compared(self, read: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        vectors = read
+        if self.projection is not None:
+            vectors = self.projection(read.to(self.projection.weight.dtype)).float()
         if "sides" not in inputs:
             return vectors
         unit = nn.functional.normalize(vectors)
@@ -197,102 +223,41 @@ def device_of(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-class Encoded:
-    """Texts as token ids, and batches of them that need little padding.
-
-    Parameters
-    ----------
-    tokenizer
-        The base's.
-    pairs
-        Texts of query and item.
-    max_tokens
-        Longer pairs are cut, the longer of the two texts first.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
-        self._tokenizer = tokenizer
-        queries, items = [query for query, _ in pairs], [item for _, item in pairs]
-        # A model that reads from left to right has no second segment: its tokenizer would join the texts unseparated.
-        if tokenizer.sep_token is None and pairs:
-            encoded = tokenizer([f"{q} | {t}" for q, t in pairs], truncation=True, max_length=max_tokens)
-        elif pairs:
-            encoded = tokenizer(queries, items, truncation="longest_first", max_length=max_tokens)
-        else:
-            encoded = {}
-        self.columns = {name: list(encoded[name]) for name in encoded if name != "attention_mask"}
-        self.lengths = np.array([len(ids) for ids in self.columns.get("input_ids", [])], np.int64)
-
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
-        """Return some of the texts as tensors [B, L], padded to the longest of them."""
-        width = max(1, int(self.lengths[rows].max()))
-        mask = np.arange(width)[None, :] < self.lengths[rows][:, None]
-        out = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
-        for name, column in self.columns.items():
-            filled = np.full((len(rows), width), self._tokenizer.pad_token_id if name == "input_ids" else 0, np.int64)
-            filled[mask] = np.concatenate([column[row] for row in rows])
-            out[name] = torch.from_numpy(filled)
-        return {name: tensor.to(device) for name, tensor in out.items()}
-
-    def batches_by_length(self) -> list[NDArray[np.int64]]:
-        """Return all rows in batches of about `SCORE_TOKENS` tokens, longest first: what is too large shows at once."""
-        order = np.argsort(-self.lengths, kind="stable")
-        batches = []
-        while len(order):
-            take = max(1, SCORE_TOKENS // max(1, int(self.lengths[order[0]])))
-            batches.append(order[:take])
-            order = order[take:]
-        return batches
-
-
-class Apart(Encoded):
-    """Pairs whose texts are read apart, each text of a batch once.
-
-    Parameters
-    ----------
-    tokenizer, pairs, max_tokens
-        As those of `Encoded`; each text alone is cut.
-
-    Attributes
-    ----------
-    texts, sides
-        The texts, and which two a pair's are [N, 2].
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
-        at = {text: n for n, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-        self.texts = Encoded(tokenizer, [(text, "") for text in at], max_tokens)
-        self.sides = np.array([[at[query], at[item]] for query, item in pairs], np.int64).reshape(-1, 2)
-        self.lengths = self.texts.lengths[self.sides].max(axis=1, initial=0)
-
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
-        """Return the texts of some pairs as tensors [T, L], and which two are a pair's: ``sides`` [B, 2]."""
-        used, sides = np.unique(self.sides[rows], return_inverse=True)
-        return self.texts.batch(used, device) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int, pooling: str) -> Encoded:
-    """Return pairs as a model of this pooling reads them."""
-    return (Apart if pooling == TOWERS else Encoded)(tokenizer, pairs, max_tokens)
-
-
 @torch.inference_mode()
 def predict(model: Model, encoded: Encoded, progress: Progress | None = None, vectors: bool = False) -> NDArray[Any]:
     """Return raw logits [N, heads] of encoded pairs, or their pooled ``vectors`` [N, D]; the model's mode is kept."""
     if isinstance(encoded, Apart):
-        texts = torch.from_numpy(predict(model, encoded.texts, progress, vectors=True))
+        if isinstance(encoded, Read):
+            texts = model.vectors({"read": encoded.read.to(next(model.parameters()).device)}).cpu()
+        else:
+            texts = torch.from_numpy(predict(model, encoded.texts, progress, vectors=True))
         unit = nn.functional.normalize(texts)
         pairs = unit[encoded.sides[:, 0]] * unit[encoded.sides[:, 1]]
         return pairs.numpy() if vectors else nn.functional.linear(pairs, *_on_cpu(model.linear)).numpy()
+    width = model.encoder.config.hidden_size if vectors else len(model.heads)
+    return _of_batches(model, model.vectors if vectors else model, width, encoded, progress)
+
+
+@torch.inference_mode()
+def read(model: Model, encoded: Encoded, progress: Progress | None = None) -> NDArray[np.float32]:
+    """Return what the encoder makes of texts [N, R]; see `Model.read`."""
+    return _of_batches(model, model.read, model.read_width, encoded, progress)
+
+
+def _of_batches(
+    model: Model,
+    compute: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    width: int,
+    encoded: Encoded,
+    progress: Progress | None,
+) -> NDArray[np.float32]:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    width = model.encoder.config.hidden_size if vectors else len(model.heads)
     out = np.zeros((len(encoded.lengths), width), np.float32)
     done = 0
     for rows in encoded.batches_by_length()[processes.number() :: processes.count()]:
-        inputs = encoded.batch(rows, device)
-        out[rows] = (model.vectors(inputs) if vectors else model(inputs)).cpu().numpy()
+        out[rows] = compute(encoded.batch(rows, device)).cpu().numpy()
         done += len(rows)
         if progress is not None:
             progress(done * processes.count(), len(out), "")
@@ -323,7 +288,10 @@ def save_teacher(folder: Path, model: Model, tokenizer: Any, state: TeacherState
     (folder / "teacher.json").unlink(missing_ok=True)
     model.encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    heads = {name: tensor.detach().cpu().contiguous() for name, tensor in model.linear.state_dict().items()}
+    learned = model.linear.state_dict()
+    if model.projection is not None:
+        learned["projection"] = model.projection.weight
+    heads = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
     save_file(heads, folder / "heads.safetensors")
     named = msgspec.structs.replace(state, version=_version(model, state))
     write_atomically(folder / "teacher.json", msgspec.json.format(msgspec.json.encode(named)) + b"\n")
@@ -355,8 +323,12 @@ def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, Teache
     encoder = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.padding_side = "right"
-    model = Model(encoder, tuple(state.heads), state.pooling)
-    model.linear.load_state_dict(load_file(folder / "heads.safetensors"))
+    learned = load_file(folder / "heads.safetensors")
+    projection = learned.pop("projection", None)
+    model = Model(encoder, tuple(state.heads), state.pooling, projected=projection is not None)
+    model.linear.load_state_dict(learned)
+    if model.projection is not None:
+        model.projection.load_state_dict({"weight": projection})
     if _version(model, state) != state.version:
         msg = f"{folder}: the weights are not those of version {state.version}; copy the whole folder again"
         raise TeacherError(msg)

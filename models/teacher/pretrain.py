@@ -16,16 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from models.teacher import card as cards
 from models.teacher import processes
 from models.teacher.data import DataError, Pairs
-from models.teacher.model import (
-    Encoded,
-    Progress,
-    TeacherError,
-    device_of,
-    load_base,
-    pooling_of,
-    predict_loss,
-    resolve_base,
-)
+from models.teacher.encoded import Encoded
+from models.teacher.model import Progress, TeacherError, device_of, load_base, pooling_of, predict_loss, resolve_base
 from models.teacher.settings import PretrainSettings
 from models.teacher.train import CHECKPOINT, Trainer
 

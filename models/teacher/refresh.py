@@ -6,6 +6,7 @@ confidence sequence, which stays valid however often a refresh is tried.
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from models.confidence import ConfidenceSequence
 from models.teacher.data import HEADS, DataError, Later
-from models.teacher.model import TeacherError, encode, load_teacher, predict, read_state
+from models.teacher.encoded import encode
+from models.teacher.model import TeacherError, load_teacher, predict, read_state
 
 FEWEST_POSITIVES = 200
 """Clicks among the compared samples below which nothing is promoted."""
@@ -103,7 +105,9 @@ def _losses(folder: Path, samples: Later, device: str) -> dict[str, NDArray[np.f
     raw = predict(model, encode(tokenizer, list(at), state.max_tokens, state.pooling)).astype(np.float64)
     raw = raw[[at[pair] for pair in samples.pairs]]
     rates = state.rates
-    offset = np.array([rates.offset(rates.rate(*place), 1.0) if rates else 0.0 for place in samples.places])
+    places = [rates.rate(*place) if rates else math.nan for place in samples.places]
+    given = np.where(np.isnan(samples.ranker), places, samples.ranker) if state.residual else places
+    offset = np.array([rates.offset(rate, 1.0) if rates else 0.0 for rate in given])
     losses = {}
     for column, (head, calibration) in enumerate(state.heads.items()):
         z = calibration.scale * raw[:, column] + calibration.shift + (offset if head == "click" else 0.0)

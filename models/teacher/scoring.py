@@ -12,14 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from models.teacher.data import CLICK, CONVERSION, RELEVANCE
+from models.teacher.encoded import TOWERS
 from models.teacher.logits import Logits, quantise, wire_version
-from models.teacher.memory import TextVectors, Vector
-from models.teacher.model import TOWERS, load_teacher
+from models.teacher.memory import TextVectors, Vector, read_texts
+from models.teacher.model import load_teacher
 from models.teacher.text import Pair, Template
 from models.teacher.tokens import Tokens
 from models.teacher.ways import Timings, fastest, input_names, ways_of
 
-_REMEMBERED = 100_000  # texts whose vectors are kept
+_REMEMBERED = 100_000  # texts whose vectors are kept; a teacher comes with half as many at most
+_READ_TOGETHER = 4_096
 
 
 class LastLayer(NamedTuple):
@@ -38,7 +40,8 @@ class Engine:
     """A teacher that scores.
 
     ``version`` and ``template`` are those of its scores; ``way`` is the one taken, ``timings`` says how fast each was;
-    ``apart``: it reads the two texts of a pair apart, and remembers them (`at_once`).
+    ``apart``: it reads the two texts of a pair apart, and remembers them (`at_once`); ``read_ahead``: those of its own
+    log, which it has read when it is made.
 
     Parameters
     ----------
@@ -85,6 +88,9 @@ class Engine:
             # The head and its calibration in one: [D, heads] and [heads].
             self._weights = linear.weight.numpy().astype(np.float64).T * scales
             self._bias = linear.bias.numpy().astype(np.float64) * scales + shifts
+        self.read_ahead = read_texts(folder) if self.apart else ()
+        for begin in range(0, len(self.read_ahead), _READ_TOGETHER):
+            self._read(self.read_ahead[begin : begin + _READ_TOGETHER])
 
     def score(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         """Return the calibrated logits of pairs, quantised; None where one is not finite."""
@@ -110,12 +116,16 @@ class Engine:
             return self._pooled(pairs)
         read = self._remembered(pairs)
         if missing := [text for text in dict.fromkeys(chain(*pairs)) if text not in read]:
-            vectors = self._pooled([Pair(text, "") for text in missing])
-            unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-            for text, vector in zip(missing, unit, strict=True):
-                read[text] = vector.copy()
-                self._texts.keep(text, read[text])
+            read |= self._read(missing)
         return _products(pairs, read)
+
+    def _read(self, texts: Sequence[str]) -> dict[str, Vector]:
+        vectors = self._pooled([Pair(text, "") for text in texts])
+        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        read = {text: vector.copy() for text, vector in zip(texts, unit, strict=True)}
+        for text, vector in read.items():
+            self._texts.keep(text, vector)
+        return read
 
     def _remembered(self, pairs: Sequence[Pair]) -> dict[str, Vector]:
         found = {text: self._texts.get(text) for text in dict.fromkeys(chain(*pairs))}

@@ -41,6 +41,10 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
     towers: bool = False
     """Read query and item apart: what is shared by many pairs is read once, and a head begins at the base's cosine."""
+    frozen: bool = False
+    """Read them apart, leave the base as it is, and learn how its vectors of query and item compare: seconds."""
+    residual: bool = False
+    """Teach clicks what the ranker lacks: its own logit, as shown, is the offset in the place of the position's."""
     gradient_checkpointing: bool = False
     word_dropout: float = 0.0
     """Probability of a word to be left out in a copy of each training pair."""
@@ -49,6 +53,15 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     back_translate: tuple[str, ...] = ()
     """Folders of translation models, there and back, through which that copy goes first."""
     device: str = "auto"
+
+    @property
+    def apart(self) -> bool:
+        """Whether query and item are read apart."""
+        return self.towers or self.frozen
+
+
+OF_FROZEN = {"epochs": 8, "batch": 256, "l2": 0.1, "patience": 20}
+"""What suits a frozen base where nothing else is asked for: a step costs next to nothing."""
 
 
 class PretrainSettings(TrainSettings, frozen=True, kw_only=True):

@@ -31,11 +31,12 @@ class Pair(NamedTuple):
 class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The teacher: a text model fine-tuned on the shop's own log."""
 
-    template: str = "{query} | {item.text} | brand {item.brand} | {context.device}"
-    """What it reads: {query}, {surface}, {context.NAME}, {item.text} and {item.NAME}, a feature of the item. A part
-    between bars whose fields are all missing is left out. Parts that name the item are its text,
-    the others the text of the query. It is what `heft teacher finetune` trains with; a teacher reads what it was
-    trained with."""
+    template: str = "{query} | {item.text}"
+    """What it reads: {query}, {surface}, {context.NAME}, {item.text} and {item.NAME}, a feature of the item, as in
+    "{query} | {item.text} | brand {item.brand} | {context.device}". Whatever makes more texts of one query or item has
+    fewer scores on time. A part between bars whose fields are all missing is left out. Parts that name the item are
+    its text, the others the text of the query. It is what `heft teacher finetune` trains with; a teacher reads what
+    it was trained with."""
     model: str = ""
     """Folder of the teacher that gives reference scores. Empty, and no ``url`` either: none, every sample counts once.
     A worker notices when the folder holds a new version."""

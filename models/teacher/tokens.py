@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.teacher.model import Encoded
+from models.teacher.encoded import Encoded
 from models.teacher.text import Pair
 
 _REMEMBERED = 100_000  # texts

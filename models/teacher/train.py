@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.teacher import processes
-from models.teacher.model import Encoded, Progress, TeacherError, write_atomically
+from models.teacher.encoded import Encoded
+from models.teacher.model import Progress, TeacherError, write_atomically
 from models.teacher.settings import TrainSettings
 
 _POOL = 50  # batches among which examples are sorted by length, so that little is padded and order stays random
