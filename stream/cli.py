@@ -283,6 +283,9 @@ def simulate(
     publish: Annotated[bool, typer.Option("--publish", help="Send events to the topics as they happen.")] = False,
     requests: Annotated[int | None, typer.Option(min=1, help="How many; --publish goes on for ever without.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which shop: the same seed gives the same log.")] = 1,
+    judgements: Annotated[
+        int, typer.Option(min=0, help="With --out, how many human judgements on its first slates lie beside it.")
+    ] = 0,
     speed: Annotated[
         float, typer.Option(min=1e-3, help="Event time per wall time; join.lateness grows with it.")
     ] = 1.0,
@@ -291,20 +294,22 @@ def simulate(
     """Let a simulated shop do business, into a log or live into the topics."""
     from stream.config import load
     from stream.progress import counting
-    from stream.shop.simulate import opened_now, publish_live, truth_path, write_log
+    from stream.shop.simulate import judgements_path, opened_now, publish_live, truth_path, write_log
     from stream.shop.traffic import Shop
 
-    if publish == (out is not None) or (out is not None and requests is None):
-        msg = "give --requests and --out with the log to write, or --publish"
+    if publish == (out is not None) or (out is not None and requests is None) or (publish and judgements):
+        msg = "give --requests and --out with the log to write, or --publish; --judgements go with --out"
         raise typer.BadParameter(msg)
     with counting("events") as advance:
         if out is not None and requests is not None:
-            made = write_log(Shop(seed=seed), requests, out, advance)
+            made = write_log(Shop(seed=seed), requests, out, advance, judgements)
         else:
             made = publish_live(opened_now(seed), load(config), speed, requests, advance)
     typer.echo(", ".join(f"{kind} {n}" for kind, n in made.items()))
     if out is not None:
         typer.echo(f"{out}, the truth in {truth_path(out)}")
+        if judgements:
+            typer.echo(f"human judgements in {judgements_path(out)}")
 
 
 @app.command()

@@ -16,13 +16,14 @@ import pytest
 from models.features import DEFAULT_FEATURES, FeatureConfig
 from models.ranker import Arm, RankerConfig
 from models.sample import Record
+from models.teacher.judgements import read_relevance
 from stream.events import Click, Impression, Order, decode, encode
 from stream.join import JoinConfig, Joiner
 from stream.learn import Learner, LearnerConfig, Observer, Outcome
 from stream.log import read_lines
 from stream.shop.delays import DAY
 from stream.shop.judge import Judge
-from stream.shop.simulate import truth_path, write_log
+from stream.shop.simulate import judgements_path, truth_path, write_log
 from stream.shop.traffic import Shop, ShopConfig
 from stream.shop.truth import SlateTruth, encode_truth, read_truth
 
@@ -50,6 +51,24 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path: Pa
     assert logs[0] == logs[1]
     assert logs[0][0] != logs[2][0]
     assert logs[0][1] != logs[2][1]
+
+
+def test_raters_judge_what_was_asked_for_and_change_nothing_of_the_log(tmp_path: Path) -> None:
+    plain, rated = tmp_path / "plain.jsonl", tmp_path / "rated.jsonl"
+    write_log(Shop(SMALL), 1_500, plain)
+    write_log(Shop(SMALL), 1_500, rated, judgements=2_000)
+    assert plain.read_bytes() == rated.read_bytes()
+    assert not judgements_path(plain).exists()
+    examples, low, high = read_relevance(judgements_path(rated))
+    assert (low, high, examples.trials.sum()) == (1.0, 4.0, 2_000)
+    shown = {event.request_id: event for event in map(decode, read_lines(rated)) if isinstance(event, Impression)}
+    true = {
+        (shown[truth.request_id].query, item.text): relevance
+        for truth in read_truth(truth_path(rated))[1]
+        for item, relevance in zip(shown[truth.request_id].items, truth.relevance, strict=True)
+    }
+    found = examples.positives[:, 2] / examples.trials[:, 2]
+    assert np.corrcoef(found, [true[pair] for pair in examples.pairs])[0, 1] > 0.7
 
 
 def test_no_event_tells_the_truth_and_the_file_beside_the_log_tells_all(tmp_path: Path) -> None:

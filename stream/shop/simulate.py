@@ -9,9 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 from stream.config import Config
-from stream.events import encode
+from stream.events import Impression, encode
 from stream.log import new_log
 from stream.publish import Publisher
+from stream.shop.raters import Raters
 from stream.shop.traffic import Arrival, Shop, ShopConfig
 from stream.shop.truth import encode_truth
 
@@ -34,11 +35,19 @@ def truth_path(log: Path) -> Path:
     return log.with_name(f"{stem}.truth{dot}{suffix}")
 
 
-def write_log(shop: Shop, requests: int, out: Path, progress: Progress | None = None) -> Counter[str]:
+def judgements_path(log: Path) -> Path:
+    """Return where human judgements on a log's first slates lie: ``shop.jsonl.zst`` has them in ``shop.judged.csv``."""
+    return log.with_name(f"{log.name.rpartition('.jsonl')[0]}.judged.csv")
+
+
+def write_log(
+    shop: Shop, requests: int, out: Path, progress: Progress | None = None, judgements: int = 0
+) -> Counter[str]:
     """Write a log of so many requests and, beside it, its truth; return how many events of each type it holds.
 
-    Both are whole or absent.
+    With ``judgements``, so many human ones on its first slates are written too. All are whole or absent.
     """
+    raters = Raters(judgements, shop.seed) if judgements else None
     counts: Counter[str] = Counter()
     pending = 0
     with new_log(out) as log, new_log(truth_path(out)) as truths:  # the log has its name last
@@ -48,21 +57,34 @@ def write_log(shop: Shop, requests: int, out: Path, progress: Progress | None = 
             counts[str(arrival.event.__struct_config__.tag)] += 1
             if arrival.truth is not None:
                 truths.write(encode_truth(arrival.truth))
+            _show(raters, arrival)
             pending += 1
             if progress is not None and pending == _BATCH:
                 progress(pending)
                 pending = 0
+    if raters is not None:
+        raters.write(judgements_path(out))
     if progress is not None:
         progress(pending)
     return counts
 
 
-def write_until(arrivals: Iterator[Arrival], until_ms: int, out: Path, progress: Progress | None = None) -> int:
-    """Write what arrives before a time into a log; return when the last of it did. The shop can go on from there."""
+def write_until(
+    arrivals: Iterator[Arrival],
+    until_ms: int,
+    out: Path,
+    progress: Progress | None = None,
+    raters: Raters | None = None,
+) -> int:
+    """Write what arrives before a time into a log, which ``raters`` look at; return when the last of it did.
+
+    The shop can go on from there.
+    """
     now = pending = 0
     with new_log(out) as log:
         for arrival in arrivals:
             log.write(encode(arrival.event) + b"\n")
+            _show(raters, arrival)
             now, pending = arrival.arrived_ms, pending + 1
             if progress is not None and pending == _BATCH:
                 progress(pending)
@@ -72,6 +94,11 @@ def write_until(arrivals: Iterator[Arrival], until_ms: int, out: Path, progress:
     if progress is not None:
         progress(pending)
     return now
+
+
+def _show(raters: Raters | None, arrival: Arrival) -> None:
+    if raters is not None and arrival.truth is not None and isinstance(arrival.event, Impression):
+        raters.look(arrival.event, arrival.truth)
 
 
 def opened_now(seed: int) -> Shop:
