@@ -34,6 +34,7 @@ from stream.progress import counting
 from stream.publish import Publisher
 from stream.race import HEAD, MIXTURE, race_table, runners, verdict
 from stream.shop.delays import DAY, HOUR
+from stream.shop.raters import Raters
 from stream.shop.simulate import opened_now, paced, write_until
 from stream.shop.traffic import Arrival, Shop
 from stream.shop.truth import SlateTruth
@@ -43,15 +44,11 @@ SPEED = 1_728
 """Event time for wall time: three days of the shop in 150 seconds."""
 
 YESTERDAY_MS = 12 * HOUR
-"""What the teacher learns from: its fine-tuning takes a minute of one core."""
+"""What the teacher learns from, with the judgements below: its fine-tuning takes half a minute of one core."""
 
-_TEACHER = """[teacher]
-template = "{query} | {item.text}"
-"""
-_FINETUNING = (
-    *("--towers", "--base", "minilm", "--device", "cpu"),
-    *("--keep-negatives", "0.03", "--epochs", "1", "--max-tokens", "16"),
-)
+_JUDGEMENTS = 10_000
+
+_FINETUNING = ("--frozen", "--base", "minilm", "--device", "cpu", "--max-tokens", "16", "--epochs", "16")
 
 _WINDOW = 50_000
 _LABELS_KNOWN_MS = 10 * 60_000 + 70_000 + 300_000
@@ -173,14 +170,18 @@ def _can_teach() -> bool:
 def _taught(console: Console, traffic: Traffic, folder: Path) -> tuple[Traffic, Path | None]:
     """Let the shop do business for a while and fine-tune a teacher on it; return how the shop goes on."""
     log, config, out = folder / "yesterday.jsonl", folder / "finetune.toml", folder / "teacher"
-    config.write_text(_TEACHER)
+    config.write_text("")  # what lies in the working folder is not the demo's
+    judged, raters = folder / "judged.csv", Raters(_JUDGEMENTS, traffic.shop.seed, of_a_slate=8)
     with counting("events of yesterday, which nobody watches") as advance:
-        now_ms = write_until(traffic.arrivals, traffic.now_ms + YESTERDAY_MS, log, advance)
-    console.print("A teacher is fine-tuned on them: MiniLM, query and item read apart; about a minute ...")
-    command = [sys.executable, "-m", "stream.cli", "teacher", "finetune", str(log), *_FINETUNING]
-    done = subprocess.run(
-        [*command, "--config", str(config), "--out", str(out)], stdout=subprocess.DEVNULL, check=False
+        now_ms = write_until(traffic.arrivals, traffic.now_ms + YESTERDAY_MS, log, advance, raters)
+    raters.write(judged)
+    console.print(
+        f"A teacher is made of them and of {len(raters.rows):,} human judgements of what was shown: MiniLM as it is;\n"
+        "what is learned is how its vectors of query and item compare. About half a minute ..."
     )
+    command = [sys.executable, "-m", "stream.cli", "teacher", "finetune", str(log), "--relevance", str(judged)]
+    command += [*_FINETUNING, "--config", str(config), "--out", str(out)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         console.print(f"[red]That ended with status {done.returncode}; the demo goes on without a teacher.")
     return traffic._replace(now_ms=now_ms), None if done.returncode else out
@@ -201,7 +202,7 @@ interval = "20s"
 port = {free_port()}
 """
     if teacher is not None:
-        text += f'{_TEACHER}model = "{teacher}"\ndevice = "cpu"\n'
+        text += f'[teacher]\nmodel = "{teacher}"\ndevice = "cpu"\n'
     path = folder / "heft.toml"
     path.write_text(text)
     return path
@@ -314,6 +315,6 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
 
 def _of_the_teacher(scored: Scored) -> str:
     return (
-        f"Scores of the teacher: {scored}. On time is a pair of texts that had been\nshown and scored before; a day of "
-        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and few ask for the same twice."
+        f"Scores of the teacher: {scored}. On time is a pair whose texts had both\nbeen read before; a day of "
+        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and what is asked for anew comes too late."
     )
