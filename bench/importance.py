@@ -24,6 +24,7 @@ from stream.config import load
 from stream.learn import Learner, LearnerConfig, Outcome
 from stream.score import Scorer
 from stream.scoring import replay_references
+from stream.shop.simulate import truth_path
 from stream.shop.truth import SlateTruth, read_truth
 from stream.teach import read_log
 
@@ -142,7 +143,7 @@ def compare(log: Path) -> None:
     scorer.expect(joined)
     records = [scorer.score(record) for record in joined]
     version = next(score.version for record in records if isinstance(record, Shown | Closed) for score in record.scores)
-    beside = log.with_name(log.name.partition(".")[0] + ".truth.jsonl")
+    beside = truth_path(log)
     truths = {truth.request_id: truth for truth in read_truth(beside)[1]} if beside.exists() else {}
     every = RankerConfig(click_arms=sweep(), click_teacher_arms=())
     cases = (
