@@ -146,7 +146,7 @@ def test_a_broker_that_restarts_is_waited_for(shop: Shop, broker: Broker) -> Non
     broker.stop()
     broker.start()
     shop.publish(log[500:800])
-    shop.until(lambda: max(message.offsets[0] for message in shop.messages("samples")) > 400)
+    shop.until(lambda: max((message.offsets[0] for message in shop.messages("samples")), default=0) > 400)
     shop.hang_up()
     broker.kill()
     broker.start()
