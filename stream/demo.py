@@ -176,8 +176,8 @@ def _taught(console: Console, traffic: Traffic, folder: Path) -> tuple[Traffic, 
         now_ms = write_until(traffic.arrivals, traffic.now_ms + YESTERDAY_MS, log, advance, raters)
     raters.write(judged)
     console.print(
-        f"A teacher is made of them and of {len(raters.rows):,} human judgements of what was shown: MiniLM as it is;\n"
-        "what is learned is how its vectors of query and item compare. About half a minute ..."
+        f"A teacher is made of them and of {len(raters.rows):,} human judgements of what was shown.\n"
+        "MiniLM stays as it is; how its vectors of query and item compare is learned.\nAbout half a minute ..."
     )
     command = [sys.executable, "-m", "stream.cli", "teacher", "finetune", str(log), "--relevance", str(judged)]
     command += [*_FINETUNING, "--config", str(config), "--out", str(out)]
