@@ -28,9 +28,9 @@ class Hedge:
 
     Beside it runs a confidence sequence of each policy's losses against `uniform`. A policy that is significantly worse
     is *benched*: it goes on learning and has no weight. It returns when it is significantly better, when its weight in
-    shadow is more than a half, or when 10,000 slates have not shown it to be worse. Should the mixture
-    itself be significantly worse, all others begin anew, on probation; who is benched stays so. What happens on probation moves weights and is no
-    evidence for or against anyone.
+    shadow is more than a half, or when 10,000 slates have not shown it to be worse. Should the mixture itself be
+    significantly worse, all others begin anew, on probation; who is benched stays so. What happens on probation moves
+    weights and is no evidence for or against anyone.
 
     Parameters
     ----------

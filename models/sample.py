@@ -23,6 +23,8 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Value: TypeAlias = str | int | float | bool | list[str] | None
 """A feature value; ``None`` means missing, as absence does."""
 
+Logit: TypeAlias = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
+
 Key: TypeAlias = tuple[int, int, str, str]
 """``(due_ms, kind, id, id)``: the total order of the records of one partition."""
 
@@ -35,6 +37,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     ``position`` counts from 0 and defaults to the place in the list. ``score`` is what the shop's own ranker served,
     ``propensity`` the probability in (0, 1] that its policy showed the item there. ``seen=False``: never on screen.
+    ``teacher``: what the teacher told the ranker of the item, see `Slate`.
     """
 
     item_id: Id
@@ -44,6 +47,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     features: dict[str, Value] = {}
     propensity: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     seen: bool = True
+    teacher: tuple[Logit, Logit | None] | None = None
 
 
 class Act(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -58,6 +62,9 @@ class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
     """One shown list with all its items and everything known when it was shown: an impression on the wire.
 
     ``session`` is what the shop itself says the visitor did before; when it is ``None`` the join supplies it.
+    ``teacher``: version of the teacher that the ranker asked in line, as `heft teacher serve` answers it; what it said
+    of each item, logits of a click and of an order or null, is the item's ``teacher``. Such a slate is not scored
+    again.
     """
 
     request_id: Id
@@ -70,6 +77,7 @@ class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
     session: list[Act] | None = None
     event_id: Id | None = None
     bot: bool = False
+    teacher: Annotated[str, msgspec.Meta(pattern="^([^@]+@[0-9]+)?$", max_length=200)] = ""
 
 
 class ReferenceScore(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,7 +1,8 @@
 """The middle stage: records pass through untouched and in order, and take reference scores along.
 
 `Shown` takes the scores that a ranker could have known when the slate was shown; `Closed` takes those that have come
-since. The stage never makes the stream wait: a score that is missing is missing, and costs a weight of 1.
+since. An impression may bring those that its ranker asked for itself. The stage never makes the stream wait: a score
+that is missing is missing, and costs a weight of 1.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from models.sample import Closed, Record, ReferenceScore, Shown, Slate, data_ends_ms
-from models.teacher.logits import Logits
+from models.teacher.logits import Logits, quantise
 from models.teacher.text import Pair, Template
 
 ScorePairs: TypeAlias = Callable[[Sequence[Pair]], Sequence[Logits | None]]
@@ -66,7 +67,8 @@ class Scorer:
     def score(self, record: Record) -> Record:
         """Return the record with the scores known by now."""
         if isinstance(record, Shown):
-            scores = self._reference.on_time(record.slate)
+            brought = bool(record.slate.teacher)
+            scores = _brought(record.slate) if brought else self._reference.on_time(record.slate)
             self.counts["on_time"] += len(scores)
         elif isinstance(record, Closed):
             scores = self._reference.by_now(record.request_id)
@@ -78,8 +80,18 @@ class Scorer:
     def expect(self, records: Iterable[Record]) -> None:
         """Tell the reference which slates are about to come: it may score them together."""
         for record in records:
-            if isinstance(record, Shown):
+            if isinstance(record, Shown) and not record.slate.teacher:
                 self._reference.expect(record.slate)
+
+
+def _brought(slate: Slate) -> list[ReferenceScore]:
+    """Return the scores that the ranker had when it showed the slate."""
+    scores = []
+    for item in slate.items:
+        logits = None if item.teacher is None else quantise(*item.teacher)
+        if logits is not None and item.seen:
+            scores.append(ReferenceScore(item.item_id, logits.logit_256, slate.teacher, True, logits.order_256))
+    return scores
 
 
 class PairScores:

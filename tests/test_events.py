@@ -42,6 +42,8 @@ def broken(raw: bytes, old: bytes, new: bytes) -> bytes:
         (broken(SLATE, b"1.5", b'{"a":1}'), "got `object` - at `$.items[0].features[...]`"),
         (broken(SLATE, b'{"item_id":"a","features":{"price":1.5}}', b""), "length >= 1 - at `$.items`"),
         (broken(SLATE, b'"features"', b'"propensity":0,"features"'), "Expected `float` > 0"),
+        (broken(SLATE, b'"features"', b'"teacher":[2e3,null],"features"'), "<= 1000.0 - at `$.items[0].teacher[0]`"),
+        (broken(SLATE, b'"type"', b'"teacher":"v1","type"'), "matching regex"),
         (b"[1]", "Expected `object`, got `array`"),
         (b"", "truncated"),
         (b"\x00" * (events.MAX_EVENT_BYTES + 1), "Expected at most 8388608 bytes, got 8388609 - at `$`"),

@@ -87,6 +87,28 @@ def test_a_scorer_in_line_with_the_ranker_is_always_on_time() -> None:
     assert scores(stage.score(closed("r1", 0))) == []
 
 
+def test_what_the_ranker_asked_in_line_comes_with_the_impression_and_is_not_asked_again() -> None:
+    teacher = Teacher()
+    stage = scorer(teacher)
+    record = shown("r1", 0, "a b c")
+    items = [
+        msgspec.structs.replace(item, teacher=said)
+        for item, said in zip(record.slate.items, [(1.5, -2.0), (-3.0, None), None], strict=True)
+    ]
+    brought = msgspec.structs.replace(
+        record, slate=msgspec.structs.replace(record.slate, items=items, teacher="v9@1600000000000")
+    )
+    stage.expect([brought])
+    answer = stage.score(brought)
+    assert isinstance(answer, Shown)
+    assert answer.scores == [
+        ReferenceScore("a", 384, "v9@1600000000000", True, -512),
+        ReferenceScore("b", -768, "v9@1600000000000", True, None),
+    ]
+    assert scores(stage.score(closed("r1", 0))) == []
+    assert teacher.batches == []
+
+
 def test_a_teacher_says_nothing_of_what_was_shown_before_its_data_ends() -> None:
     teacher = Teacher()
     stage = scorer(teacher, wire_version("v1", T0 + SECOND))
