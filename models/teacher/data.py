@@ -353,8 +353,8 @@ def base_rates(rows: Iterable[_Row]) -> BaseRates:
 
 def _without_beginning(rows: list[_Row]) -> list[_Row]:
     """Leave out the first tenth of the clicks' samples: the ranker knew nothing yet."""
-    left = len([row for row in rows if row.head == 0]) // 10
-    begins_ms = [row.known_ms for row in rows if row.head == 0][left]
+    known_ms = [row.known_ms for row in rows if row.head == 0]
+    begins_ms = known_ms[len(known_ms) // 10]
     return [row for row in rows if row.head or row.known_ms >= begins_ms]
 
 

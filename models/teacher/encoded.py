@@ -96,15 +96,17 @@ class Read(Apart):
 
     Parameters
     ----------
-    apart
-        The pairs.
+    whole
+        These pairs among others.
+    rows
+        Which of them these are.
     read
-        What the encoder makes of their texts [T, R].
+        What the encoder makes of the texts of all [T, R].
     """
 
-    def __init__(self, apart: Apart, read: NDArray[np.float32]) -> None:
-        self.texts, self.sides, self.lengths = apart.texts, apart.sides, apart.lengths
-        self.read = torch.from_numpy(read)
+    def __init__(self, whole: Apart, rows: slice, read: torch.Tensor) -> None:
+        self.sides, self.lengths = whole.sides[rows], whole.lengths[rows]
+        self.read = read
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
         """Return what was read of the texts of some pairs [T, R], and which two are a pair's: ``sides`` [B, 2]."""

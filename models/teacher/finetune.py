@@ -7,7 +7,7 @@ examples decide when to stop and calibrate each head; later ones, seen by nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,11 @@ def finetune(
     pooling = TOWERS if settings.apart else pooling_of(encoder)
     model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout, projected=settings.frozen)
     parts = (train, split.validation, split.test)
-    encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
     model.to(device)
     if settings.frozen:
-        apart = [part for part in encoded if isinstance(part, Apart)]
-        encoded = [Read(part, read(model, part.texts, progress)) for part in apart]
+        encoded = _read_once(model, tokenizer, parts, settings.max_tokens, progress)
+    else:
+        encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
     before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
     with torch.no_grad():
         prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
@@ -195,6 +195,16 @@ def _require_sense(settings: FinetuneSettings) -> None:
     if settings.frozen and resolve_base(settings.base) is None:
         msg = f"frozen keeps what a base knows, and {settings.base} is made from nothing; choose minilm or a folder"
         raise TeacherError(msg)
+
+
+def _read_once(
+    model: Model, tokenizer: Any, parts: Sequence[Examples], max_tokens: int, progress: Progress | None
+) -> list[Encoded]:
+    """Return the parts with each text read once, whatever parts it is in."""
+    whole = Apart(tokenizer, [pair for part in parts for pair in part.pairs], max_tokens)
+    vectors = torch.from_numpy(read(model, whole.texts, progress))
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return [Read(whole, slice(end - len(part), end), vectors) for part, end in zip(parts, ends, strict=True)]
 
 
 def _augmented(train: Examples, settings: FinetuneSettings) -> Examples:

@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.teacher.data import DataError
+
 Vector: TypeAlias = NDArray[np.float32]
 
 
@@ -59,7 +61,7 @@ def read_texts(folder: Path) -> tuple[str, ...]:
 
     Raises
     ------
-    ValueError
+    DataError
         If the file is cut short.
     """
     path = folder / TEXTS
@@ -67,4 +69,4 @@ def read_texts(folder: Path) -> tuple[str, ...]:
         return msgspec.json.decode(path.read_bytes(), type=tuple[str, ...]) if path.exists() else ()
     except msgspec.DecodeError as error:
         msg = f"{path}: {error}; the teacher works without this file: delete it, or copy it again"
-        raise ValueError(msg) from None
+        raise DataError(msg) from None

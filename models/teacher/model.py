@@ -228,11 +228,11 @@ def predict(model: Model, encoded: Encoded, progress: Progress | None = None, ve
     """Return raw logits [N, heads] of encoded pairs, or their pooled ``vectors`` [N, D]; the model's mode is kept."""
     if isinstance(encoded, Apart):
         if isinstance(encoded, Read):
-            texts = model.vectors({"read": encoded.read.to(next(model.parameters()).device)}).cpu()
+            every = encoded.batch(np.arange(len(encoded.lengths)), next(model.parameters()).device)
+            pairs = model.vectors(every).cpu()
         else:
-            texts = torch.from_numpy(predict(model, encoded.texts, progress, vectors=True))
-        unit = nn.functional.normalize(texts)
-        pairs = unit[encoded.sides[:, 0]] * unit[encoded.sides[:, 1]]
+            unit = nn.functional.normalize(torch.from_numpy(predict(model, encoded.texts, progress, vectors=True)))
+            pairs = unit[encoded.sides[:, 0]] * unit[encoded.sides[:, 1]]
         return pairs.numpy() if vectors else nn.functional.linear(pairs, *_on_cpu(model.linear)).numpy()
     width = model.encoder.config.hidden_size if vectors else len(model.heads)
     return _of_batches(model, model.vectors if vectors else model, width, encoded, progress)
