@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 from rich import box
@@ -17,9 +17,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from models.sample import Record
-from models.teacher.data import Examples, Log, Split, together
+from models.teacher.data import RELEVANCE, Examples, Log, Split, together
 from models.teacher.judgements import read_relevance, split_by_query
-from models.teacher.settings import FinetuneSettings, PretrainSettings, TrainSettings
+from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.text import Template
 from stream.config import Config
 from stream.join import Joiner
@@ -29,7 +29,10 @@ from stream.terminal import console, progress_over
 
 if TYPE_CHECKING:
     from models.teacher.explain import Explanation
+    from models.teacher.finetune import Source
     from models.teacher.refresh import Verdict
+
+_Grades: TypeAlias = tuple[float, float]
 
 _BAR_WIDTH = 20
 _METRICS = ("spearman", "auc", "logloss", "ne", "calibration")
@@ -84,15 +87,12 @@ class Material(NamedTuple):
 
 def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
-    from models.teacher.finetune import Source
     from models.teacher.finetune import finetune as run
     from models.teacher.processes import joined, number
 
     split, grades = _split(material, config, settings)
-    files = [*material.logs, *([material.relevance] if material.relevance else [])]
-    sources = [Source(*_identity(path)) for path in files]
     with joined(), steps("Fine-tuning") as progress:
-        return run(split, out, settings, sources, grades, None if number() else progress)
+        return run(split, out, settings, _sources(material), grades, None if number() else progress)
 
 
 def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
@@ -139,14 +139,14 @@ def evaluate(
 
 
 def refresh(
-    logs: Sequence[Path], running: Path, held_back: float, fewest_clicks: int, device: str, config: Config
+    material: Material, running: Path, held_back: float, fewest_clicks: int, device: str, config: Config
 ) -> Verdict:
     """Make the running teacher anew, by its own recipe, on logs up to now; put it in its place if it is surely better.
 
     Parameters
     ----------
-    logs
-        Event logs, one after the other.
+    material
+        Logs, and judgements where the running teacher was made of some.
     running
         Folder of the running teacher, or the link to it.
     held_back
@@ -157,8 +157,12 @@ def refresh(
         Where to compute.
     config
         For the join and the template.
+
+    Raises
+    ------
+    TeachError
+        If the running teacher is not of a log, or was made of judgements and none are given.
     """
-    from models.teacher.finetune import Source
     from models.teacher.finetune import finetune as run
     from models.teacher.model import read_state
     from models.teacher.refresh import compare, promote
@@ -167,18 +171,22 @@ def refresh(
     if state is None or state.data_ends_ms is None:
         msg = f"{running}: no teacher of a log; `heft teacher finetune LOG --out {running}` makes one"
         raise TeachError(msg)
+    if RELEVANCE in state.heads and material.relevance is None:
+        msg = f"{running} was made of human judgements too: give them with --relevance FILE.csv"
+        raise TeachError(msg)
     recipe = msgspec.convert(json.loads((running / "card.json").read_text())["settings"], FinetuneSettings)
     settings = msgspec.structs.replace(recipe, template=config.teacher.template, device=device)
     candidate = running.with_name(f"{running.name}.next")
     if (candidate / "teacher.json").exists():
         shutil.rmtree(candidate)  # the one that was not promoted last time; an unfinished one goes on
-    log = labelled(logs, config, settings.template, settings.residual)
-    split = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
+    log = labelled(material.logs, config, settings.template, settings.residual)
+    of_log = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
+    split, grades = _with_judgements(of_log, material, state.grades)
     with steps("Fine-tuning") as progress:
-        run(split, candidate, settings, [Source(*_identity(path)) for path in logs], None, progress)
+        run(split, candidate, settings, _sources(material), grades, progress)
     after_ms = max(state.data_ends_ms, split.ends_ms or 0)
     same = state.template == settings.template
-    of_running = log if same else labelled(logs, config, state.template, state.residual)
+    of_running = log if same else labelled(material.logs, config, state.template, state.residual)
     samples = of_running.later(after_ms), log.later(after_ms)
     verdict = compare(running, candidate, samples, after_ms, device, fewest_clicks)
     (candidate / "refresh.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
@@ -237,33 +245,45 @@ def steps(title: str) -> Iterator[Any]:
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
-def _split(material: Material, config: Config, settings: TrainSettings) -> tuple[Split, tuple[float, float] | None]:
-    log = None
-    residual = isinstance(settings, FinetuneSettings) and settings.residual
-    if residual and not material.logs:
+def _split(material: Material, config: Config, settings: FinetuneSettings) -> tuple[Split, _Grades | None]:
+    if settings.residual and not material.logs:
         msg = "--residual teaches what a ranker lacks on a log: give a log"
         raise TeachError(msg)
-    if material.logs:
-        read = labelled(material.logs, config, config.teacher.template, residual)
-        log = read.split(material.until_ms, settings.keep_negatives, settings.seed)
+    if not material.logs:
+        return _with_judgements(None, material)
+    log = labelled(material.logs, config, settings.template, settings.residual)
+    return _with_judgements(log.split(material.until_ms, settings.keep_negatives, settings.seed), material)
+
+
+def _with_judgements(
+    of_log: Split | None, material: Material, grades: _Grades | None = None
+) -> tuple[Split, _Grades | None]:
+    """What is learned from, and the grades that mean 0 and 1: those named, or ``grades``, or those of the file."""
     if material.relevance is None:
-        if log is None:
+        if of_log is None:
             msg = "give a log to learn from, --relevance FILE.csv, or both"
             raise TeachError(msg)
-        return log, None
-    known = _grades(material.grade_range) if material.grade_range else (None, None)
+        return of_log, None
+    known = _grades(material.grade_range) if material.grade_range else grades or (None, None)
     examples, low, high = read_relevance(material.relevance, *known)
     judged = split_by_query(examples)
-    return (together(log, judged) if log else judged), (low, high)
+    return (together(of_log, judged) if of_log else judged), (low, high)
 
 
-def _grades(text: str) -> tuple[float, float]:
+def _grades(text: str) -> _Grades:
     low, _, high = text.partition(":")
     try:
         return float(low), float(high)
     except ValueError:
         msg = f"--grade-range is {text!r}; expected LOW:HIGH, the grades that mean 0 and 1, such as 1:4"
         raise TeachError(msg) from None
+
+
+def _sources(material: Material) -> list[Source]:
+    from models.teacher.finetune import Source
+
+    files = [*material.logs, *([material.relevance] if material.relevance else [])]
+    return [Source(*_identity(path)) for path in files]
 
 
 def _identity(path: Path) -> tuple[str, int, str]:

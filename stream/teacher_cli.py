@@ -188,6 +188,8 @@ def evaluate(
 def refresh(
     model: Annotated[Path, typer.Option(help="The running teacher: its folder, or the link to it.", exists=True)],
     logs: Logs = None,
+    relevance: Relevance = None,
+    grade_range: GradeRange = None,
     held_back: Annotated[
         float, typer.Option(min=0.01, max=0.9, help="Share of the log, its end, on which the two are compared.")
     ] = 0.2,
@@ -201,9 +203,10 @@ def refresh(
     import msgspec
 
     from stream.config import load
+    from stream.teach import Material
     from stream.teach import refresh as run
 
-    verdict = run(logs or [], model, held_back, fewest_clicks, device, load(config))
+    verdict = run(Material(logs or [], relevance, grade_range), model, held_back, fewest_clicks, device, load(config))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode())
     else:

@@ -21,7 +21,7 @@ from models.teacher.finetune import finetune
 from models.teacher.model import TeacherError, TeacherState, load_teacher, read_state, write_atomically
 from models.teacher.refresh import Verdict, compare, promote
 from stream.events import encode
-from tests.test_teacher_cli import events, run
+from tests.test_teacher_cli import events, judged, run
 from tests.test_teacher_finetune import SOURCES, settings, shop
 
 AFTER = 1_700_000_000_000
@@ -139,3 +139,20 @@ def test_a_refresh_goes_from_a_log_to_a_decision(tmp_path: Path) -> None:
     assert "too few" in report["why"]
     assert version(running) == first
     assert json.loads((tmp_path / "teacher.next" / "refresh.json").read_text()) == report
+
+
+def test_a_teacher_of_judgements_is_made_anew_with_judgements(tmp_path: Path) -> None:
+    log, running, grades = tmp_path / "log.jsonl", tmp_path / "teacher", judged(tmp_path)
+    log.write_bytes(b"".join(encode(event) + b"\n" for event in events()))
+    small = ("--base", "tiny", "--max-tokens", "16", "--device", "cpu", "--learning-rate", "0.002", "--epochs", "1")
+    run("finetune", log, "--relevance", grades, "--grade-range", "0:5", "--out", running, *small)
+    with pytest.raises(ValueError, match=r"human judgements too: give them with --relevance"):
+        run("refresh", log, "--model", running, "--device", "cpu")
+    run("refresh", log, "--relevance", grades, "--model", running, "--device", "cpu")
+    one, two = read_state(running), read_state(tmp_path / "teacher.next")
+    assert one is not None
+    assert two is not None
+    assert list(one.heads) == list(two.heads) == ["click", "conversion", "relevance"]
+    assert one.grades == two.grades == (0.0, 5.0), "what a grade means does not change by itself"
+    sources = json.loads((tmp_path / "teacher.next" / "card.json").read_text())["data"]["sources"]
+    assert [source["name"] for source in sources] == [log.name, grades.name]
