@@ -46,6 +46,8 @@ class Answer(NamedTuple):
     """Of a teacher that reads texts apart: scores other pairs of the texts that it has read, here and before."""
     read_ahead: Sequence[str] = ()
     """Texts that it had read when it began."""
+    static: bool = False
+    """It scores pairs of any texts at once, read or not."""
 
 
 class Teacher(Protocol):
@@ -227,7 +229,7 @@ class Desk:
             moment, now = Moment(self._clocks.wall_ms(), self._event_ms), self._clocks.seconds()
             if answer.version != self.version:
                 self._change_teacher(answer, misread)
-                self._texts.begin(answer.read_ahead, moment)
+                self._texts.begin(moment, answer.read_ahead, answer.static)
             self._texts.at_once = answer.at_once
             for asked, logits in zip(taken, answer.logits, strict=True):
                 if misread or logits is None:

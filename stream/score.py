@@ -157,8 +157,9 @@ class ReplayReference:
 
     A pair is scored when it is first shown, at t. A slate shown at t + ``score_delay_ms`` or later has the score on
     time; until then it comes with `Closed`. Of a teacher that reads texts apart it is the texts that count: a ranker
-    that has the vectors of both has the score of any pair of them, shown before or not. A teacher says nothing of
-    slates from before the end of its own data: it was not there yet.
+    that has the vectors of both has the score of any pair of them, shown before or not. One that is static reads any
+    text in the ranker: its scores are all on time. A teacher says nothing of slates from before the end of its own
+    data: it was not there yet.
 
     Parameters
     ----------
@@ -177,6 +178,8 @@ class ReplayReference:
         The teacher reads query and item apart.
     read_ahead
         Texts that it has read by the end of its data, the most used first.
+    static
+        It reads a text without a model.
     """
 
     def __init__(
@@ -191,11 +194,12 @@ class ReplayReference:
         capacity: int = 200_000,
         apart: bool = False,
         read_ahead: Sequence[str] = (),
+        static: bool = False,
     ) -> None:
         self._scores, self._template, self._version = scores, template, version
         self._data_ends_ms = data_ends_ms(version)
         self._delay_ms, self._open_for_ms, self._in_line = score_delay_ms, open_for_ms, in_line
-        self._capacity, self._apart = capacity, apart
+        self._capacity, self._apart, self._static = capacity, apart, static
         known = reversed(read_ahead[:capacity])  # the first goes last
         self._first_ms: OrderedDict[Pair | str, int] = OrderedDict.fromkeys(known, self._data_ends_ms)
         self._open: OrderedDict[str, _Open] = OrderedDict()
@@ -232,6 +236,8 @@ class ReplayReference:
 
     def _shown_since(self, pair: Pair, at_ms: int) -> int:
         """Return when all that is needed for a score had been shown, and note that it is shown now."""
+        if self._static:
+            return self._data_ends_ms
         since_ms = 0
         for needed in pair if self._apart else (pair,):
             since_ms = max(since_ms, self._first_ms.setdefault(needed, at_ms))

@@ -74,6 +74,7 @@ class LocalTeacher:
             engine.score(pairs),
             engine.at_once if engine.apart else None,
             engine.read_ahead,
+            engine.static,
         )
 
     def look(self) -> None:
@@ -90,7 +91,7 @@ class LocalTeacher:
             self._loading.start()
 
     def _version(self) -> str:
-        from models.teacher.model import TeacherError, read_state
+        from models.teacher.state import TeacherError, read_state
 
         try:
             state = read_state(Path(self._config.model))
@@ -213,14 +214,16 @@ def load_engine(config: TeacherConfig) -> Engine:
     """
     try:
         from models.teacher.scoring import Engine
+
+        engine = Engine(Path(config.model), config.device, config.ways, perf_counter)
     except ImportError as error:
-        msg = f"teacher.model is {config.model!r}, but {error.name} is missing: pip install 'heft[teacher]'"
+        name = f"teacher.model is {config.model!r}, but {error.name} is missing"
+        msg = f"{name}: pip install 'heft[teacher]'; for a static one 'heft[static]' is enough"
         raise ConfigError(msg) from None
-    engine = Engine(Path(config.model), config.device, config.ways, perf_counter)
     said = ", ".join(
         f"{name} {each if isinstance(each, str) else round(each)}" for name, each in engine.timings.items()
     )
-    log.warning("the teacher %s is computed by %s (pairs a second: %s)", engine.version, engine.way.name, said)
+    log.warning("the teacher %s is computed by %s (pairs a second: %s)", engine.version, engine.way, said)
     return engine
 
 
@@ -251,6 +254,7 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Ref
             capacity=teacher.cache,
             apart=engine.apart,
             read_ahead=engine.read_ahead,
+            static=engine.static,
         )
 
     return make

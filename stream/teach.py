@@ -117,7 +117,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a teacher on logs or on a file of judgements."""
     from models.teacher.evaluate import evaluate as run
-    from models.teacher.model import TeacherError, read_state
+    from models.teacher.state import TeacherError, read_state
 
     state = read_state(model)
     if state is None:
@@ -164,8 +164,8 @@ def refresh(
         If the running teacher is not of a log, or was made of judgements and none are given.
     """
     from models.teacher.finetune import finetune as run
-    from models.teacher.model import read_state
     from models.teacher.refresh import compare, promote
+    from models.teacher.state import read_state
 
     state = read_state(running)
     if state is None or state.data_ends_ms is None:

@@ -80,6 +80,14 @@ def finetune(
             "8 epochs of batches of 256, l2 0.1, patience 20.",
         ),
     ] = False,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="Take the base's word vectors alone and let them learn: scores without torch, in microseconds, all of "
+            "them on time. Settings as of --frozen.",
+        ),
+    ] = False,
     residual: Annotated[
         bool,
         typer.Option(
@@ -113,13 +121,13 @@ def finetune(
     from stream.teach import finetune as run
 
     resolved = load(config)
-    rate = learning_rate_of(base, lora, frozen) if learning_rate is None else learning_rate
+    rate = learning_rate_of(base, lora, frozen or static) if learning_rate is None else learning_rate
     derived: dict[str, Any] = {
         "learning_rate": rate,
         "template": resolved.teacher.template,
         "back_translate": tuple(back_translate or ()),
     }
-    if frozen:
+    if frozen or static:
         derived |= {name: value for name, value in OF_FROZEN.items() if _is_default(ctx, name)}
     settings = _settings(FinetuneSettings, ctx, **derived)
     material = Material(logs or [], relevance, grade_range, parse_time(until))

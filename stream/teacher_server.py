@@ -61,6 +61,6 @@ def serve(config: TeacherConfig, host: str, port: int) -> None:
     def said(text: str) -> None:
         if text.startswith("="):
             at = listening.getsockname()[1]
-            print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.way.name}", flush=True)
+            print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.way}", flush=True)
 
     web.run_app(application(teacher), sock=listening, print=said)

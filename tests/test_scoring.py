@@ -22,17 +22,9 @@ from typer.testing import CliRunner
 
 from models.teacher.encoded import Encoded
 from models.teacher.explain import explain
-from models.teacher.model import (
-    HeadState,
-    Model,
-    TeacherError,
-    TeacherState,
-    load_base,
-    load_teacher,
-    predict,
-    save_teacher,
-)
+from models.teacher.model import Model, load_base, load_teacher, predict, save_teacher
 from models.teacher.scoring import Engine
+from models.teacher.state import HeadState, TeacherError, TeacherState
 from models.teacher.tokens import Tokens
 from models.teacher.vocabulary import train_tokenizer
 from models.teacher.ways import Way, fastest
@@ -80,7 +72,7 @@ def plain(folder: Path) -> np.ndarray:
 
 def test_an_exact_way_gives_the_logits_of_plain_prediction(folder: Path) -> None:
     engine = Engine(folder, "cpu")
-    assert engine.way.exact
+    assert engine.way in ("torch float32", "onnxruntime float32")
     np.testing.assert_allclose(engine.logits(PAIRS), plain(folder), atol=1e-5)  # other batches, other last bits
     assert engine.version.endswith("@1700000000000")
     scored = engine.score(PAIRS[:3])

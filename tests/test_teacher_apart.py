@@ -16,22 +16,14 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 
 import torch
 
-from models.teacher.encoded import TOWERS, Encoded, encode
+from models.teacher.encoded import Encoded, encode
+from models.teacher.evaluate import evaluate
 from models.teacher.explain import explain
 from models.teacher.finetune import Source, finetune
-from models.teacher.model import (
-    HeadState,
-    Model,
-    TeacherError,
-    TeacherState,
-    load_base,
-    load_teacher,
-    predict,
-    read_state,
-    save_teacher,
-)
+from models.teacher.model import Model, load_base, load_teacher, predict, save_teacher
 from models.teacher.scoring import Engine
 from models.teacher.settings import FinetuneSettings
+from models.teacher.state import STATIC, TOWERS, HeadState, TeacherError, TeacherState, read_state
 from stream.scoring import LocalTeacher
 
 THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
@@ -78,13 +70,13 @@ def test_what_scores_says_what_the_model_says_and_reads_no_text_twice(model: tup
     assert engine.logits(PAIRS) == pytest.approx(expected, abs=1e-4)
 
     read: list[int] = []
-    whole = engine._pooled
+    whole = engine._reader.read
 
     def counting(pairs: list[Pair]) -> np.ndarray:
         read.append(len(pairs))
         return whole(pairs)
 
-    engine._pooled = counting  # type: ignore[method-assign, assignment]
+    engine._reader.read = counting  # type: ignore[method-assign, assignment]
     assert np.array_equal(engine.logits(PAIRS[:30]), engine.logits(PAIRS)[:30])
     engine.logits([Pair("shoe", "something new")])
     assert read == [1]
@@ -107,7 +99,7 @@ def test_a_pair_of_texts_that_were_read_gets_the_same_score_at_once_as_from_the_
         raise AssertionError(pairs)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine, "_pooled", unasked)
+        patched.setattr(engine._reader, "read", unasked)
         new = [Pair(asked.query, other.item) for asked in PAIRS[:30] for other in PAIRS[:30]]
         at_once = engine.at_once([*new, Pair("shoe", "unheard of"), Pair("unheard of", PAIRS[0].item)])
         assert at_once[-2:] == [None, None]
@@ -212,6 +204,34 @@ def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp
     more = finetune(asked_and_shown(), further, settings(base=str(out), frozen=True, epochs=1), SOURCES)
     assert more["heads"]["click"]["before_is"] == "the base's own head"
     assert more["heads"]["click"]["before"]["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
+
+
+def test_a_static_teacher_says_in_all_its_forms_the_same_and_takes_no_model_along(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "teacher"
+    encoder, tokenizer = load_base(
+        "tiny", lambda: [text for pair in asked_and_shown().train.pairs for text in pair], 16, 0
+    )
+    encoder.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    card = finetune(asked_and_shown(), out, settings(base=str(base), static=True, learning_rate=1e-2), SOURCES)
+    click = card["heads"]["click"]
+    assert click["before_is"] == "cosine, calibrated"
+    assert click["after_calibrated"]["auc"] > 0.75 > 0.65 > click["before"]["auc"]
+    assert not (out / "model.safetensors").exists()
+    teacher, its_tokenizer, state = load_teacher(out, "cpu")
+    assert state.pooling == STATIC
+    assert teacher.projection is None, "what was learned is in the words"
+
+    test = asked_and_shown().test
+    pairs = [*(Pair(*pair) for pair in test.pairs), Pair("", "chair 5"), Pair("shoe " * 40, "chair chair unheard-of")]
+    raw = predict(teacher, encode(its_tokenizer, [(query, item) for query, item in pairs], 16, STATIC)).astype(
+        np.float64
+    )[:, 0]
+    expected = state.heads["click"].scale * raw + state.heads["click"].shift
+    assert Engine(out, "cpu").logits(pairs)[:, 0] == pytest.approx(expected, abs=1e-4)
+    assert evaluate(out, test, "cpu")["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
+    told = explain(out, Pair("shoe", "chair 5"), device="cpu")
+    assert told.logit == pytest.approx(Engine(out, "cpu").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4)
 
 
 @pytest.mark.parametrize(("more", "message"), [({"lora": 2}, "nothing for lora"), ({}, "tiny is made from nothing")])

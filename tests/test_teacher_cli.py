@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from tests.builders import HOUR, MINUTE, SECOND, T0, click, crowd, order
 
 DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
 
-WITHOUT_TORCH = """
+TORCH = ("torch", "transformers", "peft", "tensorboard")
+LOOK_UP = ("safetensors", "tokenizers")
+WITHOUT = """
 import sys
-for name in ("torch", "transformers", "peft", "safetensors", "tokenizers", "tensorboard"):
+for name in sys.argv.pop(1).split(","):
     sys.modules[name] = None  # an import of it fails from here on
 import stream.app, stream.learn, stream.replay, stream.teach, models.teacher.data, models.teacher.text
 from stream.cli import main
@@ -38,8 +40,8 @@ def run(*arguments: str | Path) -> str:
     return result.stdout
 
 
-def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+def without(libraries: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, ",".join(libraries), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -79,12 +81,12 @@ def judged(folder: Path) -> Path:
 
 
 def test_everything_else_starts_without_torch() -> None:
-    assert without_torch("--help").returncode == 0
-    assert without_torch("teacher", "finetune", "--help").returncode == 0
+    assert without((*TORCH, *LOOK_UP), "--help").returncode == 0
+    assert without((*TORCH, *LOOK_UP), "teacher", "finetune", "--help").returncode == 0
 
 
 def test_without_its_libraries_the_teacher_says_how_to_get_them(tmp_path: Path) -> None:
-    found = without_torch("teacher", "finetune", "--out", str(tmp_path))
+    found = without((*TORCH, *LOOK_UP), "teacher", "finetune", "--out", str(tmp_path))
     assert found.returncode == 1
     assert "pip install 'heft[teacher]'" in found.stderr
 

@@ -28,9 +28,10 @@ from models.teacher import finetune as finetuning
 from models.teacher.encoded import Encoded
 from models.teacher.evaluate import evaluate
 from models.teacher.finetune import Source, finetune
-from models.teacher.model import TeacherError, load_teacher, predict, read_state
+from models.teacher.model import load_teacher, predict
 from models.teacher.pretrain import pretrain
 from models.teacher.settings import FinetuneSettings, PretrainSettings
+from models.teacher.state import TeacherError, read_state
 from models.teacher.train import CHECKPOINT
 from models.teacher.translate import back_translate
 from models.teacher.vocabulary import train_tokenizer

@@ -18,8 +18,9 @@ import torch
 
 from models.teacher.data import DataError, Later, Split
 from models.teacher.finetune import finetune
-from models.teacher.model import TeacherError, TeacherState, load_teacher, read_state, write_atomically
+from models.teacher.model import load_teacher
 from models.teacher.refresh import Verdict, compare, promote
+from models.teacher.state import TeacherError, TeacherState, read_state, write_atomically
 from stream.events import encode
 from tests.test_teacher_cli import events, judged, run
 from tests.test_teacher_finetune import SOURCES, settings, shop

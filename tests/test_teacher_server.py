@@ -167,7 +167,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
     import torch
 
-    from models.teacher.model import HeadState, Model, TeacherState, load_base, save_teacher
+    from models.teacher.model import Model, load_base, save_teacher
+    from models.teacher.state import HeadState, TeacherState
 
     folders = []
     for seed in (1, 2):

@@ -8,13 +8,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from models.teacher.data import Pairs
+from models.teacher.state import STATIC, TOWERS
 
 SCORE_TOKENS = 4_096
 """Tokens of a batch, padding included, when scoring."""
-
-TOWERS = "towers"
-"""The two texts are read apart, and a pair is the product of their unit vectors: so texts that many pairs share are
-read once, and what a sentence encoder knows before it is fine-tuned, its cosine, is where a head begins."""
 
 
 class Encoded:
@@ -117,4 +114,4 @@ class Read(Apart):
 
 def encode(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int, pooling: str) -> Encoded:
     """Return pairs as a model of this pooling reads them."""
-    return (Apart if pooling == TOWERS else Encoded)(tokenizer, pairs, max_tokens)
+    return (Apart if pooling in (STATIC, TOWERS) else Encoded)(tokenizer, pairs, max_tokens)

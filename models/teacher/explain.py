@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from models.teacher.encoded import encode
-from models.teacher.model import TeacherError, load_teacher
+from models.teacher.model import load_teacher
+from models.teacher.state import TeacherError
 from models.teacher.text import Pair
 
 

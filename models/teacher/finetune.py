@@ -22,27 +22,24 @@ from models.teacher import card as cards
 from models.teacher import measure, processes
 from models.teacher.augment import augment
 from models.teacher.data import HEADS, RELEVANCE, Examples, Split
-from models.teacher.encoded import TOWERS, Apart, Encoded, Read, encode
+from models.teacher.encoded import Apart, Encoded, Read, encode
 from models.teacher.memory import TEXTS
 from models.teacher.model import (
-    HeadState,
     Model,
     Progress,
-    TeacherError,
-    TeacherState,
     device_of,
     load_base,
     load_teacher,
     pooling_of,
     predict,
     read,
-    read_state,
     require_labels,
     resolve_base,
     save_teacher,
-    write_atomically,
 )
 from models.teacher.settings import FinetuneSettings
+from models.teacher.state import STATIC, TOWERS, HeadState, TeacherError, TeacherState, read_state, write_atomically
+from models.teacher.static_encoder import static_encoder
 from models.teacher.train import CHECKPOINT, Trainer
 from models.teacher.translate import back_translate
 
@@ -104,14 +101,16 @@ def finetune(
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
-    pooling = TOWERS if settings.apart else pooling_of(encoder)
-    model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout, projected=settings.frozen)
+    pooling = STATIC if settings.static else TOWERS if settings.apart else pooling_of(encoder)
     parts = (train, split.validation, split.test)
-    model.to(device)
+    encoded: list[Encoded] = []
+    if not settings.frozen:
+        encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
+    if settings.static:
+        encoder = static_encoder(encoder, tokenizer, encoded[0])
+    model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout, settings.frozen).to(device)
     if settings.frozen:
         encoded = _read_once(model, tokenizer, parts, settings.max_tokens, progress)
-    else:
-        encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
     before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
     with torch.no_grad():
         prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
@@ -124,12 +123,14 @@ def finetune(
         loss_of(model, encoded[0], train, heads, settings.batch, device),
         (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
         settings,
-        fast=() if settings.frozen else ("linear.",),
+        fast=() if settings.frozen or settings.static else ("linear.",),
     )
     identity = blake2b(msgspec.json.encode(settings) + train.digest().encode() + split.validation.digest().encode())
     trainer.run(out, identity.hexdigest(), progress)
     if settings.lora:
         model.encoder = model.encoder.merge_and_unload()
+    if settings.static:
+        model.encoder = model.encoder.settled()
 
     raw = [predict(model, part).astype(np.float64) for part in encoded[1:]]
     states, measured = {}, {}
@@ -189,6 +190,9 @@ def finetune(
 
 
 def _require_sense(settings: FinetuneSettings) -> None:
+    if settings.static and (settings.frozen or settings.lora or settings.gradient_checkpointing):
+        msg = "static runs no model: there is nothing for frozen, lora or gradient checkpointing to do; choose one"
+        raise TeacherError(msg)
     if settings.frozen and (settings.lora or settings.gradient_checkpointing):
         msg = "frozen leaves the base as it is: there is nothing for lora or gradient checkpointing to do; choose one"
         raise TeacherError(msg)
@@ -306,7 +310,7 @@ def _before(
     """Metrics of the base: of its own heads where it is a teacher, of the cosine of the two texts where it is not."""
     folder = resolve_base(settings.base)
     state = read_state(folder) if folder is not None else None
-    if state is not None and (state.pooling == TOWERS) != settings.apart:
+    if state is not None and state.pooling != model.pooling:
         state = None  # its heads read other vectors
     teacher = load_teacher(folder, settings.device)[0] if folder is not None and state is not None else None
     if teacher is not None and teacher.projection is not None:

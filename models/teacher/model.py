@@ -6,9 +6,7 @@ A teacher is a folder: the encoder and tokenizer as transformers saves them, ``h
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,20 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from transformers.utils import logging
 
 from models.teacher import processes
-from models.teacher.data import BaseRates, DataError
+from models.teacher.data import DataError
 from models.teacher.encoded import Apart, Encoded, Read
+from models.teacher.state import (
+    HEADS_FILE,
+    STATIC,
+    TeacherError,
+    TeacherState,
+    digest_of,
+    require_state,
+    require_version,
+    write_atomically,
+)
+from models.teacher.static import WORDS_FILE
+from models.teacher.static_encoder import StaticEncoder
 from models.teacher.vocabulary import train_tokenizer
 
 # Of its own for every file; what takes long is told through `Progress`. And no words about the parts that a folder has
@@ -36,33 +46,6 @@ SIZES = {"tiny": (2, 128), "small": (6, 384)}
 
 Progress = Callable[[int, int, str], None]
 """Told steps done, steps in all, and what there is to say."""
-
-
-class TeacherError(ValueError):
-    """A folder that is no model, or settings that a model cannot be trained with."""
-
-
-class HeadState(msgspec.Struct, frozen=True):
-    """Platt scaling of a head, p = 1 / (1 + exp(-(scale z + shift)))."""
-
-    scale: float = 1.0
-    shift: float = 0.0
-
-
-class TeacherState(msgspec.Struct, frozen=True):
-    """What is needed to score, beside the weights: ``teacher.json``."""
-
-    heads: dict[str, HeadState]
-    template: str
-    max_tokens: int
-    pooling: str
-    version: str
-    data_ends_ms: int | None = None
-    """Scores count as out of sample for what was shown after this; None: the data had no time."""
-    residual: bool = False
-    """The click head says what is to be added to the ranker's own logit."""
-    rates: BaseRates | None = None
-    grades: tuple[float, float] | None = None
 
 
 class Model(nn.Module):
@@ -286,25 +269,24 @@ def save_teacher(folder: Path, model: Model, tokenizer: Any, state: TeacherState
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "teacher.json").unlink(missing_ok=True)
-    model.encoder.save_pretrained(folder)
+    if isinstance(model.encoder, StaticEncoder):
+        save_file({"encoder.words": model.encoder.words.cpu()}, folder / WORDS_FILE)
+    else:
+        model.encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     learned = model.linear.state_dict()
     if model.projection is not None:
         learned["projection"] = model.projection.weight
     heads = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
-    save_file(heads, folder / "heads.safetensors")
+    save_file(heads, folder / HEADS_FILE)
     named = msgspec.structs.replace(state, version=_version(model, state))
     write_atomically(folder / "teacher.json", msgspec.json.format(msgspec.json.encode(named)) + b"\n")
     return named
 
 
 def _version(model: Model, state: TeacherState) -> str:
-    digest = blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    digest.update(msgspec.json.encode(state.heads))
-    return digest.hexdigest()
+    weights = ((name, tensor.detach().cpu().contiguous()) for name, tensor in sorted(model.state_dict().items()))
+    return digest_of(((name, tensor.view(torch.uint8).numpy().tobytes()) for name, tensor in weights), state.heads)
 
 
 def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, TeacherState]:
@@ -316,35 +298,21 @@ def load_teacher(folder: Path, device: str = "auto") -> tuple[Model, Any, Teache
         If there is no finished teacher in the folder, or its weights are not those of its version.
     """
     folder = folder.resolve()  # all files of one teacher, even where a link is turned to another meanwhile
-    state = read_state(folder)
-    if state is None:
-        msg = f"{folder}: no teacher.json; `heft teacher finetune --out {folder}` makes one"
-        raise TeacherError(msg)
-    encoder = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    state = require_state(folder)
+    if state.pooling == STATIC:
+        encoder: Any = StaticEncoder(load_file(folder / WORDS_FILE)["encoder.words"])
+    else:
+        encoder = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.padding_side = "right"
-    learned = load_file(folder / "heads.safetensors")
+    learned = load_file(folder / HEADS_FILE)
     projection = learned.pop("projection", None)
     model = Model(encoder, tuple(state.heads), state.pooling, projected=projection is not None)
     model.linear.load_state_dict(learned)
     if model.projection is not None:
         model.projection.load_state_dict({"weight": projection})
-    if _version(model, state) != state.version:
-        msg = f"{folder}: the weights are not those of version {state.version}; copy the whole folder again"
-        raise TeacherError(msg)
+    require_version(folder, _version(model, state), state)
     return model.to(device_of(device)).eval(), tokenizer, state
-
-
-def read_state(folder: Path) -> TeacherState | None:
-    """Return what is needed to score, of a finished teacher's folder; None of any other folder."""
-    path = folder / "teacher.json"
-    if not path.exists():
-        return None
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=TeacherState)
-    except msgspec.DecodeError as error:
-        msg = f"{path}: {error}"
-        raise TeacherError(msg) from None
 
 
 def require_labels(heads: Sequence[str]) -> None:
@@ -352,13 +320,3 @@ def require_labels(heads: Sequence[str]) -> None:
     if not heads:
         msg = "no head has labels: give a log, --relevance, or both"
         raise DataError(msg)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

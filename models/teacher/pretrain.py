@@ -17,8 +17,9 @@ from models.teacher import card as cards
 from models.teacher import processes
 from models.teacher.data import DataError, Pairs
 from models.teacher.encoded import Encoded
-from models.teacher.model import Progress, TeacherError, device_of, load_base, pooling_of, predict_loss, resolve_base
+from models.teacher.model import Progress, device_of, load_base, pooling_of, predict_loss, resolve_base
 from models.teacher.settings import PretrainSettings
+from models.teacher.state import TeacherError
 from models.teacher.train import CHECKPOINT, Trainer
 
 _MASKED = 0.15  # share of the tokens that are to be guessed (Devlin et al. 2019)

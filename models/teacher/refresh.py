@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from models.confidence import ConfidenceSequence
 from models.teacher.data import HEADS, DataError, Later
 from models.teacher.encoded import encode
-from models.teacher.model import TeacherError, load_teacher, predict, read_state
+from models.teacher.model import load_teacher, predict
+from models.teacher.state import TeacherError, read_state
 
 FEWEST_POSITIVES = 200
 """Clicks among the compared samples below which nothing is promoted."""

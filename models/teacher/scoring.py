@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models.teacher.data import CLICK, CONVERSION, RELEVANCE
-from models.teacher.encoded import TOWERS
 from models.teacher.logits import Logits, quantise, wire_version
 from models.teacher.memory import TextVectors, Vector, read_texts
-from models.teacher.model import load_teacher
+from models.teacher.state import STATIC, TOWERS, require_state
+from models.teacher.static import StaticReader
 from models.teacher.text import Pair, Template
-from models.teacher.tokens import Tokens
-from models.teacher.ways import Timings, fastest, input_names, ways_of
+
+if TYPE_CHECKING:
+    from models.teacher.reader import ModelReader
 
 _REMEMBERED = 100_000  # texts whose vectors are kept; a teacher comes with half as many at most
 _READ_TOGETHER = 4_096
+_LEAST_LENGTH = 1e-12
 
 
 class LastLayer(NamedTuple):
@@ -41,7 +42,7 @@ class Engine:
 
     ``version`` and ``template`` are those of its scores; ``way`` is the one taken, ``timings`` says how fast each was;
     ``apart``: it reads the two texts of a pair apart, and remembers them (`at_once`); ``read_ahead``: those of its own
-    log, which it has read when it is made.
+    log, which it has read when it is made; ``static``: no model runs, and it reads any text at once.
 
     Parameters
     ----------
@@ -62,32 +63,22 @@ class Engine:
         ways: Literal["exact", "any"] | str = "exact",
         timer: Callable[[], float] | None = None,
     ) -> None:
-        model, tokenizer, self.state = load_teacher(folder, device)
+        folder = folder.resolve()  # all files of one teacher, even where a link is turned to another meanwhile
+        self.static = require_state(folder).pooling == STATIC
+        self._reader = StaticReader(folder) if self.static else _model_reader(folder, device, ways, timer)
+        self.state, self.way, self.timings = self._reader.state, self._reader.way, self._reader.timings
         self.version = wire_version(self.state.version, self.state.data_ends_ms)
         self.template = Template(self.state.template)
-        self._tokens = Tokens(tokenizer, self.state.max_tokens)
-        allowed = [
-            way
-            for way in ways_of(model, folder, self.state.version)
-            if ways == "any" or (ways == "exact" and way.exact) or way.name == ways
-        ]
-        self.apart = self.state.pooling == TOWERS
+        self.apart = self.state.pooling in (STATIC, TOWERS)
         self._texts = TextVectors(_REMEMBERED)  # of unit length
-        self.timings: Timings = {}
-        if timer is None or len(allowed) == 1:
-            self.way, self._forward = allowed[0], allowed[0].prepare()
-        else:
-            self.way, self._forward, self.timings = fastest(allowed, input_names(model), timer)
         heads = list(self.state.heads)
         self._click = heads.index(CLICK if CLICK in heads else RELEVANCE if RELEVANCE in heads else heads[0])
         self._order = heads.index(CONVERSION) if CONVERSION in heads else None
         scales = np.array([head.scale for head in self.state.heads.values()])
         shifts = np.array([head.shift for head in self.state.heads.values()])
-        with torch.inference_mode():
-            linear = model.linear.float().cpu()
-            # The head and its calibration in one: [D, heads] and [heads].
-            self._weights = linear.weight.numpy().astype(np.float64).T * scales
-            self._bias = linear.bias.numpy().astype(np.float64) * scales + shifts
+        # The head and its calibration in one: [D, heads] and [heads].
+        self._weights = self._reader.weight.astype(np.float64).T * scales
+        self._bias = self._reader.bias.astype(np.float64) * scales + shifts
         self.read_ahead = read_texts(folder) if self.apart else ()
         for begin in range(0, len(self.read_ahead), _READ_TOGETHER):
             self._read(self.read_ahead[begin : begin + _READ_TOGETHER])
@@ -99,8 +90,10 @@ class Engine:
     def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         """Return what `score` would of pairs whose texts have both been read, None of others: the model is not asked.
 
-        May be called from any thread, and waits for nothing.
+        One that is ``static`` reads the others too. May be called from any thread, and waits for nothing.
         """
+        if self.static:
+            return self.score(pairs)
         read = self._remembered(pairs)
         ready = [pair for pair in pairs if pair.query in read and pair.item in read]
         said = dict(zip(ready, self._quantised(self._said(_products(ready, read))), strict=True)) if ready else {}
@@ -113,15 +106,16 @@ class Engine:
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the vectors [N, D] of pairs that the heads read."""
         if not self.apart:
-            return self._pooled(pairs)
+            return self._reader.read(pairs)
         read = self._remembered(pairs)
         if missing := [text for text in dict.fromkeys(chain(*pairs)) if text not in read]:
             read |= self._read(missing)
         return _products(pairs, read)
 
     def _read(self, texts: Sequence[str]) -> dict[str, Vector]:
-        vectors = self._pooled([Pair(text, "") for text in texts])
-        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        vectors = self._reader.read([Pair(text, "") for text in texts])
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = (vectors / np.maximum(lengths, _LEAST_LENGTH)).astype(np.float32)
         read = {text: vector.copy() for text, vector in zip(texts, unit, strict=True)}
         for text, vector in read.items():
             self._texts.keep(text, vector)
@@ -143,12 +137,6 @@ class Engine:
         order = self._order
         return [quantise(float(row[self._click]), None if order is None else float(row[order])) for row in z]
 
-    def _pooled(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-        out = np.zeros((len(pairs), len(self._weights)))
-        for rows, columns in self._tokens.batches(pairs, self.way.batch, self.way.multiple):
-            out[rows] = self._forward(columns)
-        return out
-
     def examine(self, pairs: Sequence[Pair], labels: NDArray[np.float64]) -> LastLayer:
         """Return what the last layer says of labelled pairs, with the one forward pass that their score takes."""
         vectors = self.vectors(pairs)
@@ -157,6 +145,14 @@ class Engine:
         error = np.abs(p - labels)
         norm = np.sqrt((vectors**2).sum(1) + 1)
         return LastLayer(p, np.logaddexp(0, z) - labels * z, error, error * norm)
+
+
+def _model_reader(
+    folder: Path, device: str, ways: Literal["exact", "any"] | str, timer: Callable[[], float] | None
+) -> ModelReader:
+    from models.teacher.reader import ModelReader  # torch
+
+    return ModelReader(folder, device, ways, timer)
 
 
 def _products(pairs: Sequence[Pair], read: dict[str, Vector]) -> NDArray[np.float64]:

@@ -43,6 +43,8 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     """Read query and item apart: what is shared by many pairs is read once, and a head begins at the base's cosine."""
     frozen: bool = False
     """Read them apart, leave the base as it is, and learn how its vectors of query and item compare: seconds."""
+    static: bool = False
+    """Read them apart and take of the base its tokens' vectors alone: no model runs, and every score is on time."""
     residual: bool = False
     """Teach clicks what the ranker lacks: its own logit, as shown, is the offset in the place of the position's."""
     gradient_checkpointing: bool = False
@@ -57,11 +59,11 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     @property
     def apart(self) -> bool:
         """Whether query and item are read apart."""
-        return self.towers or self.frozen
+        return self.towers or self.frozen or self.static
 
 
 OF_FROZEN = {"epochs": 8, "batch": 256, "l2": 0.1, "patience": 20}
-"""What suits a frozen base where nothing else is asked for: a step costs next to nothing."""
+"""What suits a frozen base, and a static one, where nothing else is asked for: a step costs next to nothing."""
 
 
 class PretrainSettings(TrainSettings, frozen=True, kw_only=True):

@@ -21,8 +21,9 @@ from torch import nn
 
 from models.teacher import processes
 from models.teacher.encoded import Encoded
-from models.teacher.model import Progress, TeacherError, write_atomically
+from models.teacher.model import Progress
 from models.teacher.settings import TrainSettings
+from models.teacher.state import TeacherError, write_atomically
 
 _POOL = 50  # batches among which examples are sorted by length, so that little is padded and order stays random
 

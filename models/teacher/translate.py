@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from models.teacher.model import TeacherError, device_of
+from models.teacher.model import device_of
+from models.teacher.state import TeacherError
 
 _BATCH = 64
 _TOKENS = 64

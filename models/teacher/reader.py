@@ -1,0 +1,60 @@
+"""Pairs of texts to vectors by running the model, the fastest way that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.teacher.model import load_teacher
+from models.teacher.text import Pair
+from models.teacher.tokens import Tokens
+from models.teacher.ways import Timings, fastest, input_names, ways_of
+
+
+class ModelReader:
+    """A teacher's model at work.
+
+    ``way`` is the name of the one taken, ``timings`` says how fast each was; ``weight`` [heads, D] and ``bias``
+    [heads] are those of the heads.
+
+    Parameters
+    ----------
+    folder, device, ways, timer
+        As those of `models.teacher.scoring.Engine`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        ways: Literal["exact", "any"] | str,
+        timer: Callable[[], float] | None,
+    ) -> None:
+        model, tokenizer, self.state = load_teacher(folder, device)
+        self._tokens = Tokens(tokenizer, self.state.max_tokens)
+        with torch.inference_mode():
+            linear = model.linear.float().cpu()
+            self.weight, self.bias = linear.weight.numpy().copy(), linear.bias.numpy().copy()
+        allowed = [
+            way
+            for way in ways_of(model, folder, self.state.version)
+            if ways == "any" or (ways == "exact" and way.exact) or way.name == ways
+        ]
+        self.timings: Timings = {}
+        if timer is None or len(allowed) == 1:
+            self._way, self._forward = allowed[0], allowed[0].prepare()
+        else:
+            self._way, self._forward, self.timings = fastest(allowed, input_names(model), timer)
+        self.way = self._way.name
+
+    def read(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """Return the pooled vectors [N, D] of pairs."""
+        out = np.zeros((len(pairs), self.weight.shape[1]))
+        for rows, columns in self._tokens.batches(pairs, self._way.batch, self._way.multiple):
+            out[rows] = self._forward(columns)
+        return out

@@ -1,0 +1,171 @@
+"""A static teacher: a text is the sum of its words' vectors, so it scores without torch and never too late."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.teacher.logits import wire_version
+from models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
+from models.teacher.text import Pair
+from stream.desk import Answer
+from tests.builders import SECOND
+from tests.test_desk import DELAY, LATE
+from tests.test_score import Teacher as Said
+from tests.test_score import closed, scorer, scores, shown
+from tests.test_texts_known import Apart, Shop
+
+pytest.importorskip("tokenizers", reason="a static teacher's libraries are not installed: pip install '.[static]'")
+
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from models.teacher.scoring import Engine
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "shoe", "boot", "red", "blue", "##s")
+SPECIAL = 4
+MOST = 8
+HEADS = {"click": HeadState(2.0, -3.0), "conversion": HeadState(1.0, 0.5)}
+HEAD = {"weight": np.ones((2, 6), np.float32), "bias": np.array([0.25, -0.25], np.float32)}
+
+
+def tokenizer() -> Tokenizer:
+    vocabulary = {word: n for n, word in enumerate(WORDS)}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return made
+
+
+def vectors() -> np.ndarray:
+    words = np.random.default_rng(1).standard_normal((len(WORDS), 6)).astype(np.float16)
+    words[:SPECIAL] = 0
+    return words
+
+
+def save(folder: Path, **changed: Any) -> Path:
+    """A static teacher by hand, from what its folder is said to hold."""
+    weights = {"encoder.words": vectors()} | {f"linear.{name}": tensor for name, tensor in HEAD.items()}
+    version = digest_of(((name, weights[name].tobytes()) for name in sorted(weights)), HEADS)
+    folder.mkdir(exist_ok=True)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    save_file({"encoder.words": vectors()}, folder / "words.safetensors")
+    save_file(HEAD, folder / HEADS_FILE)
+    state = TeacherState(HEADS, "{query} | {item.text}", MOST, STATIC, version, 1_700_000_000_000)
+    (folder / "teacher.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(state, **changed)))
+    return folder
+
+
+def summed(text: str) -> np.ndarray:
+    """The reference: the unit sum of the words' vectors; nothing of no words."""
+    ids = [n for word in text.lower().split()[: MOST - 3] for n in (WORDS.index(word),)]
+    total: np.ndarray = vectors()[ids].astype(np.float64).sum(axis=0)
+    return total / max(float(np.linalg.norm(total)), 1e-12)
+
+
+def test_a_pair_is_the_product_of_the_unit_sums_of_its_words(tmp_path: Path) -> None:
+    engine = Engine(save(tmp_path), timer=None)
+    pairs = [Pair("red shoe", "blue boot"), Pair("Red", "red red"), Pair("", "boot"), Pair("shoe " * 50, "blue")]
+    expected = [summed(query) * summed(item) for query, item in pairs]
+    assert engine.vectors(pairs) == pytest.approx(np.array(expected), abs=1e-6)
+    z = np.array(expected).sum(axis=1)
+    by_head = np.column_stack([2.0 * (z + 0.25) - 3.0, z - 0.25 + 0.5])
+    assert engine.logits(pairs) == pytest.approx(by_head, abs=1e-5)
+    assert engine.vectors([Pair("", "boot")]) == pytest.approx(0.0), "a text of no words says nothing"
+    assert (engine.way, engine.static, engine.apart) == ("look-up", True, True)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine(save(tmp_path_factory.mktemp("static")))
+
+
+TEXTS = st.lists(st.sampled_from(("shoe", "boots", "red", "blue", "unheard")), max_size=12).map(" ".join)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_it_says_at_once_and_of_any_text_what_it_says_when_asked(engine: Engine, texts: list[tuple[str, str]]) -> None:
+    pairs = [Pair(*each) for each in texts]
+    assert engine.at_once(pairs) == engine.score(pairs) == [engine.at_once([pair])[0] for pair in pairs]
+    assert None not in engine.score(pairs)
+    order = [Pair(" ".join(reversed(query.split())), item) for query, item in pairs if len(query.split()) <= MOST - 3]
+    straight = [pair for pair in pairs if len(pair.query.split()) <= MOST - 3 and "boots" not in pair.query]
+    turned = [pair for pair in order if "boots" not in pair.query]
+    if straight:
+        assert engine.logits(turned) == pytest.approx(engine.logits(straight), abs=1e-5), "order says nothing"
+
+
+def test_weights_of_another_version_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="not those of version other"):
+        Engine(save(tmp_path, version="other"))
+    (tmp_path / "teacher.json").unlink()
+    with pytest.raises(TeacherError, match=r"no teacher\.json"):
+        Engine(tmp_path)
+
+
+def test_in_a_replay_its_scores_are_on_time_for_what_nobody_has_shown_before() -> None:
+    static = scorer(Said(), static=True, apart=True)
+    late = scorer(Said(), apart=True)
+    for stage, on_time in ((static, True), (late, False)):
+        assert [on for _, on in scores(stage.score(shown("r1", 0)))] == [True, True] * on_time
+        assert [on for _, on in scores(stage.score(closed("r1", 0)))] == [False, False] * (not on_time)
+
+
+def test_nothing_it_says_counts_for_slates_from_before_the_end_of_its_data() -> None:
+    first = shown("r1", 0)
+    version = wire_version("v1", first.slate.at_ms)
+    stage = scorer(Said(), version=version, static=True, apart=True)
+    assert scores(stage.score(first)) == []
+    assert scores(stage.score(shown("r2", DELAY - 1))) == [], "it has to reach the rankers first"
+    assert scores(stage.score(shown("r3", DELAY))) == [("a", True), ("b", True)]
+
+
+class Static(Apart):
+    """Scores any pair at once."""
+
+    def score(self, pairs: Any) -> Answer:
+        return super().score(pairs)._replace(static=True)
+
+    def at_once(self, pairs: Any) -> Any:
+        self.read.update(text for pair in pairs for text in pair)
+        return super().at_once(pairs)
+
+
+def test_live_its_scores_are_on_time_for_texts_that_nobody_has_shown_before() -> None:
+    shop = Shop()
+    shop.teacher = Static()
+    shop.show("r1", 0, "a")
+    shop.score()
+    assert shop.show("r2", LATE + DELAY - 1, "b", query="new") == [], "it has just come: the rankers have it soon"
+    assert shop.leave("r2") == [("b", False)]
+    assert shop.show("r3", LATE + DELAY, "c", query="newer") == [("c", True)]
+    assert shop.show("r4", LATE + DELAY + SECOND, "b", query="new") == [("b", True)]
+    assert len(shop.teacher.asked) == 1, "the stream looks words up itself"
+    shop.teacher = Apart("v2@0")
+    shop.show("r5", LATE + DELAY + SECOND, "nan", query="shoe")
+    shop.score()
+    assert shop.show("r6", LATE + DELAY + 9 * SECOND, "d", query="newest") == [], "the next teacher reads texts first"
+
+
+def test_a_replay_scores_with_it_where_torch_is_not_installed(tmp_path: Path) -> None:
+    from stream.events import encode
+    from tests.test_teacher_cli import TORCH, events, without
+
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b"".join(encode(event) + b"\n" for event in events()))
+    folder = save(tmp_path / "teacher", data_ends_ms=None)
+    config = tmp_path / "heft.toml"
+    config.write_text(f'[teacher]\nmodel = "{folder.as_posix()}"\n')
+    done = without(TORCH, "replay", str(log), "--config", str(config), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["scores"] == {"on_time": 1_800}, "of texts that it meets for the first time"
