@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from models.teacher import measure
 from models.teacher.data import Examples, Split, examples_of, take
+from models.teacher.settings import OF_FROZEN
 from stream.config import environment
 
 FOLDS = 5
@@ -47,7 +48,9 @@ def compare(folds: int = FOLDS, epochs: int = EPOCHS) -> dict[str, dict[str, Any
         "TF-IDF": tf_idf,
         "hashed logistic regression": hashed,
         "MiniLM, cosine": cosine,
-        "MiniLM, fine-tuned": lambda train, test: fine_tuned(train, test, epochs),
+        "its words' vectors (--static)": lambda train, test: fine_tuned(train, test, static=True, **OF_FROZEN),
+        "MiniLM, --frozen": lambda train, test: fine_tuned(train, test, frozen=True, **OF_FROZEN),
+        "MiniLM, fine-tuned": lambda train, test: fine_tuned(train, test, epochs=epochs),
     }
     found: dict[str, Floats] = {}
     for name, way in ways.items():
@@ -119,19 +122,20 @@ def cosine(train: Examples, test: Examples) -> Floats:
     return _scaled(cosines(model, tokenizer, train, 128), train, cosines(model, tokenizer, test, 128))
 
 
-def fine_tuned(train: Examples, test: Examples, epochs: int) -> Floats:
+def fine_tuned(train: Examples, test: Examples, **how: Any) -> Floats:
     """What `heft teacher finetune --base minilm` learns; no query is held out to stop early or to calibrate."""
-    from models.teacher.encoded import Encoded
+    from models.teacher.encoded import encode
     from models.teacher.finetune import finetune, learning_rate_of
     from models.teacher.model import load_teacher, predict
     from models.teacher.settings import FinetuneSettings
 
     nothing = take(train, np.zeros(0, np.int64))
-    settings = FinetuneSettings(epochs=epochs, learning_rate=learning_rate_of("minilm", 0), device="cpu")
+    rate = learning_rate_of("minilm", 0, "static" in how or "frozen" in how)
+    settings = FinetuneSettings(learning_rate=rate, device="cpu", **how)
     with TemporaryDirectory() as folder:
         finetune(Split(train, nothing, test, None, None, None), Path(folder), settings, [])
         model, tokenizer, state = load_teacher(Path(folder), "cpu")
-    return predict(model, Encoded(tokenizer, test.pairs, state.max_tokens))[:, 0].astype(np.float64)
+    return predict(model, encode(tokenizer, test.pairs, state.max_tokens, state.pooling))[:, 0].astype(np.float64)
 
 
 def _scaled(known: Floats, train: Examples, wanted: Floats) -> Floats:

@@ -48,7 +48,7 @@ YESTERDAY_MS = 12 * HOUR
 
 _JUDGEMENTS = 10_000
 
-_FINETUNING = ("--frozen", "--base", "minilm", "--device", "cpu", "--max-tokens", "16", "--epochs", "16")
+_FINETUNING = ("--static", "--base", "minilm", "--device", "cpu")
 
 _WINDOW = 50_000
 _LABELS_KNOWN_MS = 10 * 60_000 + 70_000 + 300_000
@@ -177,7 +177,8 @@ def _taught(console: Console, traffic: Traffic, folder: Path) -> tuple[Traffic, 
     raters.write(judged)
     console.print(
         f"A teacher is made of them and of {len(raters.rows):,} human judgements of what was shown.\n"
-        "MiniLM stays as it is; how its vectors of query and item compare is learned.\nAbout half a minute ..."
+        "MiniLM's vectors of words learn what they mean in this shop; no model runs when it scores.\n"
+        "About half a minute ..."
     )
     command = [sys.executable, "-m", "stream.cli", "teacher", "finetune", str(log), "--relevance", str(judged)]
     command += [*_FINETUNING, "--config", str(config), "--out", str(out)]

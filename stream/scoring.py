@@ -223,7 +223,8 @@ def load_engine(config: TeacherConfig) -> Engine:
     said = ", ".join(
         f"{name} {each if isinstance(each, str) else round(each)}" for name, each in engine.timings.items()
     )
-    log.warning("the teacher %s is computed by %s (pairs a second: %s)", engine.version, engine.way, said)
+    timed = f" (pairs a second: {said})" if said else ""
+    log.warning("the teacher %s is computed by %s%s", engine.version, engine.way, timed)
     return engine
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 from stream.config import Config
 from stream.events import Impression, encode
@@ -49,23 +50,14 @@ def write_log(
     """
     raters = Raters(judgements, shop.seed) if judgements else None
     counts: Counter[str] = Counter()
-    pending = 0
     with new_log(out) as log, new_log(truth_path(out)) as truths:  # the log has its name last
         truths.write(encode_truth(shop.world))
-        for arrival in shop.arrivals(requests):
-            log.write(encode(arrival.event) + b"\n")
+        for arrival in _written(shop.arrivals(requests), log, progress, raters):
             counts[str(arrival.event.__struct_config__.tag)] += 1
             if arrival.truth is not None:
                 truths.write(encode_truth(arrival.truth))
-            _show(raters, arrival)
-            pending += 1
-            if progress is not None and pending == _BATCH:
-                progress(pending)
-                pending = 0
     if raters is not None:
         raters.write(judgements_path(out))
-    if progress is not None:
-        progress(pending)
     return counts
 
 
@@ -80,25 +72,33 @@ def write_until(
 
     The shop can go on from there.
     """
-    now = pending = 0
+    now = 0
     with new_log(out) as log:
-        for arrival in arrivals:
-            log.write(encode(arrival.event) + b"\n")
-            _show(raters, arrival)
-            now, pending = arrival.arrived_ms, pending + 1
-            if progress is not None and pending == _BATCH:
-                progress(pending)
-                pending = 0
+        for arrival in _written(arrivals, log, progress, raters):
+            now = arrival.arrived_ms
             if now >= until_ms:
                 break
-    if progress is not None:
-        progress(pending)
     return now
 
 
-def _show(raters: Raters | None, arrival: Arrival) -> None:
-    if raters is not None and arrival.truth is not None and isinstance(arrival.event, Impression):
-        raters.look(arrival.event, arrival.truth)
+def _written(
+    arrivals: Iterable[Arrival], log: IO[bytes], progress: Progress | None, raters: Raters | None
+) -> Iterator[Arrival]:
+    """Yield what arrives, once it is in the log and the raters have looked at it."""
+    pending = 0
+    try:
+        for arrival in arrivals:
+            log.write(encode(arrival.event) + b"\n")
+            if raters is not None and arrival.truth is not None and isinstance(arrival.event, Impression):
+                raters.look(arrival.event, arrival.truth)
+            pending += 1
+            if progress is not None and pending == _BATCH:
+                progress(pending)
+                pending = 0
+            yield arrival
+    finally:
+        if progress is not None:
+            progress(pending)
 
 
 def opened_now(seed: int) -> Shop:
