@@ -215,7 +215,7 @@ def _watch(console: Console, config: Config, worker: subprocess.Popen[bytes], tr
         while worker.poll() is None and not Seen.at(port).answered:
             time.sleep(0.2)
     if config.has_teacher:
-        with console.status("It loads the teacher and times the ways to compute it ..."):
+        with console.status("It loads the teacher ..."):
             while worker.poll() is None and not Seen.at(port).total("heft_teacher_ready"):
                 time.sleep(0.2)
     started = next_look = time.monotonic()
@@ -316,6 +316,6 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
 
 def _of_the_teacher(scored: Scored) -> str:
     return (
-        f"Scores of the teacher: {scored}. On time is a pair whose texts had both\nbeen read before; a day of "
-        f"the shop passes in {DAY / 1000 / SPEED:.0f} s here, and what is asked for anew comes too late."
+        f"Scores of the teacher: {scored}. It needs words and no model, so every score\nis there in time, once it is "
+        f"loaded: a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
     )

@@ -1,8 +1,8 @@
 """Reference scores in a live worker: the stream asks and goes on, a thread of its own has the teacher answer.
 
-Nothing here waits: what the stream asks for is noted under a lock that is held for dictionary look-ups and the product
-of some vectors alone. A teacher that hangs, fails, is slow or answers what is no number costs scores, each counted with
-its reason, and nothing else.
+Nothing here waits: what the stream asks for is noted under a lock that is held for dictionary look-ups, the product of
+some vectors, and reading texts where a static teacher has them read, alone. A teacher that hangs, fails, is slow or
+answers what is no number costs scores, each counted with its reason, and nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Answer(NamedTuple):
     template: str
     logits: Sequence[Logits | None]
     at_once: AtOnce | None = None
-    """Of a teacher that reads texts apart: scores other pairs of the texts that it has read, here and before."""
+    """Of a teacher that reads texts apart: scores other pairs of the texts that it has read, here and before, or of any
+    where it is static."""
     read_ahead: Sequence[str] = ()
     """Texts that it had read when it began."""
     static: bool = False
@@ -55,6 +56,10 @@ class Teacher(Protocol):
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
         """Return the logits of pairs; raises what it likes when it cannot."""
+        ...
+
+    def look(self) -> Answer | None:
+        """Return an answer about no pairs if it is another teacher than it last said, though nothing was asked."""
         ...
 
 
@@ -74,8 +79,8 @@ class Desk:
     """Pairs that wait for a score and scores that are known, for all partitions of a worker.
 
     ``counts``: ``asked`` for items of slates, ``hits`` of them known or asked for already; pairs ``scored`` by the
-    teacher, known ``at_once`` since it had read both texts before (then they are hits), ``shed``, ``not_finite`` and
-    ``swapped``. ``missing``: items that went on without a score, by reason: ``waiting`` in the
+    teacher, known ``at_once`` since it had read both texts before or is static (then they are hits), ``shed``,
+    ``not_finite`` and ``swapped``. ``missing``: items that went on without a score, by reason: ``waiting`` in the
     queue, ``asked`` and not answered, ``shed``, ``failed``, ``timeout``, ``not_finite``, ``in_sample`` (shown before
     the teacher's data ends), ``swapped`` (asked with the texts of the teacher before). ``failures``: batches that the
     teacher did not answer, by reason. ``ready``: whether the teacher has been made; until then all pairs wait.
@@ -179,7 +184,12 @@ class Desk:
         """Score what follows from texts that were read before, asked for already or not."""
         taken = {pair for pair in pairs if pair in self._asked and self._asked[pair].reason == "asked"}
         unknown = [pair for pair in dict.fromkeys(pairs) if pair not in self._known and pair not in taken]
-        for pair, logits, since in self._texts.scores(unknown):
+        try:
+            scores = self._texts.scores(unknown)
+        except Exception:  # whatever the teacher does, the stream goes on; the thread that scores will hear of it
+            self.failures[ScorerError.reason] += 1
+            return
+        for pair, logits, since in scores:
             asked = self._asked.get(pair) or Asked(pair)
             self._queue.remove(asked)
             self._know(asked, Known(logits, self.version, *since))
@@ -357,7 +367,7 @@ class ScoringThread:
                 if 0 < len(taken) < self._batch and self._linger:
                     self._stopping.wait(self._linger)
                     taken += self._desk.take(self._batch - len(taken), 0.0)
-                if not taken or self.step(taken):
+                if self.step(taken) if taken else self.look():
                     continue
             pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(self._failed - 1, 10), _LONGEST_PAUSE_SECONDS)
             self._stopping.wait(pause)
@@ -371,6 +381,21 @@ class ScoringThread:
                 self._note_failure([], error)
                 return False
             self._failed, self._desk.ready = 0, True
+        return True
+
+    def look(self) -> bool:
+        """Have the teacher say which one it is, should that be another; return whether that went well.
+
+        One that scores at once what is asked for is not asked for anything, and would stay for ever.
+        """
+        assert self._teacher is not None, "connect first"
+        try:
+            answer = self._teacher.look()
+        except Exception as error:  # as above
+            self._note_failure([], error)
+            return False
+        if answer is not None:
+            self._desk.answer([], answer)
         return True
 
     def step(self, taken: Sequence[Asked]) -> bool:

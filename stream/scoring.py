@@ -1,6 +1,6 @@
 """The shell around a teacher that scores: in this process or asked over HTTP, live or in a replay.
 
-Torch is imported here and nowhere else in stream/, and only where a teacher is configured.
+Torch is imported from here and nowhere else in stream/, and only where a teacher is configured that runs a model.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ class LocalTeacher:
         self._newer: Engine | None = None
         self._refused = ""
         self._loading: threading.Thread | None = None
+        self._told = ""
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
         """Return the logits of pairs."""
-        self.look()
+        self._renew()
         engine = self.engine
+        self._told = engine.version
         return Answer(
             engine.version,
             engine.template.text,
@@ -77,7 +79,12 @@ class LocalTeacher:
             engine.static,
         )
 
-    def look(self) -> None:
+    def look(self) -> Answer | None:
+        """Return an answer about no pairs if it is another teacher than it last said."""
+        self._renew()
+        return None if self.engine.version == self._told else self.score([])
+
+    def _renew(self) -> None:
         """Take the version that has been loaded meanwhile, and load the one that has come."""
         if self._newer is not None:
             self.engine, self._newer = self._newer, None
@@ -159,6 +166,9 @@ class RemoteTeacher:
         logits = [None if click is None else quantise(click, order) for click, order in found.logits]
         return Answer(found.version, found.template, logits)
 
+    def look(self) -> Answer | None:
+        """Return nothing: which teacher it is, is heard with its scores."""
+
     def close(self) -> None:
         """Hang up."""
         self._connection.close()
@@ -217,6 +227,8 @@ def load_engine(config: TeacherConfig) -> Engine:
 
         engine = Engine(Path(config.model), config.device, config.ways, perf_counter)
     except ImportError as error:
+        if error.name is None:  # a library that is there, and says what it lacks
+            raise
         name = f"teacher.model is {config.model!r}, but {error.name} is missing"
         msg = f"{name}: pip install 'heft[teacher]'; for a static one 'heft[static]' is enough"
         raise ConfigError(msg) from None

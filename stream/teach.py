@@ -165,8 +165,11 @@ def refresh(
     """
     from models.teacher.finetune import finetune as run
     from models.teacher.refresh import compare, promote
-    from models.teacher.state import read_state
+    from models.teacher.state import OtherRunError, read_state
 
+    if not material.logs:
+        msg = "give the log up to now: what came last in it decides between the two"
+        raise TeachError(msg)
     state = read_state(running)
     if state is None or state.data_ends_ms is None:
         msg = f"{running}: no teacher of a log; `heft teacher finetune LOG --out {running}` makes one"
@@ -183,7 +186,11 @@ def refresh(
     of_log = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
     split, grades = _with_judgements(of_log, material, state.grades)
     with steps("Fine-tuning") as progress:
-        run(split, candidate, settings, _sources(material), grades, progress)
+        try:
+            run(split, candidate, settings, _sources(material), grades, progress)
+        except OtherRunError:  # an earlier refresh was killed, and the log has grown since
+            shutil.rmtree(candidate)
+            run(split, candidate, settings, _sources(material), grades, progress)
     after_ms = max(state.data_ends_ms, split.ends_ms or 0)
     same = state.template == settings.template
     of_running = log if same else labelled(material.logs, config, state.template, state.residual)

@@ -256,7 +256,6 @@ def serve(
     config: ConfigFile = None,
 ) -> None:
     """Score for the workers of other hosts, over HTTP: they name it as teacher.url."""
-    _require_torch()
     from msgspec.structs import replace
 
     from stream.config import load

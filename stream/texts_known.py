@@ -15,7 +15,8 @@ from models.teacher.logits import Logits
 from models.teacher.text import Pair
 
 AtOnce: TypeAlias = Callable[[Sequence[Pair]], Sequence[Logits | None]]
-"""Scores pairs whose texts have both been read, without waiting for anything, from any thread; None for others."""
+"""Scores pairs whose texts have both been read, without waiting for anything, from any thread; None for others, unless
+it is a static teacher's."""
 
 
 class Moment(NamedTuple):

@@ -223,15 +223,29 @@ def test_a_static_teacher_says_in_all_its_forms_the_same_and_takes_no_model_alon
     assert teacher.projection is None, "what was learned is in the words"
 
     test = asked_and_shown().test
-    pairs = [*(Pair(*pair) for pair in test.pairs), Pair("", "chair 5"), Pair("shoe " * 40, "chair chair unheard-of")]
-    raw = predict(teacher, encode(its_tokenizer, [(query, item) for query, item in pairs], 16, STATIC)).astype(
-        np.float64
-    )[:, 0]
+    odd = Pair("", "chair 5"), Pair("shoe " * 4_000, "chair chair unheard-of")
+    pairs = [*(Pair(*pair) for pair in test.pairs), *odd]
+    encoded = encode(its_tokenizer, [(query, item) for query, item in pairs], 16, STATIC)
+    raw = predict(teacher, encoded).astype(np.float64)[:, 0]
     expected = state.heads["click"].scale * raw + state.heads["click"].shift
     assert Engine(out, "cpu").logits(pairs)[:, 0] == pytest.approx(expected, abs=1e-4)
     assert evaluate(out, test, "cpu")["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
     told = explain(out, Pair("shoe", "chair 5"), device="cpu")
     assert told.logit == pytest.approx(Engine(out, "cpu").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4)
+
+
+def test_a_folder_that_is_used_again_for_another_kind_of_teacher_keeps_nothing_of_the_one_before(
+    tmp_path: Path,
+) -> None:
+    finetune(asked_and_shown(), tmp_path, settings(towers=True, epochs=1), SOURCES)
+    finetune(asked_and_shown(), tmp_path, settings(static=True, epochs=1), SOURCES)
+    assert Engine(tmp_path, "cpu").static
+    assert not {"texts.json", "config.json", "model.safetensors"} & {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(TeacherError, match="is a static teacher"):
+        finetune(asked_and_shown(), tmp_path / "next", settings(base=str(tmp_path)), SOURCES)
+    finetune(asked_and_shown(), tmp_path, settings(towers=True, epochs=1), SOURCES)
+    assert not (tmp_path / "words.safetensors").exists()
+    assert not Engine(tmp_path, "cpu", "torch float32").static
 
 
 @pytest.mark.parametrize(("more", "message"), [({"lora": 2}, "nothing for lora"), ({}, "tiny is made from nothing")])

@@ -154,8 +154,9 @@ def kill_at(step: int) -> Any:
     return progress
 
 
-def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    how = settings(epochs=2, dropout=0.1, checkpoint_steps=5, learning_rate=5e-4)
+@pytest.mark.parametrize("static", [False, True])
+def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path: Path, static: bool) -> None:
+    how = settings(epochs=2, dropout=0.1, checkpoint_steps=5, learning_rate=5e-4, static=static)
     whole = finetune(split(200), tmp_path / "whole", how, SOURCES)
     for step in (4, 8, 12):  # before the first checkpoint, after it, after an evaluation
         with pytest.raises(KilledError):

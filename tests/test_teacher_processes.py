@@ -23,11 +23,11 @@ HOW = (
 )  # fmt: skip
 
 
-def finetune(file: Path, out: Path, processes: int) -> dict[str, Any]:
+def finetune(file: Path, out: Path, processes: int, *more: str) -> dict[str, Any]:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command += ["stream.cli", "teacher", "finetune", "--relevance", str(file), "--out", str(out), *HOW]
+    command += ["stream.cli", "teacher", "finetune", "--relevance", str(file), "--out", str(out), *HOW, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("card.md") == 1  # one of them speaks
@@ -36,13 +36,12 @@ def finetune(file: Path, out: Path, processes: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_model_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--static", "--batch", "32")])
+def test_two_processes_end_with_the_model_of_one(tmp_path: Path, more: tuple[str, ...]) -> None:
     file = judged(tmp_path)
-    one, two = (finetune(file, tmp_path / str(count), count) for count in (1, 2))
-    weights = [
-        np.concatenate([p.detach().numpy().ravel() for p in load_teacher(tmp_path / name, "cpu")[0].parameters()])
-        for name in ("1", "2")
-    ]
+    one, two = (finetune(file, tmp_path / str(count), count, *more) for count in (1, 2))
+    models = [load_teacher(tmp_path / name, "cpu")[0].state_dict() for name in ("1", "2")]
+    weights = [np.concatenate([p.float().numpy().ravel() for p in model.values()]) for model in models]
     assert one["training"] == pytest.approx(two["training"], nan_ok=True)
     assert one["heads"]["relevance"]["after_calibrated"]["logloss"] == pytest.approx(
         two["heads"]["relevance"]["after_calibrated"]["logloss"], abs=1e-4

@@ -37,6 +37,9 @@ class Told:
         self.asked += pairs
         return Answer("v1@17", "{query}", self.logits)
 
+    def look(self) -> None:
+        pass
+
 
 @pytest.fixture
 def served() -> Iterator[Callable[[Told], str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from models.teacher.logits import wire_version
 from models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
-from models.teacher.text import Pair
-from stream.desk import Answer
+from models.teacher.text import Pair, TeacherConfig
+from stream.desk import Answer, ScoringThread
+from stream.scoring import LocalTeacher
 from tests.builders import SECOND
-from tests.test_desk import DELAY, LATE
+from tests.test_desk import DELAY, LATE, TEMPLATE, place, slate
 from tests.test_score import Teacher as Said
 from tests.test_score import closed, scorer, scores, shown
 from tests.test_texts_known import Apart, Shop
@@ -33,7 +35,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "shoe", "boot", "red", "blue", "##s
 SPECIAL = 4
 MOST = 8
 HEADS = {"click": HeadState(2.0, -3.0), "conversion": HeadState(1.0, 0.5)}
-HEAD = {"weight": np.ones((2, 6), np.float32), "bias": np.array([0.25, -0.25], np.float32)}
+HEAD = {"weight": np.ones((2, 6), np.float32)}
 
 
 def tokenizer() -> Tokenizer:
@@ -51,14 +53,15 @@ def vectors() -> np.ndarray:
     return words
 
 
-def save(folder: Path, **changed: Any) -> Path:
+def save(folder: Path, bias: float = 0.25, **changed: Any) -> Path:
     """A static teacher by hand, from what its folder is said to hold."""
-    weights = {"encoder.words": vectors()} | {f"linear.{name}": tensor for name, tensor in HEAD.items()}
+    head = HEAD | {"bias": np.array([bias, -0.25], np.float32)}
+    weights = {"encoder.words": vectors()} | {f"linear.{name}": tensor for name, tensor in head.items()}
     version = digest_of(((name, weights[name].tobytes()) for name in sorted(weights)), HEADS)
     folder.mkdir(exist_ok=True)
     tokenizer().save(str(folder / "tokenizer.json"))
     save_file({"encoder.words": vectors()}, folder / "words.safetensors")
-    save_file(HEAD, folder / HEADS_FILE)
+    save_file(head, folder / HEADS_FILE)
     state = TeacherState(HEADS, "{query} | {item.text}", MOST, STATIC, version, 1_700_000_000_000)
     (folder / "teacher.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(state, **changed)))
     return folder
@@ -154,6 +157,51 @@ def test_live_its_scores_are_on_time_for_texts_that_nobody_has_shown_before() ->
     shop.show("r5", LATE + DELAY + SECOND, "nan", query="shoe")
     shop.score()
     assert shop.show("r6", LATE + DELAY + 9 * SECOND, "d", query="newest") == [], "the next teacher reads texts first"
+
+
+def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.scoring._LOOK_SECONDS", 0.0)
+    local = LocalTeacher(TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
+    desk, reference = place()
+    thread = ScoringThread(desk, lambda: local, 10, 0.0)
+    assert thread.connect()
+    assert thread.look()
+    first = desk.version
+    assert first == local.engine.version, "before anything is asked for"
+    reference.on_time(slate("r1", 0, "shoe"))
+    assert desk.counts["at_once"] == 1
+    save(tmp_path, bias=0.5, data_ends_ms=None)
+    assert thread.look()
+    assert local._loading is not None
+    local._loading.join(30)
+    assert thread.look()
+    assert desk.version == local.engine.version != first
+    assert desk.waiting == 0
+    assert thread.look()
+
+
+def test_a_thread_with_nothing_to_score_lets_the_teacher_look() -> None:
+    desk, _ = place()
+    looked = threading.Semaphore(0)
+
+    class Renewed(Apart):
+        def look(self) -> Answer | None:
+            looked.release()
+            return Answer("v2@0", TEMPLATE, [])
+
+    thread = ScoringThread(desk, Renewed, 10, 0.0)
+    thread.start()
+    assert all(looked.acquire(timeout=30) for _ in range(2))
+    thread.stop(10)
+    assert desk.version == "v2@0"
+
+
+def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:
+    from tests.test_teacher_cli import TORCH, without
+
+    save(tmp_path, version="other")  # so that it ends: with what it would serve, not with what it lacks
+    done = without(TORCH, "teacher", "serve", "--model", str(tmp_path), "--port", "0")
+    assert "not those of version other" in done.stderr + done.stdout
 
 
 def test_a_replay_scores_with_it_where_torch_is_not_installed(tmp_path: Path) -> None:

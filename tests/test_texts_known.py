@@ -30,6 +30,9 @@ class Apart:
         self.read.update(text for pair in pairs for text in pair)
         return Answer(self.version, TEMPLATE, self.at_once(pairs), self.at_once, self.read_ahead)
 
+    def look(self) -> Answer | None:
+        return None
+
     def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         return [said(pair) if self.read.issuperset(pair) and "nan" not in pair else None for pair in pairs]
 
@@ -226,6 +229,24 @@ def test_remembered_texts_are_bounded() -> None:
     shop.score()
     assert shop.show("r3", 2 * MINUTE, "e", query="boot") == [("e", True)]
     assert shop.show("r4", 2 * MINUTE, "a", query="boot") == []
+
+
+def test_a_teacher_that_fails_in_the_stream_costs_scores_and_nothing_else() -> None:
+    class Failing(Apart):
+        def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
+            if any("bad" in pair.item for pair in pairs):
+                raise IndexError(pairs)
+            return super().at_once(pairs)
+
+    shop = Shop()
+    shop.teacher = Failing()
+    shop.teacher.read, shop.teacher.read_ahead = {"shoe", "bad", "b"}, ("shoe", "bad", "b")
+    shop.show("r1", 0, "a")
+    shop.score()
+    assert shop.show("r2", LATE + DELAY, "bad") == []
+    assert shop.desk.failures == {"failed": 1}
+    assert shop.desk.waiting == 1, "it is asked for, as others are"
+    assert shop.show("r3", LATE + DELAY, "b") == [("b", True)]
 
 
 def test_while_the_teacher_hangs_the_stream_has_what_follows_from_texts_read_before() -> None:

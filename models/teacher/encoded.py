@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.teacher.data import Pairs
 from models.teacher.state import STATIC, TOWERS
+from models.teacher.static import cut
 
 SCORE_TOKENS = 4_096
 """Tokens of a batch, padding included, when scoring."""
@@ -114,4 +115,6 @@ class Read(Apart):
 
 def encode(tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int, pooling: str) -> Encoded:
     """Return pairs as a model of this pooling reads them."""
+    if pooling == STATIC:
+        pairs = [(cut(query, max_tokens), cut(item, max_tokens)) for query, item in pairs]
     return (Apart if pooling in (STATIC, TOWERS) else Encoded)(tokenizer, pairs, max_tokens)

@@ -158,6 +158,7 @@ def finetune(
     )
     if processes.number():
         return {}
+    (out / TEXTS).unlink(missing_ok=True)
     if pooling == TOWERS:
         write_atomically(out / TEXTS, msgspec.json.encode(split.texts))
     state = save_teacher(out, model, tokenizer, state)
@@ -190,8 +191,8 @@ def finetune(
 
 
 def _require_sense(settings: FinetuneSettings) -> None:
-    if settings.static and (settings.frozen or settings.lora or settings.gradient_checkpointing):
-        msg = "static runs no model: there is nothing for frozen, lora or gradient checkpointing to do; choose one"
+    if settings.static and (settings.towers or settings.frozen or settings.lora or settings.gradient_checkpointing):
+        msg = "static runs no model: nothing for towers, frozen, lora or gradient checkpointing to do; choose one"
         raise TeacherError(msg)
     if settings.frozen and (settings.lora or settings.gradient_checkpointing):
         msg = "frozen leaves the base as it is: there is nothing for lora or gradient checkpointing to do; choose one"

@@ -17,9 +17,9 @@ Vector: TypeAlias = NDArray[np.float32]
 class TextVectors:
     """Vectors [D] by text, in two generations: when the young one is full, it becomes the old one, whose rest goes.
 
-    What is looked up is young again. One thread keeps vectors and any may look them up, without a lock: looking up
-    iterates over nothing, and both are replaced at once. Should two threads find the young one full together, what one
-    of them has just kept may be lost, and is read again.
+    What is looked up is young again. Any thread may keep vectors and look them up, without a lock: looking up iterates
+    over nothing, and both are replaced at once. Should two threads find the young one full together, what one of them
+    has just kept may be lost, and is read again.
 
     Parameters
     ----------

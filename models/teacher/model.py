@@ -1,7 +1,7 @@
 """The model: any encoder or decoder that transformers loads by path, with one linear head for each kind of label.
 
-A teacher is a folder: the encoder and tokenizer as transformers saves them, ``heads.safetensors``, ``teacher.json``
-(what is needed to score) and a card (what it was made of and how good it is).
+A teacher is a folder: encoder (of a static one its words) and tokenizer as transformers saves them,
+``heads.safetensors``, ``teacher.json`` (what is needed to score) and a card (what it was made of and how good it is).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Model(nn.Module):
     heads
         Their names.
     pooling
-        ``mean`` over the tokens, ``last`` token for a model that reads from left to right, or `TOWERS`.
+        ``mean`` over the tokens, ``last`` token for a model that reads from left to right, `TOWERS` or `STATIC`.
     dropout
         Share of the pooled vector that is dropped in training.
     projected
@@ -156,6 +156,9 @@ def resolve_base(base: str) -> Path | None:
             raise TeacherError(msg) from None
         return Path(MODEL_DIR)
     path = Path(base)
+    if (path / WORDS_FILE).exists():
+        msg = f"the base {base!r} is a static teacher: there is no model in it to go on from"
+        raise TeacherError(msg)
     if not (path / "config.json").exists():
         msg = f"the base {base!r} is neither minilm, {', '.join(SIZES)} nor a folder with a config.json"
         raise TeacherError(msg)
@@ -269,6 +272,8 @@ def save_teacher(folder: Path, model: Model, tokenizer: Any, state: TeacherState
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "teacher.json").unlink(missing_ok=True)
+    for other in (*folder.glob("model*.safetensors*"), folder / "config.json", folder / WORDS_FILE):
+        other.unlink(missing_ok=True)  # of a teacher of another kind that was here before
     if isinstance(model.encoder, StaticEncoder):
         save_file({"encoder.words": model.encoder.words.cpu()}, folder / WORDS_FILE)
     else:

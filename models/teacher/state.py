@@ -26,6 +26,10 @@ class TeacherError(ValueError):
     """A folder that is no model, or settings that a model cannot be trained with."""
 
 
+class OtherRunError(TeacherError):
+    """An unfinished run of other data or settings is in the folder."""
+
+
 class HeadState(msgspec.Struct, frozen=True):
     """Platt scaling of a head, p = 1 / (1 + exp(-(scale z + shift)))."""
 

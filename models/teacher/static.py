@@ -14,11 +14,21 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from models.teacher.state import HEADS_FILE, digest_of, require_state, require_version
+from models.teacher.state import HEADS_FILE, TeacherError, digest_of, require_state, require_version
 from models.teacher.text import Pair
 
 WORDS_FILE = "words.safetensors"
 """In a teacher's folder: ``encoder.words`` [V, D], the vector of each token, float16."""
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+_CHARACTERS_A_TOKEN = 16
+
+
+def cut(text: str, max_tokens: int) -> str:
+    """Return what of a text is looked at: a tokenizer reads all that it is given before it cuts."""
+    return text[: _CHARACTERS_A_TOKEN * max_tokens]
 
 
 class StaticReader:
@@ -34,20 +44,24 @@ class StaticReader:
     Raises
     ------
     TeacherError
-        If the weights are not those of its version.
+        If a file is missing, or the weights are not those of its version.
     """
 
     way = "look-up"
 
     def __init__(self, folder: Path) -> None:
         self.state = require_state(folder)
+        for name in (HEADS_FILE, WORDS_FILE, _TOKENIZER_FILE):
+            if not (folder / name).exists():
+                msg = f"{folder}: no {name}; copy the whole folder again"
+                raise TeacherError(msg)
         heads, words = load_file(folder / HEADS_FILE), load_file(folder / WORDS_FILE)
         weights = sorted([*words.items(), *((f"linear.{name}", tensor) for name, tensor in heads.items())])
         digest = digest_of(((name, tensor.tobytes()) for name, tensor in weights), self.state.heads)
         require_version(folder, digest, self.state)
         self.weight, self.bias = heads["weight"], heads["bias"]
         self._words = words["encoder.words"]
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER_FILE))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.state.max_tokens)
         self.timings: dict[str, float | str] = {}
@@ -56,6 +70,6 @@ class StaticReader:
         """Return the vectors [N, D] of texts, each the first of a pair; nothing is asked of the second."""
         out = np.zeros((len(pairs), self._words.shape[1]))
         for row, (text, second) in enumerate(pairs):
-            tokens = self._tokenizer.encode(text, second).ids  # a call for all of them starts threads
+            tokens = self._tokenizer.encode(cut(text, self.state.max_tokens), second).ids  # one by one: no threads
             out[row] = self._words[tokens].astype(np.float64).sum(axis=0)
         return out

@@ -11,6 +11,8 @@ from torch import nn
 from models.teacher.encoded import Apart, Encoded
 from models.teacher.state import TeacherError
 
+_SETTLED_TOGETHER = 8_192  # tokens
+
 
 class StaticEncoder(nn.Module):
     """A table of the tokens' vectors; called as an encoder of transformers is.
@@ -66,7 +68,8 @@ class StaticEncoder(nn.Module):
     @torch.no_grad()
     def settled(self) -> StaticEncoder:
         """Return an encoder whose table, float16, holds what was learned."""
-        return StaticEncoder(self._look_up(torch.arange(len(self.words), device=self.words.device)).half())
+        every = torch.arange(len(self.words), device=self.words.device)
+        return StaticEncoder(torch.cat([self._look_up(some).half() for some in every.split(_SETTLED_TOGETHER)]))
 
 
 def static_encoder(encoder: Any, tokenizer: Any, training: Encoded) -> StaticEncoder:
@@ -75,13 +78,21 @@ def static_encoder(encoder: Any, tokenizer: Any, training: Encoded) -> StaticEnc
     Raises
     ------
     TeacherError
-        If the base's tokenizer has no separator: it would put words of its own between two texts.
+        If the base's tokenizer could not be loaded without transformers, or would read a text otherwise then.
     """
-    if tokenizer.sep_token is None:
-        msg = "static takes a base that reads both ways (BERT, MiniLM): this one's tokenizer has no separator"
-        raise TeacherError(msg)
+    embeddings = encoder.get_input_embeddings().weight
+    wrong = {
+        "has no separator": tokenizer.sep_token is None,  # it would put words of its own between two texts
+        "is not a fast one": not tokenizer.is_fast,
+        "cuts on the left": tokenizer.truncation_side != "right",
+        "has tokens that the base has no vectors for": len(tokenizer) > len(embeddings),
+    }
+    for what, so in wrong.items():
+        if so:
+            msg = f"static takes a base such as MiniLM or BERT: this one's tokenizer {what}"
+            raise TeacherError(msg)
     assert isinstance(training, Apart), "a static teacher reads texts apart"
     met = sorted({token for ids in training.texts.columns["input_ids"] for token in ids})
-    words = encoder.get_input_embeddings().weight.detach()
+    words = embeddings.detach()
     # Of length 1, so that a step takes a token of any base as far.
     return StaticEncoder(words / words.square().sum(1).mean().sqrt(), torch.tensor(met))

@@ -44,10 +44,11 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where `heft teacher serve` answers (``http://HOST:PORT``), to be asked instead of scoring in the worker."""
     score_delay_ms: Annotated[int, msgspec.Meta(ge=0)] = 2_000
     """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers. Of a
-    teacher that reads texts apart: when both texts had been read so long before."""
+    teacher that reads texts apart: when both texts had been read so long before; of a static one, which rankers run
+    themselves: when it had come so long before."""
     ways: Literal["exact", "any"] = "exact"
     """How the model may be computed. At start each way is timed here and the fastest is taken: of those that are exact,
-    or of any, with int8 and bfloat16 among them."""
+    or of any, with int8 and bfloat16 among them. A static teacher has one way."""
     device: str = "auto"
     """Where: ``cpu``, ``cuda``, or a GPU where there is one."""
     batch: Annotated[int, msgspec.Meta(ge=1)] = 64

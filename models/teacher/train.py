@@ -23,7 +23,7 @@ from models.teacher import processes
 from models.teacher.encoded import Encoded
 from models.teacher.model import Progress
 from models.teacher.settings import TrainSettings
-from models.teacher.state import TeacherError, write_atomically
+from models.teacher.state import OtherRunError, write_atomically
 
 _POOL = 50  # batches among which examples are sorted by length, so that little is padded and order stays random
 
@@ -101,7 +101,7 @@ class Trainer:
 
         Raises
         ------
-        TeacherError
+        OtherRunError
             If the folder has the checkpoint of another run.
         """
         from torch.utils.tensorboard import SummaryWriter
@@ -214,7 +214,7 @@ class Trainer:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if saved["identity"] != identity:
             msg = f"{path} is of an unfinished run with other data or settings; delete it or choose another --out"
-            raise TeacherError(msg)
+            raise OtherRunError(msg)
         self.step, self._worse = saved["step"], saved["worse"]
         self.best = Best(*saved["best"])
         self._best_weights = saved["best_weights"]
