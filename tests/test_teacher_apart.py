@@ -160,6 +160,14 @@ def settings(**more: Any) -> FinetuneSettings:
 SOURCES = [Source("log.jsonl", 1, "a")]
 
 
+def saved_base(folder: Path) -> tuple[Any, Any]:
+    texts = [text for pair in asked_and_shown().train.pairs for text in pair]
+    encoder, tokenizer = load_base("tiny", lambda: texts, 16, 0)
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return encoder, tokenizer
+
+
 def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from_there(tmp_path: Path) -> None:
     card = finetune(asked_and_shown(), tmp_path, settings(towers=True), SOURCES)
     state = read_state(tmp_path)
@@ -179,11 +187,7 @@ def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from
 
 def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp_path: Path) -> None:
     base, out, further = tmp_path / "base", tmp_path / "teacher", tmp_path / "further"
-    encoder, tokenizer = load_base(
-        "tiny", lambda: [text for pair in asked_and_shown().train.pairs for text in pair], 16, 0
-    )
-    encoder.save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    encoder, tokenizer = saved_base(base)
     card = finetune(asked_and_shown(), out, settings(base=str(base), frozen=True, learning_rate=1e-2), SOURCES)
     click = card["heads"]["click"]
     assert click["before_is"] == "cosine, calibrated"
@@ -208,11 +212,7 @@ def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp
 
 def test_a_static_teacher_says_in_all_its_forms_the_same_and_takes_no_model_along(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "teacher"
-    encoder, tokenizer = load_base(
-        "tiny", lambda: [text for pair in asked_and_shown().train.pairs for text in pair], 16, 0
-    )
-    encoder.save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    saved_base(base)
     card = finetune(asked_and_shown(), out, settings(base=str(base), static=True, learning_rate=1e-2), SOURCES)
     click = card["heads"]["click"]
     assert click["before_is"] == "cosine, calibrated"
