@@ -316,6 +316,6 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
 
 def _of_the_teacher(scored: Scored) -> str:
     return (
-        f"Scores of the teacher: {scored}. It needs words and no model, so every score\nis there in time, once it is "
-        f"loaded: a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
+        f"Scores of the teacher: {scored}.\nIt looks words up and runs no model, so its scores are there in time, once it "
+        f"is\nloaded: a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
     )
