@@ -316,6 +316,7 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
 
 def _of_the_teacher(scored: Scored) -> str:
     return (
-        f"Scores of the teacher: {scored}.\nIt looks words up and runs no model, so its scores are there in time, once it "
-        f"is\nloaded: a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
+        f"Scores of the teacher: {scored}.\n"
+        "It looks words up and runs no model, so its scores are there in time, once it is\n"
+        f"loaded: a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
     )
