@@ -117,12 +117,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a teacher on logs or on a file of judgements."""
     from models.teacher.evaluate import evaluate as run
-    from models.teacher.state import TeacherError, read_state
+    from models.teacher.state import require_state
 
-    state = read_state(model)
-    if state is None:
-        msg = f"{model}: no teacher.json; `heft teacher finetune --out {model}` makes one"
-        raise TeacherError(msg)
+    state = require_state(model)
     if bool(logs) == (relevance is not None):
         msg = "give a log to evaluate on, or --relevance FILE.csv"
         raise TeachError(msg)

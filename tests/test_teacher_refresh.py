@@ -21,6 +21,7 @@ from models.teacher.finetune import finetune
 from models.teacher.model import load_teacher
 from models.teacher.refresh import Verdict, compare, promote
 from models.teacher.state import TeacherError, TeacherState, read_state, write_atomically
+from models.teacher.train import CHECKPOINT
 from stream.events import encode
 from tests.test_teacher_cli import events, judged, run
 from tests.test_teacher_finetune import SOURCES, settings, shop
@@ -140,6 +141,19 @@ def test_a_refresh_goes_from_a_log_to_a_decision(tmp_path: Path) -> None:
     assert "too few" in report["why"]
     assert version(running) == first
     assert json.loads((tmp_path / "teacher.next" / "refresh.json").read_text()) == report
+
+
+def test_a_refresh_that_was_killed_does_not_keep_the_next_from_a_longer_log(tmp_path: Path) -> None:
+    log, running = tmp_path / "log.jsonl", tmp_path / "teacher"
+    log.write_bytes(b"".join(encode(event) + b"\n" for event in events()))
+    small = ("--base", "tiny", "--max-tokens", "16", "--device", "cpu", "--epochs", "1")
+    run("finetune", log, "--out", running, *small)
+    left = tmp_path / "teacher.next" / CHECKPOINT
+    left.parent.mkdir()
+    torch.save({"identity": "of the log as it was"}, left)
+    run("refresh", log, "--model", running, "--device", "cpu")
+    assert version(left.parent)
+    assert not left.exists()
 
 
 def test_a_teacher_of_judgements_is_made_anew_with_judgements(tmp_path: Path) -> None:
