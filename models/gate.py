@@ -72,6 +72,12 @@ class Gate:
         """
         _learn(slices, shown, reference, labels, judged, self._kept, self._student, self._reference, self._samples)
 
+    def forget(self) -> None:
+        """Close all and begin anew: the losses were another reference's."""
+        self.open[:] = False
+        self._student[:] = self._reference[:] = 0.0
+        self._samples[:] = 0
+
     def turn(self) -> None:
         """Open and close slices by the losses so far."""
         known = (self._samples >= self._half_life)[:, None]

@@ -21,7 +21,10 @@ from models.importance import Evidence, Importance, Weights
 from models.mixture import Hedge
 from models.policies import Input, Measure, Policy
 from models.ranker import Arm, Bank
-from models.reference import Missing, Reference, Scores
+from models.reference import Missing, Reference, Takeover, Told
+
+PROBATION = {"click": 20_000, "order": 2_000}
+"""Samples before a policy may be believed; of an order, clicks, of which there are fewer and each tells more."""
 
 _NOTHING = np.zeros(0, np.float32)
 _ALL_ASLEEP = np.ones(1_000, np.bool_)  # as many as a slate may have
@@ -88,22 +91,24 @@ class Head:
         self.policies = policies or tuple(Policy(name) for name in names)
         self.bank = Bank(arms, bits, seed, [policy.input for policy in self.policies])
         self.platt = Platt(len(arms))
-        self.hedge = Hedge(names, served=np.array([not policy.diagnostic for policy in self.policies]))
+        served = np.array([not policy.diagnostic for policy in self.policies])
+        self.hedge = Hedge(names, probation=PROBATION[label], served=served)
         self.metrics = Prequential((*names, "mixture"))
         self.positives = 0
         self._abstain_below = abstain_below
-        self._label = label
         plain = all(policy == Policy(policy.name) for policy in self.policies)
         self.importance = None if plain else Importance(self.policies, seed)
-        self.reference = Reference() if any(policy.reads_reference for policy in self.policies) else None
+        self.reference = Reference(label) if any(policy.reads_reference for policy in self.policies) else None
+        self._label = label
         self._reading = np.array([policy.input is not Input.NONE for policy in self.policies])
         self._leaning = np.array([policy.input in (Input.FEATURE, Input.STACKED) for policy in self.policies])
         self._weighing = any(policy.measure is not Measure.UNIFORM for policy in self.policies)
 
-    def predict(self, vectors: Vectors, scores: Scores | None = None) -> Prediction:
-        """Return what could be served now, ``scores`` being what the teacher had said in time; changes nothing."""
+    def predict(self, vectors: Vectors, told: Told = ()) -> Prediction:
+        """Return what could be served now, ``told`` being what the teacher had said in time; changes nothing."""
         inputs, births = _NOTHING, 0
-        if self.reference is not None and scores is not None and scores.version:
+        if self.reference is not None and told:
+            scores = self.reference.of(told, len(vectors))
             why = self.reference.why(scores, vectors.at_ms)
             inputs, births = self.reference.inputs(scores.logits(self._label), why), self.reference.births
         q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
@@ -125,7 +130,7 @@ class Head:
         labels: NDArray[np.uint8],
         surface: str,
         measured: bool,
-        scores: Scores | None = None,
+        told: Told = (),
         counts: NDArray[np.float64] | None = None,
     ) -> None:
         """Take the labels [n] of a slate.
@@ -140,7 +145,7 @@ class Head:
             Where it was shown.
         measured
             Whether it counts in the metrics.
-        scores
+        told
             What the teacher has said of it by now.
         counts
             How often each item had been shown [n]; needed by policies that weigh.
@@ -156,7 +161,7 @@ class Head:
         inputs = shown.inputs if current else _NOTHING
         asleep = self._asleep(inputs, len(labels))
         if not abstained:
-            self.hedge.learn(shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k])
+            self.hedge.learn(shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k], at_ms=vectors.at_ms)
             # While it abstained the raw logits were those of a model that knew nothing: bringing them to the base rate
             # would count it twice as soon as the model knows it too, for as long as labels are behind.
             self.platt.learn(shown.raw[:, :k], labels, seen, asleep, self._reading)
@@ -165,7 +170,7 @@ class Head:
             weights = active.astype(np.float64)
             self.bank.learn(vectors, labels, offsets=offsets, active=active)
         else:
-            w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, scores, counts)
+            w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, told, counts)
             active &= w.kept & ~(asleep[:, None] & self._reading)
             weights = active * w.policy * w.structural
             self.bank.learn(
@@ -180,10 +185,11 @@ class Head:
             )
         self.metrics.weigh(labels[seen], weights[seen])
         self.positives += int(labels[seen].sum())
-        if self.reference is not None and scores is not None:
-            z, learned = scores.logits(self._label), seen | (labels == 1)
-            if self.reference.learn(scores, z, labels, learned, vectors.positions, surface, vectors.at_ms):
-                self._bear(self.reference)
+        if self.reference is not None and told:
+            learned = seen | (labels == 1)
+            takeover = self.reference.learn(told, labels, learned, vectors.positions, surface, vectors.at_ms)
+            if takeover is not Takeover.NONE:
+                self._bear(self.reference.unit, anew=takeover is Takeover.ANEW)
 
     def _weigh(
         self,
@@ -193,7 +199,7 @@ class Head:
         labels: NDArray[np.uint8],
         surface: str,
         inputs: NDArray[np.float32],
-        scores: Scores | None,
+        told: Told,
         counts: NDArray[np.float64] | None,
     ) -> Weights:
         n = len(labels)
@@ -202,7 +208,8 @@ class Head:
         else:
             q = np.zeros((n, len(self.policies)))
         r, why = np.full(n, np.nan), np.full(n, Missing.ABSENT, np.uint8)
-        if self.reference is not None and scores is not None and scores.version:
+        if self.reference is not None and told:
+            scores = self.reference.of(told, n)
             why = self.reference.why(scores, vectors.at_ms)
             r = self.reference.probability(scores.logits(self._label), vectors.positions, surface)
             r[(why != Missing.PRESENT) & (why != Missing.LATE)] = np.nan
@@ -214,13 +221,18 @@ class Head:
             )
         )  # fmt: skip
 
-    def _bear(self, reference: Reference) -> None:
-        """Let the arms that read the reference begin with its new version; strengths stay as they are for a while."""
-        self.bank.bear(reference.offset)
-        self.platt.bear(self._reading & ~self._leaning, self._leaning)
-        self.hedge.bear(self._reading)
+    def _bear(self, unit: float, anew: bool) -> None:
+        """Let arms that read the reference begin with its new version: all, or those with a fixed offset alone.
+
+        Strengths stay as they are for a while; what they were settled by was of the version before.
+        """
+        fixed = self._reading & ~self._leaning
+        born = self._reading if anew else fixed
+        self.bank.bear(unit, born)
+        self.platt.bear(fixed, self._leaning & born)
+        self.hedge.bear(born)
         if self.importance is not None:
-            self.importance.normaliser.hold()
+            self.importance.bear()
 
     def missing(self) -> dict[str, dict[str, int]]:
         """Return for each policy that reads the reference how many samples had a score and, by reason, had none."""
@@ -236,7 +248,8 @@ class Head:
         """Return the metrics of every policy, what the mixture believes and why, and what became of the teacher.
 
         ``mixture.against_uniform``: mean difference of log losses a slate from `uniform`'s, and half the width of its
-        95 % confidence sequence (None before there is one), since the evidence was last begun.
+        95 % confidence sequence (None before there is one), since the evidence was last begun. ``mixture.decisions``:
+        the last time each was put out or let in again, and the evidence that did it.
         """
         names = [policy.name for policy in self.policies]
         sequence = self.hedge.sequence
@@ -247,11 +260,17 @@ class Head:
                 strict=True,
             )
         }  # fmt: skip
+        decisions = {
+            name: decision._asdict() | {"half_width": decision.half_width if decision.half_width < inf else None}
+            for name, decision in zip([*names, "mixture"], self.hedge.decisions, strict=True)
+            if decision is not None
+        }
         told: dict[str, Any] = {
             "mixture": {
                 "weights": dict(zip(names, self.hedge.weights.tolist(), strict=True)),
                 "benched": [name for name, out in zip(names, self.hedge.benched, strict=True) if out],
                 "against_uniform": evidence,
+                "decisions": decisions,
             }
         }
         if self.reference is not None:

@@ -191,6 +191,15 @@ class Importance:
             self._in_epoch = 0
         return Weights(floats[0], floats[1], floats[2], floats[3], masks[0], masks[1])
 
+    def bear(self) -> None:
+        """Forget what was said of the reference: a new version has taken over.
+
+        Gates close until it has lost less than the student itself; strengths stay as they are for a while.
+        """
+        self.gate.forget()
+        self.normaliser.hold()
+        self.normaliser.forget(np.array([policy.reads_reference for policy in self.policies]))
+
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future weights depend on."""
         return {

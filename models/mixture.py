@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -13,6 +13,20 @@ from models.confidence import ConfidenceSequence
 _MIN_P = 1e-12
 _LOOK_EVERY = 100  # slates
 _AFRESH = 10_000  # slates after which the evidence on a benched policy is gathered anew
+
+
+class Decision(NamedTuple):
+    """Who was put out or let in again, when, and on what evidence."""
+
+    out: bool
+    """Benched; of the mixture: all but `uniform` were put on probation. Else: let in again."""
+    at_ms: int
+    """Event time of the slate that decided."""
+    mean: float
+    """Nats a slate more than `uniform` loses."""
+    half_width: float
+    """Of the confidence sequence about it; infinite where there were too few slates for one."""
+    slates: int
 
 
 class Hedge:
@@ -49,6 +63,8 @@ class Hedge:
         Of the K policies and, last, the mixture: sums per slate of log losses less those of `uniform`.
     benched : bool [K]
         Who is not believed now.
+    decisions : list [K + 1]
+        The last `Decision` about each policy and, last, the mixture; None where there was none.
 
     References
     ----------
@@ -78,6 +94,7 @@ class Hedge:
         self.samples = 0
         self.sequence = ConfidenceSequence(many + 1)
         self.benched = np.zeros(many, np.bool_)
+        self.decisions: list[Decision | None] = [None] * (many + 1)
         self._differences = np.empty(many + 1)
         self._able = np.ones(many, np.bool_)
         self._served = np.empty(many)
@@ -100,10 +117,11 @@ class Hedge:
         labels: NDArray[np.uint8],
         awake: NDArray[np.bool_] | None = None,
         mixture: NDArray[Any] | None = None,
+        at_ms: int = 0,
     ) -> None:
         """Learn from the probabilities [n, K] as shown and the labels [n] of one slate.
 
-        ``mixture`` [n] is what was served then; by default what would be served now.
+        ``mixture`` [n] is what was served then; by default what would be served now. ``at_ms``: when it was shown.
         """
         n = len(labels)
         if not n:
@@ -118,7 +136,7 @@ class Hedge:
         self.samples += n
         self._slates += 1
         if self._slates % _LOOK_EVERY == 0:
-            self._bench()
+            self._bench(at_ms)
         if self._anyone_waits:
             self._enter()
 
@@ -152,9 +170,10 @@ class Hedge:
         """Forget the evidence, for and against: the world has changed. Who is benched stays so."""
         self.sequence.restart()
 
-    def _bench(self) -> None:
+    def _bench(self, at_ms: int) -> None:
         worse, better = self.sequence.above, self.sequence.below
         if worse[-1] and not self._waiting[1:].all():
+            self._decide(len(worse) - 1, True, at_ms)
             self._weights[:] = self._prior
             self._enters[1:] = self.samples + self._probation
             self._waiting[1:], self._born[:] = True, False
@@ -167,10 +186,16 @@ class Hedge:
         out = ~self.benched & worse[:-1] & ~ahead & ~self._waiting
         # What decided is not evidence for the next decision, and a benched policy need not make up for all of its past.
         anew = back | out | (self.benched & long_enough)
+        for k in np.flatnonzero(back | out).tolist():
+            self._decide(k, bool(out[k]), at_ms)
         if anew.any():
             self.sequence.restart(np.append(anew, False))
             self.benched ^= back | out
             self._serve()
+
+    def _decide(self, k: int, out: bool, at_ms: int) -> None:
+        its = self.sequence
+        self.decisions[k] = Decision(out, at_ms, float(its.mean[k]), float(its.half_width[k]), int(its.slates[k]))
 
     def _serve(self) -> None:
         self._anyone_waits = bool(self._waiting.any())
@@ -191,6 +216,7 @@ class Hedge:
             "born": self._born.copy(),
             "benched": self.benched.copy(),
             "slates": self._slates,
+            "decisions": [decision and tuple(decision) for decision in self.decisions],
             "sequence": self.sequence.state(),
         }
 
@@ -200,6 +226,7 @@ class Hedge:
         self._enters, self._born = state["enters"].copy(), state["born"].copy()
         self._waiting = state["waiting"].copy()
         self.benched, self._slates = state["benched"].copy(), int(state["slates"])
+        self.decisions = [decision and Decision(*decision) for decision in state["decisions"]]
         self.sequence.restore(state["sequence"])
         self._serve()
 

@@ -105,6 +105,10 @@ class Normaliser:
         self.planned[:, STRENGTH] = self.now[:, STRENGTH]
         self.counted[:] = 0.0
 
+    def forget(self, policies: NDArray[np.bool_]) -> None:
+        """Forget the moments of some policies [K]: they were those of another reference."""
+        self._moments[policies] = self.values[policies] = 0.0
+
     def turn(self, samples: int) -> None:
         """End an epoch of so many samples: what was planned is used, and the next is planned."""
         fade = 0.5 ** (samples / HALF_LIFE)

@@ -257,8 +257,8 @@ class Bank:
             taken[:, 3] = taken[:, 2]
         return taken, asleep
 
-    def bear(self, offset: float) -> None:
-        """Let the policies that read the reference begin: a new version of it has taken over.
+    def bear(self, offset: float, born: NDArray[np.bool_]) -> None:
+        """Let policies ``born`` [K], of those that read the reference, begin: a new version of it has taken over.
 
         One with the reference as a feature goes on from the first policy's model, and one that is stacked on it has
         that model for good: both agree with it until they have learned what the reference is worth. One with a fixed
@@ -266,7 +266,7 @@ class Bank:
         the summand says, and would count it twice.
         """
         places = np.flatnonzero(self._touched)
-        for k in np.flatnonzero(self._reads).tolist():
+        for k in np.flatnonzero(self._reads & born).tolist():
             if self._learns[k]:
                 if places.size and not self._stacked[k]:
                     ftrl.adopt(self._cells, places, k, self._numbers)

@@ -2,15 +2,15 @@
 
 A teacher reads text. It knows nothing of the place an item was shown at, and its base rate is that of its own data. So
 its logit z is never used as it is: r = sigmoid(a z + b[surface] + c[place]), fitted as labels come, unweighted. A new
-version of the teacher is calibrated beside the old one first and takes over once it has seen enough; that is when the
-arms that read it are *born*.
+version of the teacher is calibrated in shadow, beside the old one where both score, and takes over once it has seen
+enough. The first one to do so is when the arms that read it are *born*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -21,9 +21,16 @@ from models.features import item_hash
 from models.sample import ReferenceScore, data_ends_ms
 from models.surfaces import Surfaces
 
-SETTLED_SAMPLES = 10_000
+SETTLED_SAMPLES = {"click": 10_000, "order": 1_000}
 SETTLED_POSITIVES = 100
-"""What a version must have been calibrated on before it is used."""
+"""What a version must have been calibrated on before it is used; of an order, samples are clicks."""
+
+VERSIONS = 2
+"""Of the teacher that are listened to in one slate: the one in use, and the one that is to come."""
+
+_LEAST_UNIT = 0.05  # logits; below, a teacher tells next to nothing, and dividing by it would make noise of it
+_GOES_ON = 3.0  # a new version may say as much as the one before it, or so many times more or less
+_RETIRED = 8  # versions that are remembered as such
 
 PLACES = 12
 """Half octaves of the position, the last one open."""
@@ -67,43 +74,22 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
     """`Missing` [n]: present, absent, late, or of another version."""
 
     @classmethod
-    def none(cls, n: int) -> Scores:
+    def none(cls, n: int, version: str = "") -> Scores:
         """Return what is known of n items that nothing was said of."""
         nothing = np.full(n, np.nan)
-        return cls("", nothing, nothing, np.full(n, Missing.ABSENT, np.uint8))
+        return cls(version, nothing, nothing, np.full(n, Missing.ABSENT, np.uint8))
 
-    @classmethod
-    def shown(cls, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Scores:
-        """Return what was said in time of items [n], given by their hashes."""
-        return cls.none(len(items))._joined(items, [score for score in scores if score.on_time], Missing.PRESENT)
-
-    def with_later(self, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Scores:
-        """Return these and what else has come by the time the slate closed, which is late whatever it says of itself.
-
-        The version is that of the last score; what another version said is missing.
-        """
-        return self._joined(items, scores, Missing.LATE)
-
-    def _joined(self, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing) -> Scores:
-        if not scores:
-            return self
+    def joined(self, rows: dict[int, int], scores: Sequence[ReferenceScore], as_: Missing) -> Scores:
+        """Return these and more of the same version; what was said in time stays. ``rows``: those of item hashes."""
         click, order, missing = self.click.copy(), self.order.copy(), self.missing.copy()
-        version = scores[-1].version
-        if self.version not in ("", version):
-            missing[missing != Missing.ABSENT] = Missing.OTHER_VERSION
-            click[:] = order[:] = np.nan
-        rows = {item: row for row, item in enumerate(items.tolist())}
         for score in scores:
             row = rows.get(item_hash(score.item_id))
             if row is None or missing[row] == Missing.PRESENT:
                 continue
-            if score.version != version:
-                missing[row] = Missing.OTHER_VERSION
-                continue
             click[row] = score.logit_256 / 256.0
             order[row] = np.nan if score.order_256 is None else score.order_256 / 256.0
             missing[row] = as_
-        return Scores(version, click, order, missing)
+        return Scores(self.version, click, order, missing)
 
     def logits(self, label: Literal["click", "order"]) -> NDArray[np.float64]:
         """Return the logits of one label [n]."""
@@ -119,6 +105,31 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
         return self.version, self.click, self.order, self.missing
 
 
+Told: TypeAlias = tuple[Scores, ...]
+"""What each version of the teacher said of a slate, in the order in which they came; the last `VERSIONS` of them."""
+
+
+def told_in_time(items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Told:
+    """Return what was said in time of items [n], given by their hashes."""
+    return _told((), items, [score for score in scores if score.on_time], Missing.PRESENT)
+
+
+def told_by_now(told: Told, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Told:
+    """Return that and what else has come by the time the slate closed, which is late whatever it says of itself."""
+    return _told(told, items, scores, Missing.LATE)
+
+
+def _told(told: Told, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing) -> Told:
+    if not scores:
+        return told
+    by_version = {each.version: each for each in told}
+    rows = {item: row for row, item in enumerate(items.tolist())}
+    for version in dict.fromkeys(score.version for score in scores):
+        known = by_version.get(version) or Scores.none(len(items), version)
+        by_version[version] = known.joined(rows, [score for score in scores if score.version == version], as_)
+    return tuple(by_version.values())[-VERSIONS:]
+
+
 class _Calibration:
     """One version's slope and intercepts, with their covariance: the extended Kalman filter of logistic regression."""
 
@@ -131,8 +142,26 @@ class _Calibration:
         """Samples, positives, sums of z and of its square."""
 
     @property
-    def settled(self) -> bool:
-        return bool(self.moments[0] >= SETTLED_SAMPLES and self.moments[1] >= SETTLED_POSITIVES)
+    def samples(self) -> float:
+        return float(self.moments[0])
+
+    @property
+    def positives(self) -> float:
+        return float(self.moments[1])
+
+    @property
+    def slope(self) -> float:
+        return float(self.theta[_SLOPE])
+
+    @property
+    def centre(self) -> float:
+        return float(self.moments[2] / self.moments[0])
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of what it says, in calibrated logits."""
+        squares = float(self.moments[3]) / self.samples
+        return abs(self.slope) * max(squares - self.centre**2, 0.0) ** 0.5
 
     def state(self) -> tuple[Any, ...]:
         return self.version, self.theta.copy(), self.covariance.copy(), self.moments.copy()
@@ -144,34 +173,65 @@ class _Calibration:
         return one
 
 
+class Takeover(IntEnum):
+    """What becomes of the arms that read the reference when a version of it takes over."""
+
+    NONE = 0
+    """None took over."""
+    ANEW = 1
+    """They begin anew: there was none before, or it said much more or much less."""
+    ON = 2
+    """They go on: what the new one says means the same, in the same unit. An arm with a fixed offset begins anew."""
+
+
 class Reference:
     """The teacher as one head of one stream sees it.
+
+    Parameters
+    ----------
+    label
+        Which of its logits are for this head.
 
     Attributes
     ----------
     births : int
         How many versions have taken over.
-    offset : float
-        What the logit of an offset arm moves by for each unit of `inputs`, since the last birth.
+    unit : float
+        Calibrated logits that one unit of `inputs` means, since the arms last began anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, label: Literal["click", "order"] = "click") -> None:
         self.births = 0
-        self.offset = 0.0
-        self._centre, self._scale = 0.0, 1.0
+        self.unit = 1.0
+        self._label = label
+        self._centre, self._slope = 0.0, 1.0
         self._current = _Calibration("")
         self._next = _Calibration("")
+        self._retired: list[str] = []
         self._surfaces = Surfaces(SURFACES - 1)
 
     @property
     def version(self) -> str:
-        """The version in use; empty before the first birth."""
+        """The version in use; empty before the first took over."""
         return self._current.version
 
     @property
     def slope(self) -> float:
         """The a of sigmoid(a z + ...) of the version in use: near 0, the teacher tells nothing here."""
-        return float(self._current.theta[_SLOPE])
+        return self._current.slope
+
+    def of(self, told: Told, n: int) -> Scores:
+        """Return what the version in use said of a slate of n items; or what another said, which `why` refuses."""
+        if not told:
+            return Scores.none(n)
+        mine = next((scores for scores in told if scores.version == self.version), None)
+        if mine is None:
+            return told[-1]
+        missing = mine.missing
+        for other in told:
+            said = (missing == Missing.ABSENT) & (other.missing != Missing.ABSENT)
+            missing = np.where(said, np.uint8(Missing.OTHER_VERSION), missing)
+        return Scores(mine.version, mine.click, mine.order, missing)
 
     def why(self, scores: Scores, at_ms: int) -> NDArray[np.uint8]:
         """Return for each row of a slate why its score may not be used, `Missing` [n]."""
@@ -185,9 +245,12 @@ class Reference:
         return missing
 
     def inputs(self, z: NDArray[np.float64], why: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return what arms take in of logits [n]: centred and scaled as at the birth; NaN where they sleep."""
+        """Return what arms take in of logits [n]: calibrated and centred, in units of `unit`; NaN where they sleep.
+
+        Slope and centre are those with which the version took over, so that a number means the same from then on.
+        """
         usable = (why == Missing.PRESENT) & (self.births > 0)
-        return np.where(usable, (z - self._centre) / self._scale, np.nan).astype(np.float32)
+        return np.where(usable, self._slope * (z - self._centre) / self.unit, np.nan).astype(np.float32)
 
     def probability(self, z: NDArray[np.float64], positions: NDArray[np.uint16], surface: str) -> NDArray[np.float64]:
         """Return r [n] of logits [n]; NaN where there is none."""
@@ -195,63 +258,75 @@ class Reference:
 
     def learn(
         self,
-        scores: Scores,
-        z: NDArray[np.float64],
+        told: Told,
         labels: NDArray[np.uint8],
         learned: NDArray[np.bool_],
         positions: NDArray[np.uint16],
         surface: str,
         at_ms: int,
-    ) -> bool:
+    ) -> Takeover:
         """Learn from the rows of a slate that are samples and have a score; tell whether a new version takes over.
+
+        A version that was in use before, and that another took over from, comes back only if nothing is heard of that
+        one: two hosts that score with different teachers would take over from each other for ever.
 
         Parameters
         ----------
-        scores, z
-            What was said, and the logits [n] of it that are for this head.
+        told
+            What each version said.
         labels, learned, positions
             [n]
         surface, at_ms
             Where and when the slate was shown.
         """
-        if not scores.version or at_ms <= data_ends_ms(scores.version):
-            return False
-        if scores.version == self.version:
-            which = self._current
-        else:
-            if scores.version != self._next.version:
-                self._next = _Calibration(scores.version)
-            which = self._next
-        _learn(
-            which.theta, which.covariance, which.moments, z, labels, learned, positions, self._surfaces.place(surface)
-        )
-        if which is self._current or not which.settled:
-            return False
-        self._current, self._next = which, _Calibration("")
-        n, _, total, squares = which.moments.tolist()
-        self._centre = total / n
-        self._scale = max((squares / n - self._centre**2) ** 0.5, 1e-3)
-        self.offset = self.slope * self._scale
+        place = self._surfaces.place(surface)
+        for scores in told:
+            if at_ms <= data_ends_ms(scores.version):
+                continue
+            if scores.version == self.version:
+                which = self._current
+                if self._next.version in self._retired:
+                    self._next = _Calibration("")
+            else:
+                if scores.version != self._next.version:
+                    self._next = _Calibration(scores.version)
+                which = self._next
+            z = scores.logits(self._label)
+            _learn(which.theta, which.covariance, which.moments, z, labels, learned, positions, place)
+        settled = self._next.samples >= SETTLED_SAMPLES[self._label] and self._next.positives >= SETTLED_POSITIVES
+        return self._take_over() if settled else Takeover.NONE
+
+    def _take_over(self) -> Takeover:
+        if self.version:
+            self._retired = [*self._retired, self.version][-_RETIRED:]
+        self._current, self._next = self._next, _Calibration("")
+        self._centre, self._slope = self._current.centre, self._current.slope
+        spread = max(self._current.spread, _LEAST_UNIT)
         self.births += 1
-        return True
+        if self.births > 1 and self.unit / _GOES_ON <= spread <= self.unit * _GOES_ON:
+            return Takeover.ON
+        self.unit = spread
+        return Takeover.ANEW
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future inputs and probabilities depend on."""
         return {
             "births": self.births,
-            "offset": self.offset,
+            "unit": self.unit,
             "centre": self._centre,
-            "scale": self._scale,
+            "slope": self._slope,
             "current": self._current.state(),
             "next": self._next.state(),
+            "retired": list(self._retired),
             "surfaces": self._surfaces.names,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.births, self.offset = int(state["births"]), float(state["offset"])
-        self._centre, self._scale = float(state["centre"]), float(state["scale"])
+        self.births, self.unit = int(state["births"]), float(state["unit"])
+        self._centre, self._slope = float(state["centre"]), float(state["slope"])
         self._current, self._next = _Calibration.restore(state["current"]), _Calibration.restore(state["next"])
+        self._retired = list(state["retired"])
         self._surfaces = Surfaces(SURFACES - 1, state["surfaces"])
 
 

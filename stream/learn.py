@@ -21,7 +21,7 @@ from models.evaluate import Cohorts
 from models.features import FeatureConfig, Featurizer, Vectors, item_hash
 from models.head import Head, Prediction
 from models.ranker import RankerConfig
-from models.reference import Scores
+from models.reference import Scores, Told, told_by_now, told_in_time
 from models.sample import MIN_AT_MS, Act, Clicked, Closed, Item, Key, Matured, Record, ReferenceScore, Shown, Slate
 from stream import snapshot
 from stream.segments import Segments
@@ -65,8 +65,8 @@ class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
     vectors: Vectors
     order: Prediction
     click: Prediction
-    scores: Scores | None
-    """What the teacher had said in time; None without a teacher."""
+    told: Told
+    """What the teacher had said in time."""
 
 
 class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -78,7 +78,7 @@ class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
     measured: bool
     vectors: Vectors
     order: Prediction
-    scores: Scores | None
+    told: Told
     """All that the teacher had said by the time the slate closed."""
 
     @property
@@ -174,16 +174,16 @@ class Learner:
             return
         vectors = self.featurizer.shown(slate, record.session)
         measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
-        scores = Scores.shown(vectors.items, record.scores) if self._taught else None
+        told = told_in_time(vectors.items, record.scores) if self._taught else ()
         shown = _Slate(
             self._slates.next_number,
             slate.request_id,
             slate.surface,
             measured,
             vectors,
-            self.order.predict(vectors, scores),
-            self.click.predict(vectors, scores),
-            scores,
+            self.order.predict(vectors, told),
+            self.click.predict(vectors, told),
+            told,
         )
         self._open[slate.request_id] = shown
         self._slates.add(shown)
@@ -219,20 +219,20 @@ class Learner:
         self.counts["unseen"] += len(vectors) - int(seen.sum())
         if self._observer is not None:
             self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
-        scores = slate.scores if slate.scores is None else slate.scores.with_later(vectors.items, record.scores)
+        told = told_by_now(slate.told, vectors.items, record.scores) if self._taught else ()
         counts = self._counts(self.click, vectors)
-        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, scores, counts)
+        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, told, counts)
         self.featurizer.closed(vectors, labels)
         expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
         counted = slate.measured and not np.isnan(expected)
         if counted:
             self.cohorts.shown(vectors.at_ms, float(expected), len(rows))
         for row in rows:
-            self._keep_click(slate, row, counted, scores)
+            self._keep_click(slate, row, counted, told)
 
-    def _keep_click(self, slate: _Slate, row: int, counted: bool, scores: Scores | None) -> None:
+    def _keep_click(self, slate: _Slate, row: int, counted: bool, told: Told) -> None:
         number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
-        its = None if scores is None else scores.one(row)
+        its = tuple(scores.one(row) for scores in told)
         click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, its)
         dropped = self._clicks.pop(click.key, None)  # of a slate long closed whose id has come again
         self._clicks[click.key] = click
@@ -253,7 +253,7 @@ class Learner:
         if self._observer is not None:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
         counts = self._counts(self.order, click.vectors)
-        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.scores, counts)
+        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.told, counts)
         if click.measured:
             self.cohorts.matured(click.vectors.at_ms, record.converted)
 
@@ -356,9 +356,9 @@ def warm_up(config: LearnerConfig) -> None:
 
 
 def _plain(each: _Slate | _Click) -> tuple[Any, ...]:
-    scores = None if each.scores is None else each.scores.state()
+    told = tuple(scores.state() for scores in each.told)
     plain = (
-        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), scores,
+        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), told,
     )  # fmt: skip
     return (*plain, each.click.state()) if isinstance(each, _Slate) else plain
 
@@ -368,14 +368,14 @@ def _plain_all(things: Sequence[_Slate] | Sequence[_Click]) -> list[tuple[Any, .
 
 
 def _slate(plain: list[Any]) -> _Slate:
-    number, request, surface, measured, vectors, order, scores, click = plain
+    number, request, surface, measured, vectors, order, told, click = plain
     return _Slate(
         number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click),
-        None if scores is None else Scores(*scores),
+        tuple(Scores(*scores) for scores in told),
     )  # fmt: skip
 
 
 def _click(plain: list[Any]) -> _Click:
-    number, request, surface, measured, vectors, order, scores = plain
-    its = None if scores is None else Scores(*scores)
+    number, request, surface, measured, vectors, order, told = plain
+    its = tuple(Scores(*scores) for scores in told)
     return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), its)

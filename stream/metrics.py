@@ -230,6 +230,16 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
         "Log loss a slate less that of uniform: mean, and bounds of a 95 % confidence sequence",
         labels=[*policy, "bound"],
     )
+    decided = GaugeMetricFamily(
+        "heft_policy_decision_timestamp_seconds",
+        "Event time of the last decision about a policy, or about the mixture: put out, or let in again",
+        labels=[*policy, "decision"],
+    )
+    evidence = GaugeMetricFamily(
+        "heft_policy_decision_nats",
+        "What decided: log loss a slate less that of uniform, mean and bounds of the confidence sequence",
+        labels=[*policy, "bound"],
+    )
     scores = CounterMetricFamily(
         "heft_reference_samples", "Samples whose reference score was there, or why not", labels=[*policy, "score"]
     )
@@ -255,9 +265,11 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
                 weight.add_metric([at, name, arm.name], float(believed))
             _head_metrics([at, name], head, quality, ess)
             _policy_metrics([at, name], head, benched, against, scores)
+            _decision_metrics([at, name], head, decided, evidence)
             if head.reference is not None and head.reference.births:
                 slope.add_metric([at, name, head.reference.version], head.reference.slope)
-    yield from (samples, counts, clock, slates, clicks, weight, benched, against, scores, slope, ess)
+    yield from (samples, counts, clock, slates, clicks, weight, benched, against, decided, evidence)
+    yield from (scores, slope, ess)
     yield from quality.values()
 
 
@@ -273,11 +285,25 @@ def _policy_metrics(
         benched.add_metric([*labels, name], float(out))
     sequence = head.hedge.sequence
     for name, mean, half in zip([*names, "mixture"], sequence.mean, sequence.half_width, strict=True):
-        for bound, value in (("mean", mean), ("low", mean - half), ("high", mean + half)):
-            against.add_metric([*labels, name, bound], float(value))
+        _add_interval(against, [*labels, name], float(mean), float(half))
     for name, reasons in head.missing().items():
         for reason, n in reasons.items():
             scores.add_metric([*labels, name, reason], n)
+
+
+def _decision_metrics(
+    labels: list[str], head: Head, decided: GaugeMetricFamily, evidence: GaugeMetricFamily
+) -> None:  # fmt: skip
+    names = [*(arm.name for arm in head.bank.arms), "mixture"]
+    for name, decision in zip(names, list(head.hedge.decisions), strict=True):
+        if decision is not None:
+            decided.add_metric([*labels, name, "out" if decision.out else "in"], decision.at_ms / 1000)
+            _add_interval(evidence, [*labels, name], decision.mean, decision.half_width)
+
+
+def _add_interval(family: GaugeMetricFamily, labels: list[str], mean: float, half: float) -> None:
+    for bound, value in (("mean", mean), ("low", mean - half), ("high", mean + half)):
+        family.add_metric([*labels, bound], value)
 
 
 def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: GaugeMetricFamily) -> None:

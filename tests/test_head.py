@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from models.features import FeatureConfig, Featurizer, Vectors
 from models.head import Head
 from models.ranker import Arm, RankerConfig
 from models.reference import Missing, Scores
-from tests.builders import SECOND, impression
+from tests.builders import SECOND, T0, impression
 
 ARMS = (Arm("uniform", alpha=0.2), Arm("quick", alpha=2.0), Arm("thinned", alpha=0.2, keep=0.3))
 FEATURIZER = Featurizer(FeatureConfig(features=("item_id", "position"), history_bits=3))
@@ -76,9 +77,23 @@ def test_metrics_calibration_and_mixture_see_what_was_shown_and_not_what_would_b
     assert (then.platt.b < -0.5).all()
 
 
+def test_who_is_benched_and_when_and_why_is_told() -> None:
+    head = learned(8_000)
+    told = head.report()["mixture"]
+    assert told["benched"] == ["quick"]
+    decision = told["decisions"]["quick"]
+    assert decision["out"]
+    assert T0 < decision["at_ms"] < T0 + 8_000 * SECOND
+    assert decision["mean"] > decision["half_width"] > 0
+    assert decision["slates"] >= 500
+    again = Head(ARMS, 10, 1)
+    again.restore(head.state())
+    assert again.report()["mixture"] == told
+
+
 # -------------------------------------------------------------------- with a teacher
 
-VERSION = "abc@0"
+VERSION, NEW = "abc@0", "def@0"
 TAUGHT = (
     Arm("uniform", alpha=0.2),
     Arm("feature", alpha=0.2, policy="feature"),
@@ -111,15 +126,14 @@ class World:
         z = self.knows * mood + (1 - self.knows) * self.chance.normal(0, 1.5, 4)
         return vectors, labels, Scores(VERSION, z, z, np.zeros(4, np.uint8))
 
-    def teach(self, head: Head, slates: int, said: bool = True, late: bool = False) -> None:
+    def teach(self, head: Head, slates: int, versions: tuple[str, ...] = (VERSION,), late: bool = False) -> None:
         for _ in range(slates):
             vectors, labels, scores = self.slate()
-            if not said:
-                scores = Scores.none(4)
-            elif late:
+            if late:
                 scores = Scores(VERSION, scores.click, scores.order, np.full(4, Missing.LATE, np.uint8))
-            shown = head.predict(vectors, scores)
-            head.observe(vectors, shown, labels, "search", True, scores, np.full(4, 50.0))
+            told = tuple(msgspec.structs.replace(scores, version=version) for version in versions)
+            shown = head.predict(vectors, told)
+            head.observe(vectors, shown, labels, "search", True, told, np.full(4, 50.0))
 
 
 def losses(head: Head) -> dict[str, float]:
@@ -132,8 +146,8 @@ def column(head: Head, k: int) -> NDArray[np.float64]:
 
 def test_without_a_score_every_policy_of_the_teacher_is_uniform_bit_for_bit() -> None:
     silent, plain = head(), Head((Arm("uniform", alpha=0.2),), 10, 1)
-    World(1).teach(silent, 500, said=False)
-    World(1).teach(plain, 500, said=False)
+    World(1).teach(silent, 500, versions=())
+    World(1).teach(plain, 500, versions=())
     for k in (0, 3, 4):
         assert np.array_equal(column(silent, k), column(plain, 0))
     vectors, _, _ = World(2).slate()
@@ -154,7 +168,7 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
     assert np.array_equal(taught.platt.a[READING], before[1])
     vectors, _, scores = world.slate()
     half = Scores(VERSION, scores.click, scores.order, np.array([0, 0, Missing.ABSENT, Missing.LATE], np.uint8))
-    shown = taught.predict(vectors, half)
+    shown = taught.predict(vectors, (half,))
     assert shown.raw[:, 6] != pytest.approx(shown.raw[:, 0])
     for k in READING:
         assert np.array_equal(shown.p[2:, k], shown.p[2:, 0])
@@ -166,12 +180,12 @@ def test_at_its_birth_the_arm_with_the_feature_is_uniform_and_the_one_with_the_o
     while taught.reference is None or taught.reference.births == 0:
         world.teach(taught, 1)
     vectors, _, scores = world.slate()
-    shown = taught.predict(vectors, scores)
+    shown = taught.predict(vectors, (scores,))
     assert shown.raw[:, 1] == pytest.approx(shown.raw[:, 0], abs=1e-6)
     assert np.array_equal(shown.raw[:, 6], shown.raw[:, 0])
     assert taught.platt.a[1] == taught.platt.a[0]
     inputs = taught.reference.inputs(scores.click, scores.missing)
-    assert shown.raw[:, 2] == pytest.approx(taught.reference.offset * inputs, abs=1e-6)
+    assert shown.raw[:, 2] == pytest.approx(taught.reference.unit * inputs, abs=1e-6)
 
 
 def test_a_teacher_that_knows_more_is_worth_something_as_an_input_and_the_mixture_finds_that_out() -> None:
@@ -195,12 +209,40 @@ def test_a_teacher_that_knows_nothing_costs_the_mixture_next_to_nothing() -> Non
 
 def test_the_reasons_for_missing_scores_are_counted() -> None:
     taught, world = head(), World(1)
-    world.teach(taught, 10, said=False)
+    world.teach(taught, 10, versions=())
     world.teach(taught, 10)  # not settled yet
     assert taught.importance is not None
     missing = taught.importance.missing
     assert missing[:, Missing.ABSENT].tolist() == [0, 40, 40, 40, 40, 0, 40]
     assert missing[:, Missing.OTHER_VERSION].tolist() == [0, 40, 40, 40, 40, 0, 40]
+
+
+def test_a_new_version_that_says_the_like_is_calibrated_in_shadow_and_its_arms_go_on() -> None:
+    taught, world = head(), World(1)
+    world.teach(taught, 12_000)
+    assert taught.reference is not None
+    world.teach(taught, 2_600, (VERSION, NEW))
+    assert (taught.reference.births, taught.reference.version) == (2, NEW)
+    assert taught.hedge.weights[[1, 6]].sum() > 0.9  # nothing was lost while it was getting known, nor when it was
+    assert taught.hedge.weights[2] == 0.0  # a fixed offset belongs to its version
+    before = losses(taught)
+    world.teach(taught, 2_000, (NEW,))
+    samples = taught.metrics.samples
+    gained = {name: losses(taught)[name] * samples - before[name] * (samples - 8_000) for name in ("uniform", "mixture")}
+    assert gained["mixture"] < 0.95 * gained["uniform"]
+
+
+def test_gates_that_one_version_opened_are_closed_for_the_next() -> None:
+    taught, world = head(), World(1)
+    world.teach(taught, 12_000)
+    assert taught.importance is not None
+    assert taught.importance.gate.open.any()
+    world.knows = 0.0
+    while taught.reference is not None and taught.reference.births == 1:
+        world.teach(taught, 1, (NEW,))
+    assert not taught.importance.gate.open.any()
+    world.teach(taught, 12_000, (NEW,))
+    assert not taught.importance.gate.open.any()
 
 
 def test_a_taught_head_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
@@ -211,7 +253,7 @@ def test_a_taught_head_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     second.restore(first.state())
     worlds[1].teach(second, 250)  # with the birth in it
     vectors, _, scores = worlds[0].slate()
-    shown, again = (each.predict(vectors, scores) for each in (straight, second))
+    shown, again = (each.predict(vectors, (scores,)) for each in (straight, second))
     assert np.array_equal(shown.raw, again.raw)
     assert np.array_equal(shown.p, again.p)
     assert all(np.array_equal(column(straight, k), column(second, k)) for k in range(len(TAUGHT)))

@@ -425,7 +425,7 @@ def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offs
     )  # fmt: skip
     for vectors, y in stream(seed=36):
         bank.learn(vectors, y, inputs=np.ones(5, np.float32))
-    bank.bear(0.7)
+    bank.bear(0.7, np.ones(3, np.bool_))
     said = np.linspace(-2, 2, 5).astype(np.float32)
     for vectors, _ in stream(seed=37)[:5]:
         q, _ = bank.predict(vectors, said)

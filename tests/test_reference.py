@@ -7,7 +7,18 @@ import pytest
 from numpy.typing import NDArray
 
 from models.features import item_hash
-from models.reference import SETTLED_POSITIVES, SETTLED_SAMPLES, Missing, Reference, Scores
+from models.reference import (
+    SETTLED_POSITIVES,
+    SETTLED_SAMPLES,
+    VERSIONS,
+    Missing,
+    Reference,
+    Scores,
+    Takeover,
+    Told,
+    told_by_now,
+    told_in_time,
+)
 from models.sample import ReferenceScore, data_ends_ms
 from tests.builders import T0
 
@@ -16,6 +27,8 @@ AFTER = T0 + 1
 ITEMS = np.array([item_hash(item) for item in "abcd"], np.uint64)
 PLACES = np.arange(4, dtype=np.uint16)
 SEEN = np.ones(4, np.bool_)
+SETTLED = SETTLED_SAMPLES["click"]
+NEW = f"def@{T0}"
 
 
 def score(item: str, logit: float = 1.0, version: str = VERSION, on_time: bool = True) -> ReferenceScore:
@@ -23,7 +36,7 @@ def score(item: str, logit: float = 1.0, version: str = VERSION, on_time: bool =
 
 
 def scores(version: str = VERSION, logit: float = 1.0) -> Scores:
-    return Scores.shown(ITEMS, [score(item, logit, version) for item in "abcd"])
+    return told_in_time(ITEMS, [score(item, logit, version) for item in "abcd"])[0]
 
 
 def teach(
@@ -31,22 +44,26 @@ def teach(
     slates: int,
     slope: float = 1.0,
     shift: float = -1.0,
-    version: str = VERSION,
+    versions: tuple[str, ...] = (VERSION,),
     seed: int = 1,
-) -> int:
-    """Slates whose clicks follow sigmoid(slope z + shift - place); return how many births there were."""
+) -> list[Takeover]:
+    """Slates whose clicks follow sigmoid(slope z + shift - place), z said by each version; return what took over."""
     rng = np.random.default_rng(seed)
-    births = 0
+    found = []
     for _ in range(slates):
         z = rng.normal(-1.0, 1.5, 4)
-        said = Scores(version, z, z, np.full(4, Missing.PRESENT, np.uint8))
+        told = tuple(Scores(version, z, z, np.full(4, Missing.PRESENT, np.uint8)) for version in versions)
         labels = (rng.random(4) < 1 / (1 + np.exp(-(slope * z + shift - 0.5 * PLACES)))).astype(np.uint8)
-        births += reference.learn(said, z, labels, SEEN, PLACES, "search", AFTER)
-    return births
+        found.append(reference.learn(told, labels, SEEN, PLACES, "search", AFTER))
+    return [takeover for takeover in found if takeover is not Takeover.NONE]
+
+
+def versions_of(told: Told) -> list[str]:
+    return [scores.version for scores in told]
 
 
 def test_a_score_stands_in_the_row_of_its_item_and_the_others_are_missing() -> None:
-    known = Scores.shown(ITEMS, [score("c", 0.5), score("a", -2.0), score("stranger")])
+    (known,) = told_in_time(ITEMS, [score("c", 0.5), score("a", -2.0), score("stranger")])
     assert known.version == VERSION
     assert known.click.tolist()[::2] == [-2.0, 0.5]
     assert known.order.tolist()[::2] == [2.0, 2.0]
@@ -55,18 +72,30 @@ def test_a_score_stands_in_the_row_of_its_item_and_the_others_are_missing() -> N
 
 
 def test_what_was_not_there_in_time_is_late_and_what_never_came_is_absent() -> None:
-    shown = Scores.shown(ITEMS, [score("a"), score("b", on_time=False)])
-    closed = shown.with_later(ITEMS, [score("a", 9.0), score("c", 3.0)])
-    assert shown.missing.tolist() == [Missing.PRESENT, Missing.ABSENT, Missing.ABSENT, Missing.ABSENT]
-    assert closed.missing.tolist() == [Missing.PRESENT, Missing.ABSENT, Missing.LATE, Missing.ABSENT]
-    assert closed.click[[0, 2]].tolist() == [1.0, 3.0]  # what was served stands
+    shown = told_in_time(ITEMS, [score("a"), score("b", on_time=False)])
+    closed = told_by_now(shown, ITEMS, [score("a", 9.0), score("c", 3.0)])
+    assert shown[0].missing.tolist() == [Missing.PRESENT, Missing.ABSENT, Missing.ABSENT, Missing.ABSENT]
+    assert closed[0].missing.tolist() == [Missing.PRESENT, Missing.ABSENT, Missing.LATE, Missing.ABSENT]
+    assert closed[0].click[[0, 2]].tolist() == [1.0, 3.0]  # what was served stands
 
 
-def test_a_slate_scored_by_two_versions_has_the_scores_of_the_last_one() -> None:
-    both = Scores.shown(ITEMS, [score("a")]).with_later(ITEMS, [score("b", 2.0, "new@5")])
-    assert both.version == "new@5"
-    assert both.missing.tolist() == [Missing.OTHER_VERSION, Missing.LATE, Missing.ABSENT, Missing.ABSENT]
-    assert np.isnan(both.click[0])
+def test_two_versions_in_one_slate_are_kept_apart() -> None:
+    told = told_by_now(told_in_time(ITEMS, [score("a")]), ITEMS, [score("b", 2.0, NEW)])
+    assert versions_of(told) == [VERSION, NEW]
+    reference = Reference()
+    teach(reference, SETTLED)
+    mine = reference.of(told, 4)
+    assert mine.version == VERSION
+    assert mine.missing.tolist() == [Missing.PRESENT, Missing.OTHER_VERSION, Missing.ABSENT, Missing.ABSENT]
+    teach(reference, SETTLED, versions=(NEW,))
+    mine = reference.of(told, 4)
+    assert mine.version == NEW
+    assert mine.missing.tolist() == [Missing.OTHER_VERSION, Missing.LATE, Missing.ABSENT, Missing.ABSENT]
+
+
+def test_of_many_versions_in_one_slate_the_last_ones_are_kept() -> None:
+    told = told_in_time(ITEMS, [score("a", version=f"{n}@0") for n in range(VERSIONS + 2)])
+    assert versions_of(told) == [f"{n}@0" for n in range(2, VERSIONS + 2)]
 
 
 def test_a_version_says_when_its_data_ends() -> None:
@@ -77,30 +106,29 @@ def test_a_version_says_when_its_data_ends() -> None:
 
 def test_a_score_of_what_the_teacher_may_have_learned_is_neither_used_nor_learned_from() -> None:
     reference = Reference()
-    teach(reference, SETTLED_SAMPLES)
+    teach(reference, SETTLED)
     assert reference.version == VERSION
     assert reference.why(scores(), T0).tolist() == [Missing.IN_SAMPLE] * 4
     assert reference.why(scores(), AFTER).tolist() == [Missing.PRESENT] * 4
     before = reference.state()["current"][1]
-    z = scores().click
-    assert not reference.learn(scores(), z, np.ones(4, np.uint8), SEEN, PLACES, "search", T0)
+    assert not reference.learn((scores(),), np.ones(4, np.uint8), SEEN, PLACES, "search", T0)
     assert np.array_equal(reference.state()["current"][1], before)
 
 
 def test_a_version_is_used_once_it_has_seen_enough_and_not_before() -> None:
     reference = Reference()
-    assert teach(reference, SETTLED_SAMPLES // 4 - 1) == 0
+    assert teach(reference, SETTLED // 4 - 1) == []
     assert reference.why(scores(), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
     assert np.isnan(reference.inputs(scores().click, reference.why(scores(), AFTER))).all()
-    assert teach(reference, 1) == 1
+    assert teach(reference, 1) == [Takeover.ANEW]
     assert (reference.births, reference.version) == (1, VERSION)
     assert not np.isnan(reference.inputs(scores().click, reference.why(scores(), AFTER))).any()
-    assert teach(reference, 100) == 0
+    assert teach(reference, 100) == []
 
 
 def test_samples_without_clicks_settle_nothing() -> None:
     reference = Reference()
-    assert teach(reference, SETTLED_SAMPLES, shift=-12.0) == 0
+    assert teach(reference, SETTLED, shift=-12.0) == []
     assert reference.state()["next"][3][1] < SETTLED_POSITIVES
 
 
@@ -119,35 +147,68 @@ def test_a_teacher_that_knows_nothing_is_brought_to_the_rate_of_each_place() -> 
     reference = Reference()
     teach(reference, 10_000, slope=0.0)
     assert abs(reference.slope) < 0.05
-    assert abs(reference.offset) < 0.15
+    assert reference.unit < 0.15
     low, high = (reference.probability(np.full(4, z), PLACES, "search") for z in (-3.0, 3.0))
     assert low == pytest.approx(high, abs=0.05)
 
 
 def test_what_arms_take_in_is_centred_and_scaled_as_at_the_birth() -> None:
     reference = Reference()
-    teach(reference, SETTLED_SAMPLES // 4)
+    teach(reference, SETTLED // 4)
     z = np.random.default_rng(9).normal(-1.0, 1.5, 10_000)
     inputs = reference.inputs(z, np.zeros(len(z), np.uint8))
     assert abs(inputs.mean()) < 0.05
     assert inputs.std() == pytest.approx(1.0, abs=0.05)
-    frozen = reference.inputs(z[:4], np.zeros(4, np.uint8)), reference.offset
+    frozen = reference.inputs(z[:4], np.zeros(4, np.uint8)), reference.unit
     teach(reference, 2_000, slope=0.2)
     assert np.array_equal(reference.inputs(z[:4], np.zeros(4, np.uint8)), frozen[0])
-    assert reference.offset == frozen[1]
+    assert reference.unit == frozen[1]
 
 
-def test_a_new_version_is_calibrated_beside_the_old_one_and_then_takes_over() -> None:
+def test_a_new_version_is_calibrated_in_shadow_while_the_old_one_is_used_and_then_takes_over() -> None:
     reference = Reference()
-    teach(reference, SETTLED_SAMPLES // 4)
-    new = f"def@{T0}"
-    assert teach(reference, 100, version=new) == 0
+    teach(reference, SETTLED // 4)
+    assert teach(reference, SETTLED // 4 - 1, versions=(VERSION, NEW)) == []
     assert reference.version == VERSION
-    assert reference.why(scores(new), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
+    assert reference.why(scores(NEW), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
     assert reference.why(scores(), AFTER).tolist() == [Missing.PRESENT] * 4
-    assert teach(reference, SETTLED_SAMPLES // 4, version=new) == 1
-    assert (reference.births, reference.version) == (2, new)
+    assert teach(reference, 1, versions=(VERSION, NEW)) == [Takeover.ON]
+    assert (reference.births, reference.version) == (2, NEW)
     assert reference.why(scores(), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
+
+
+def test_what_a_new_version_says_means_the_same_in_its_own_logits() -> None:
+    reference = Reference()
+    teach(reference, SETTLED // 4, slope=1.0)
+    before = reference.unit * reference.inputs(np.array([0.0, 1.0]), np.zeros(2, np.uint8))
+    assert teach(reference, SETTLED // 4, slope=0.5, versions=(NEW,)) == [Takeover.ON]
+    after = reference.unit * reference.inputs(np.array([0.0, 1.0]), np.zeros(2, np.uint8))
+    assert np.diff(before) == pytest.approx(1.0, abs=0.1)
+    assert np.diff(after) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_new_version_that_tells_much_less_or_much_more_lets_arms_begin_anew() -> None:
+    reference = Reference()
+    teach(reference, SETTLED // 4)
+    assert teach(reference, SETTLED, slope=0.0, versions=(NEW,)) == [Takeover.ANEW]
+    assert teach(reference, SETTLED, versions=(f"best@{T0}",)) == [Takeover.ANEW]
+
+
+def test_two_versions_that_come_and_go_do_not_take_over_from_each_other_for_ever() -> None:
+    reference = Reference()
+    teach(reference, SETTLED // 4)
+    taken = []
+    for n in range(SETTLED // 2):
+        taken += teach(reference, 1, versions=(NEW,), seed=n) + teach(reference, 1, seed=n)
+    assert (taken, reference.version) == ([Takeover.ON], NEW)
+
+
+def test_a_version_that_was_there_before_comes_back_when_the_one_after_it_is_gone() -> None:
+    reference = Reference()
+    teach(reference, SETTLED // 4)
+    teach(reference, SETTLED // 4, versions=(NEW,))
+    assert teach(reference, SETTLED // 4) == [Takeover.ON]
+    assert reference.version == VERSION
 
 
 def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
@@ -156,8 +217,8 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
         teach(reference, 2_400)
     second.restore(first.state())
     teach(first, 5, seed=3)  # what was taken is a copy
-    births = [teach(reference, 200, seed=2) for reference in (straight, second)]
-    assert births == [1, 1]
+    taken = [teach(reference, 200, seed=2) for reference in (straight, second)]
+    assert taken == [[Takeover.ANEW], [Takeover.ANEW]]
     z, why = np.linspace(-3, 3, 4), np.zeros(4, np.uint8)
     assert np.array_equal(straight.inputs(z, why), second.inputs(z, why))
     assert np.array_equal(straight.probability(z, PLACES, "search"), second.probability(z, PLACES, "search"))
