@@ -161,7 +161,7 @@ class _Calibration:
     def spread(self) -> float:
         """Standard deviation of what it says, in calibrated logits."""
         squares = float(self.moments[3]) / self.samples
-        return abs(self.slope) * max(squares - self.centre**2, 0.0) ** 0.5
+        return float(abs(self.slope) * max(squares - self.centre**2, 0.0) ** 0.5)
 
     def state(self) -> tuple[Any, ...]:
         return self.version, self.theta.copy(), self.covariance.copy(), self.moments.copy()

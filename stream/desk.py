@@ -72,7 +72,7 @@ class Clocks(NamedTuple):
 
 class _Open(NamedTuple):
     at_ms: int
-    waiting: list[tuple[str, Asked]]  # item, and what was asked for it
+    waiting: list[tuple[Desk, list[tuple[str, Asked]]]]  # items, and what was asked for them, by where it was asked
 
 
 class Desk:
@@ -166,6 +166,10 @@ class Desk:
         the newest that has come through the join was shown ``lateness`` ago.
         """
         return max(known.wall_ms, known.event_ms + self._lateness_ms) + delay_ms <= at_ms
+
+    def go_on_counting(self, before: Desk) -> None:
+        """Take the place of another desk: its counts go on."""
+        self.counts, self.missing, self.failures = before.counts, before.missing, before.failures
 
     def _ask(self, pair: Pair) -> Asked:
         if (found := self._known.get(pair)) is not None:
@@ -278,16 +282,16 @@ class LiveReference:
 
     Parameters
     ----------
-    desk
-        Shared by the worker's partitions.
+    desks
+        Whom to ask about a slate shown at a time; shared by the worker's partitions.
     score_delay_ms
         What it takes a score to reach the rankers.
     open_for_ms
         How long a slate can stay open: the click window.
     """
 
-    def __init__(self, desk: Desk, score_delay_ms: int, open_for_ms: int) -> None:
-        self._desk, self._delay_ms, self._open_for_ms = desk, score_delay_ms, open_for_ms
+    def __init__(self, desks: Callable[[int], Sequence[Desk]], score_delay_ms: int, open_for_ms: int) -> None:
+        self._desks, self._delay_ms, self._open_for_ms = desks, score_delay_ms, open_for_ms
         self._open: OrderedDict[str, _Open] = OrderedDict()
 
     def expect(self, slate: Slate) -> None:
@@ -296,15 +300,20 @@ class LiveReference:
     def on_time(self, slate: Slate) -> list[ReferenceScore]:
         """Return the scores that were known long enough before the slate was shown, and ask for the others."""
         self._forget(slate.at_ms)
-        scores, waiting = [], []
-        for item_id, asked in self._desk.ask(slate):
-            known = asked.known
-            if known is not None and self._desk.was_known(known, slate.at_ms, self._delay_ms):
-                scores.append(_score(item_id, known, True))
-            else:
-                waiting.append((item_id, asked))
-        if waiting:
-            self._open[slate.request_id] = _Open(slate.at_ms, waiting)
+        scores: list[ReferenceScore] = []
+        left: list[tuple[Desk, list[tuple[str, Asked]]]] = []
+        for desk in self._desks(slate.at_ms):
+            waiting = []
+            for item_id, asked in desk.ask(slate):
+                known = asked.known
+                if known is not None and desk.was_known(known, slate.at_ms, self._delay_ms):
+                    scores.append(_score(item_id, known, True))
+                else:
+                    waiting.append((item_id, asked))
+            if waiting:
+                left.append((desk, waiting))
+        if left:
+            self._open[slate.request_id] = _Open(slate.at_ms, left)
         return scores
 
     def by_now(self, request_id: str) -> list[ReferenceScore]:
@@ -312,7 +321,8 @@ class LiveReference:
         found = self._open.pop(request_id, None)
         if found is None:
             return []
-        return [_score(item_id, known, False) for item_id, known in self._desk.leave(found.at_ms, found.waiting)]
+        left = [each for desk, waiting in found.waiting for each in desk.leave(found.at_ms, waiting)]
+        return [_score(item_id, known, False) for item_id, known in left]
 
     def _forget(self, now_ms: int) -> None:
         """Forget slates that the join dropped: their `Closed` never comes."""
@@ -344,7 +354,7 @@ class ScoringThread:
     """
 
     def __init__(self, desk: Desk, connect: Callable[[], Teacher], batch: int, linger_seconds: float) -> None:
-        self._desk, self._connect, self._batch, self._linger = desk, connect, batch, linger_seconds
+        self.desk, self._connect, self._batch, self._linger = desk, connect, batch, linger_seconds
         self._stopping = threading.Event()
         self._teacher: Teacher | None = None
         self._failed = 0
@@ -358,15 +368,16 @@ class ScoringThread:
     def stop(self, timeout: float = 1.0) -> None:
         """End after the batch in hand; a teacher that hangs is left behind."""
         self._stopping.set()
-        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             if self.connect():
-                taken = self._desk.take(self._batch, 0.2)
+                taken = self.desk.take(self._batch, 0.2)
                 if 0 < len(taken) < self._batch and self._linger:
                     self._stopping.wait(self._linger)
-                    taken += self._desk.take(self._batch - len(taken), 0.0)
+                    taken += self.desk.take(self._batch - len(taken), 0.0)
                 if self.step(taken) if taken else self.look():
                     continue
             pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(self._failed - 1, 10), _LONGEST_PAUSE_SECONDS)
@@ -380,7 +391,7 @@ class ScoringThread:
             except Exception as error:  # whatever it is, learning goes on
                 self._note_failure([], error)
                 return False
-            self._failed, self._desk.ready = 0, True
+            self._failed, self.desk.ready = 0, True
         return True
 
     def look(self) -> bool:
@@ -395,7 +406,7 @@ class ScoringThread:
             self._note_failure([], error)
             return False
         if answer is not None:
-            self._desk.answer([], answer)
+            self.desk.answer([], answer)
         return True
 
     def step(self, taken: Sequence[Asked]) -> bool:
@@ -413,12 +424,12 @@ class ScoringThread:
         except Exception as error:  # as above
             self._note_failure(taken, error)
             return False
-        self._desk.answer(taken, answer)
+        self.desk.answer(taken, answer)
         self._failed = 0
         return True
 
     def _note_failure(self, taken: Sequence[Asked], error: Exception) -> None:
-        self._desk.fail(taken, error.reason if isinstance(error, ScorerError) else ScorerError.reason)
+        self.desk.fail(taken, error.reason if isinstance(error, ScorerError) else ScorerError.reason)
         self._failed += 1
         if self._failed & (self._failed - 1) == 0:  # the 1st, 2nd, 4th, ... in a row
             log.warning("the teacher failed %d times in a row: %s: %s", self._failed, type(error).__name__, error)

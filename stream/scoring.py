@@ -20,6 +20,7 @@ from models.teacher.logits import quantise
 from models.teacher.text import Pair, TeacherConfig
 from stream.config import Config, ConfigError
 from stream.desk import Answer, Clocks, Desk, LiveReference, ScorerError, ScorerTimeoutError, ScoringThread, Teacher
+from stream.desks import Desks
 from stream.score import PairScores, Reference, ReplayReference
 
 if TYPE_CHECKING:
@@ -48,17 +49,27 @@ class PairsScored(msgspec.Struct):
 
 
 class LocalTeacher:
-    """A teacher's folder, scored in this process; a new version in it is loaded beside and then taken.
+    """A teacher's folder, scored in this process; a new version in it is loaded beside and then taken, or handed over.
 
     Parameters
     ----------
     config
         ``model``, ``device`` and ``ways``.
+    engine
+        What it begins with; by default that of the folder, which is loaded.
+    hand_over
+        Takes a new version in this one's place, which then stays as it is; returns whether it does so now.
     """
 
-    def __init__(self, config: TeacherConfig) -> None:
-        self._config = config
-        self.engine = load_engine(config)
+    def __init__(
+        self,
+        config: TeacherConfig,
+        engine: Engine | None = None,
+        hand_over: Callable[[Engine], bool] | None = None,
+    ) -> None:
+        self._config, self._hand_over = config, hand_over
+        self.engine = engine or load_engine(config)
+        self._followed = False
         self._looked = monotonic()
         self._newer: Engine | None = None
         self._refused = ""
@@ -85,15 +96,19 @@ class LocalTeacher:
         return None if self.engine.version == self._told else self.score([])
 
     def _renew(self) -> None:
-        """Take the version that has been loaded meanwhile, and load the one that has come."""
+        """Take the version that has been loaded meanwhile, or hand it over, and load the one that has come."""
         if self._newer is not None:
-            self.engine, self._newer = self._newer, None
+            if self._hand_over is None:
+                self.engine, self._newer = self._newer, None
+            elif self._hand_over(self._newer):
+                self._newer, self._followed = None, True
         loading = self._loading is not None and self._loading.is_alive()
-        if loading or monotonic() - self._looked < _LOOK_SECONDS:
+        if self._followed or loading or monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = monotonic()
         found = self._version()
-        if found not in ("", self.engine.state.version, self._refused):
+        newest = (self._newer or self.engine).state.version
+        if found not in ("", newest, self._refused):
             self._loading = threading.Thread(target=self._load, args=(found,), name="teacher", daemon=True)
             self._loading.start()
 
@@ -188,30 +203,46 @@ class Scoring:
     """
 
     def __init__(self, config: Config, clocks: Clocks, observe: Callable[[float], None]) -> None:
-        teacher = config.teacher
-        self._delay_ms, self._open_for_ms = teacher.score_delay_ms, config.join.click_window_ms
-        self.desk = Desk(
-            teacher.template,
-            clocks,
-            lateness_ms=config.join.lateness_ms,
-            queue=teacher.queue,
-            cache=teacher.cache,
-            observe=observe,
-        )
-        self._thread = ScoringThread(self.desk, lambda: _connect(teacher), teacher.batch, teacher.linger_ms / 1000)
-        self._thread.start()
+        self._config, self._clocks, self._observe = config, clocks, observe
+        labels_after_ms = config.join.click_window_ms + config.join.conversion_window_ms
+        first = self._thread(self._connect)
+        self._desks = Desks(first, labels_after_ms)
+        first.start()
+
+    @property
+    def desk(self) -> Desk:
+        """Where the version in use is asked."""
+        return self._desks.current
 
     def reference(self) -> Reference:
         """Return the reference of one partition."""
-        return LiveReference(self.desk, self._delay_ms, self._open_for_ms)
+        return LiveReference(self._desks.at, self._config.teacher.score_delay_ms, self._config.join.click_window_ms)
 
     def stop(self) -> None:
         """Score no more."""
-        self._thread.stop()
+        self._desks.stop()
 
+    def _connect(self) -> Teacher:
+        teacher = self._config.teacher
+        if teacher.url:
+            return RemoteTeacher(teacher.url, teacher.timeout_ms / 1000)
+        return LocalTeacher(teacher, hand_over=self._shadow)
 
-def _connect(config: TeacherConfig) -> Teacher:
-    return RemoteTeacher(config.url, config.timeout_ms / 1000) if config.url else LocalTeacher(config)
+    def _shadow(self, engine: Engine) -> bool:
+        """Score with a new version too; False while another has not become known."""
+        return self._desks.begin(self._thread(lambda: LocalTeacher(self._config.teacher, engine, self._shadow)))
+
+    def _thread(self, connect: Callable[[], Teacher]) -> ScoringThread:
+        teacher = self._config.teacher
+        desk = Desk(
+            teacher.template,
+            self._clocks,
+            lateness_ms=self._config.join.lateness_ms,
+            queue=teacher.queue,
+            cache=teacher.cache,
+            observe=self._observe,
+        )
+        return ScoringThread(desk, connect, teacher.batch, teacher.linger_ms / 1000)
 
 
 def load_engine(config: TeacherConfig) -> Engine:

@@ -49,7 +49,7 @@ def said(pair: Pair) -> Logits | None:
 
 def place(clock: Clock | None = None, **more: Any) -> tuple[Desk, LiveReference]:
     desk = Desk(TEMPLATE, (clock or Clock()).clocks(), lateness_ms=LATE, **more)
-    return desk, LiveReference(desk, DELAY, 10 * MINUTE)
+    return desk, LiveReference(lambda _: (desk,), DELAY, 10 * MINUTE)
 
 
 def items(scores: Sequence[ReferenceScore]) -> list[tuple[str, bool]]:

@@ -228,7 +228,9 @@ def test_a_new_version_that_says_the_like_is_calibrated_in_shadow_and_its_arms_g
     before = losses(taught)
     world.teach(taught, 2_000, (NEW,))
     samples = taught.metrics.samples
-    gained = {name: losses(taught)[name] * samples - before[name] * (samples - 8_000) for name in ("uniform", "mixture")}
+    gained = {
+        name: losses(taught)[name] * samples - before[name] * (samples - 8_000) for name in ("uniform", "mixture")
+    }
     assert gained["mixture"] < 0.95 * gained["uniform"]
 
 

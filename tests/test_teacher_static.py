@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from hypothesis import strategies as st
 from models.teacher.logits import wire_version
 from models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
 from models.teacher.text import Pair, TeacherConfig
+from stream.config import Config
 from stream.desk import Answer, ScoringThread
-from stream.scoring import LocalTeacher
+from stream.scoring import LocalTeacher, Scoring
 from tests.builders import SECOND
-from tests.test_desk import DELAY, LATE, TEMPLATE, place, slate
+from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, place, slate
 from tests.test_score import Teacher as Said
 from tests.test_score import closed, scorer, scores, shown
 from tests.test_texts_known import Apart, Shop
@@ -177,6 +180,35 @@ def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monk
     assert desk.version == local.engine.version != first
     assert desk.waiting == 0
     assert thread.look()
+
+
+def test_in_a_worker_a_new_version_scores_beside_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.scoring._LOOK_SECONDS", 0.0)
+    config = Config(teacher=TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
+    scoring = Scoring(config, Clock().clocks(), lambda _: None)
+    try:
+        reference = scoring.reference()
+        shown = (slate(f"r{n}", n * SECOND, "shoe boot") for n in count())
+
+        def versions(many: int) -> set[str]:
+            """Of the scores of slates, until so many versions scored one."""
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                each = next(shown)
+                found = {score.version for score in [*reference.on_time(each), *reference.by_now(each.request_id)]}
+                if len(found) == many:
+                    return found
+            return set()
+
+        (first,) = versions(1)
+        save(tmp_path, bias=0.5, data_ends_ms=None)
+        both = versions(2)
+        assert first in both
+        assert scoring.desk.version == first
+    finally:
+        scoring.stop()
 
 
 def test_a_thread_with_nothing_to_score_lets_the_teacher_look() -> None:
