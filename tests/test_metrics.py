@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client import generate_latest
 
 from models.features import FeatureConfig
+from models.mixture import Decision
 from models.ranker import Arm, RankerConfig
 from stream.desk import Clocks, Desk
 from stream.join import Joiner
@@ -27,6 +28,7 @@ def exported() -> str:
     for record in records:
         learner.apply(0, record)
     learner.flush()
+    learner.click.hedge.decisions[1] = Decision(True, 1_700_000_000_000, 0.5, 0.25, 700)
     joiners: dict[int, Joiner] = {0: joiner}
     desk = Desk("{query}", Clocks(lambda: 0, lambda: 0.0))
     desk.ask(impression())
@@ -62,6 +64,8 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         'heft_auc_ratio{head="click",policy="uniform",shard="0"}',
         'heft_mixture_weight_ratio{head="click",policy="thinned",shard="0"} 0.0',
         'heft_effective_samples_ratio{head="click",label="positive",policy="uniform",shard="0"} 1.0',
+        'heft_policy_decision_timestamp_seconds{decision="out",head="click",policy="thinned",shard="0"} 1.7e+09',
+        'heft_policy_decision_nats{bound="low",head="click",policy="thinned",shard="0"} 0.25',
     ):
         assert line in text
 
