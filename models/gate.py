@@ -78,12 +78,13 @@ class Gate:
         self._student[:] = self._reference[:] = 0.0
         self._samples[:] = 0
 
-    def turn(self) -> None:
-        """Open and close slices by the losses so far."""
+    def turn(self) -> NDArray[np.bool_]:
+        """Open and close slices by the losses so far; return for which policies [K] any slice did."""
         known = (self._samples >= self._half_life)[:, None]
         # Both means began at 0 and saw the same samples: what they lack of a full mean is the same factor.
         needed = self._student * np.where(self.open, 1.0, 1.0 - self._hysteresis)
-        self.open = known & (self._reference[:, None] + self._margin < needed)
+        before, self.open = self.open, known & (self._reference[:, None] + self._margin < needed)
+        return np.asarray((before != self.open).any(axis=0))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of what was learned."""

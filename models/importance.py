@@ -187,7 +187,11 @@ class Importance:
         self._in_epoch += int(np.count_nonzero(evidence.learned))
         if self._in_epoch >= EPOCH:
             normaliser.turn(self._in_epoch)
-            self.gate.turn()
+            turned = np.zeros(len(self.policies), np.bool_)
+            turned[self._gated] = self.gate.turn()
+            turned &= normaliser.now[:, STRENGTH] > 0.0  # what is off may begin when it would
+            if turned.any():
+                normaliser.hold(turned)
             self._in_epoch = 0
         return Weights(floats[0], floats[1], floats[2], floats[3], masks[0], masks[1])
 

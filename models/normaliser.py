@@ -92,18 +92,19 @@ class Normaliser:
         self.ess = np.ones((many, 3))
         self._moments = np.zeros((many, 2, 3))
         self._warm = np.zeros(many)
-        self._held = 0
+        self._held = np.zeros(many, np.int64)  # samples for which each strength stays
         self.planned = np.array([self._plan(k) for k in range(many)])
         for k, policy in enumerate(policies):
             pipe = policy.pipeline
             if not (pipe.standardise or pipe.normalise or pipe.ess_target):  # nothing of it waits for the past
                 self.now[k, :MEAN] = self.planned[k] = self._plan(k, ahead=0)
 
-    def hold(self, samples: int = EPOCH) -> None:
-        """Keep the strengths as they are for so many samples: the reference or the world has just changed."""
-        self._held = max(self._held, samples)
-        self.planned[:, STRENGTH] = self.now[:, STRENGTH]
-        self.counted[:] = 0.0
+    def hold(self, policies: NDArray[np.bool_] | None = None, samples: int = EPOCH) -> None:
+        """Keep the strengths of some policies [K], or of all, for so many samples: what they go by has just changed."""
+        which = np.ones(len(self._policies), np.bool_) if policies is None else policies
+        self._held[which] = np.maximum(self._held[which], samples)
+        self.planned[which, STRENGTH] = self.now[which, STRENGTH]
+        self.counted[which] = 0.0
 
     def forget(self, policies: NDArray[np.bool_]) -> None:
         """Forget the moments of some policies [K]: they were those of another reference."""
@@ -127,7 +128,7 @@ class Normaliser:
                 continue
             self.planned[k] = self._plan(k)
             self.counted[k] = 0.0
-        self._held = max(0, self._held - samples)
+        self._held = np.maximum(0, self._held - samples)
         self.values[:] = 0.0
         self.masses[:] = 0.0
 
@@ -143,7 +144,7 @@ class Normaliser:
             deviation = sqrt(max(squares / n - centre * centre, 0.0))
             # Below a millionth of the centre, a deviation from sums of squares is rounding.
             scale = 1.0 / deviation if deviation > 1e-6 * max(1.0, abs(centre)) else 0.0
-        if self._held > 0:
+        if self._held[k] > 0:
             return float(self.now[k, STRENGTH]), centre, scale
         most = tempered(policy.strength, self._spread(k) * scale, pipe.ess_target)
         return self._warmth(k, pipe, ahead) * most, centre, scale
@@ -165,15 +166,13 @@ class Normaliser:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future weights depend on."""
-        names = ("now", "planned", "values", "counted", "masses", "ess", "_moments", "_warm")
-        return {**{name: getattr(self, name).copy() for name in names}, "held": self._held}
+        names = ("now", "planned", "values", "counted", "masses", "ess", "_moments", "_warm", "_held")
+        return {name: getattr(self, name).copy() for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same policies."""
         for name, value in state.items():
-            if name != "held":
-                setattr(self, name, value.copy())
-        self._held = int(state["held"])
+            setattr(self, name, value.copy())
 
 
 def standardised(policy: Policy) -> bool:

@@ -418,6 +418,36 @@ def test_an_open_gate_weighs() -> None:
     assert (weights.targets[:, 1] % 1 != 0).any()
 
 
+def test_when_a_gate_turns_the_strength_of_its_policy_stays_for_an_epoch_and_no_other() -> None:
+    quick = Pipeline(quiet=0, ramp=40_000)
+    plain = Policy("plain", Measure.RHO, diagnostic=True, pipeline=quick)
+    policies = (msgspec.structs.replace(plain, name="gated", gated=True), plain)
+    importance = Importance(policies, seed=7)
+    strengths, opened = [importance.normaliser.now[:, STRENGTH].copy()], [importance.gate.open]
+    for slate in stream(2, 4_000, seed=9):
+        turns = importance._in_epoch + SIZE >= EPOCH
+        importance.weigh(slate)
+        if turns:
+            strengths.append(importance.normaliser.now[:, STRENGTH].copy())
+            opened.append(importance.gate.open)
+    steps = np.diff(np.array(strengths), axis=0)
+    turned = [n for n in range(1, len(steps)) if (opened[n] != opened[n - 1]).any()]
+    held = [n for n in turned if strengths[n][0] > 0.0]
+    assert held
+    assert len(held) < len(turned), "what is off may begin when it would"
+    assert (steps[held, 0] == 0.0).all()
+    assert (steps[turned, 1] > 0.0).any()
+
+
+def test_a_new_version_of_the_reference_finds_no_gate_open_and_no_moments_of_the_one_before() -> None:
+    importance = warmed(tuple(policy for policy in POLICIES if policy.gated), slates=3_000)
+    strengths = importance.normaliser.now[:, STRENGTH].copy()
+    importance.bear()
+    assert not importance.gate.open.any()
+    assert (importance.normaliser.values == 0.0).all()
+    assert (importance.normaliser.now[:, STRENGTH] == strengths).all()
+
+
 def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() -> None:
     policies = tuple(policy for policy in POLICIES if policy.reads_reference and policy.input is Input.NONE)
     importance = warmed(policies)
