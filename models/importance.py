@@ -3,7 +3,8 @@
 Called when the labels of a slate are known, before the student learns. In this order (`models.policies.Pipeline`): the
 measure F under both labels; centred and scaled by the past; w = exp(strength F) / mean of the past; clipped; mixed with
 1. The offset log(w1 / w0) is taken from the final pair. Structural weights, 1 / pi, come out apart and are never
-normalised or clipped with the others. A sample without a score counts exactly 1 and moves no statistic.
+normalised or clipped with the others. A sample without a score counts exactly 1 and moves no statistic, not even the
+effective sample sizes: where most have no score, the weights of those that have one are not hidden behind them.
 """
 
 from __future__ import annotations
@@ -329,7 +330,8 @@ def _weigh(
                 continue
             if reads:
                 missing[k, why[row]] += 1
-            lacks = reads and why[row] != Missing.PRESENT and why[row] != Missing.LATE
+            unsaid = why[row] != Missing.PRESENT and why[row] != Missing.LATE
+            lacks = unsaid and (reads or (code == _PERMUTED and flags[source, 1]))
             if is_input:
                 masks[1, row, k] = why[row] != Missing.PRESENT
                 continue
@@ -342,7 +344,7 @@ def _weigh(
                 continue
             w = 1.0
             if code == _PERMUTED:
-                if not (flags[source, 1] and why[row] != Missing.PRESENT and why[row] != Missing.LATE):
+                if not lacks:
                     w = _exchange(floats[0, row, source], label, q[row, k], slices[row] % COUNTS,
                                   mix(mix(_DRAW_SLOT, stream), items[row]), remembered[place])  # fmt: skip
             elif not lacks:
@@ -362,7 +364,8 @@ def _weigh(
                         other = measured(code, r[row], q[row, k], 1 - label, counts[row], drawn)
                         against = _final(other, now[k], centred, numbers[k])
                         floats[2, row, k] = log(w / against) if label == 1 else log(against / w)
-            _weigh_in(w, label, abs(q[row, k] - label), masses[k])
+            if not lacks:
+                _weigh_in(w, label, abs(q[row, k] - label), masses[k])
             if sampler:
                 chance = min(1.0, max(LEAST_PI, keep * w))
                 masks[0, row, k] = unit(mix(mix(_DRAW_SAMPLE, stream), items[row])) < chance

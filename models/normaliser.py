@@ -77,9 +77,11 @@ class Normaliser:
         Count and sum of raw weights under `planned`.
     masses : float64 [K, 3, 3]
         Count, sum and sum of squares of the weights of positives, of negatives, and of all, where a sample counts by
-        the square of its gradient |q - y|.
+        the square of its gradient |q - y|. Samples that nothing was measured of, since their score is missing, are in
+        none of the three.
     ess : float64 [K, 3]
-        Share of samples left in effect over the last epoch: of positives, of negatives, of squared gradient.
+        Share of the measured samples left in effect over the last epoch: of positives, of negatives, of squared
+        gradient; 1 where there was none.
     """
 
     def __init__(self, policies: tuple[Policy, ...]) -> None:

@@ -419,8 +419,12 @@ def test_an_open_gate_weighs() -> None:
 
 
 def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() -> None:
-    policies = tuple(policy for policy in POLICIES if policy.reads_reference and policy.input is Input.NONE)
-    importance = warmed(policies)
+    policies = tuple(
+        policy
+        for policy in POLICIES
+        if policy.source or (policy.reads_reference and policy.input is Input.NONE)  # whose source misses its score too
+    )
+    importance = warmed(policies, slates=2_500)
     before, counted = importance.normaliser.state(), importance.missing.copy()
     r = np.array([np.nan, 0.3, 0.3, 2.0, -1.0])
     said = np.array([0, Missing.OTHER_VERSION, Missing.IN_SAMPLE, 0, 0], np.uint8)
@@ -429,9 +433,28 @@ def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() ->
     assert (weights.offsets == 0.0).all()
     assert (weights.targets == np.array([1, 0, 1, 0, 1])[:, None]).all()
     after = importance.normaliser.state()
-    for name in ("now", "planned", "values", "counted"):
-        assert np.array_equal(before[name], after[name])
-    assert (importance.missing - counted).tolist() == [[0, 1, 0, 1, 1, 2]] * len(policies)
+    assert before["masses"].any()
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == []
+    reading = [policy.reads_reference for policy in policies]
+    assert (importance.missing - counted).tolist() == [[0, 1, 0, 1, 1, 2] if reads else [0] * 6 for reads in reading]
+
+
+def test_samples_without_a_score_do_not_hide_that_the_others_weights_leave_too_little_in_effect() -> None:
+    # Odds of 99 in a tenth of the samples and of 1/99 in the others: a tenth is left in effect. With nine samples in
+    # ten missing, each of weight 1, that would read as a half.
+    pipeline = msgspec.structs.replace(UNCUT, standardise=False, limit=inf, ess_target=1e-9)
+    for coverage in (1.0, 0.1):
+        importance = Importance((Policy("p", Measure.LOGIT, 1.0, pipeline=pipeline),), seed=1)
+        rng = np.random.default_rng(20)
+        strengths = []
+        for request in range(20):
+            r = np.where(rng.random(1_000) < 0.1, 0.99, 0.01)
+            r[rng.random(1_000) >= coverage] = np.nan
+            importance.weigh(evidence(1, rng.random(1_000) < 0.3, 0.2, r, request))
+            strengths.append(float(importance.normaliser.now[0, STRENGTH]))
+        assert strengths[9:19] == [pytest.approx(1.0)] * 10  # the second epoch
+        assert importance.normaliser.ess[0] == pytest.approx([0.1] * 3, rel=0.5)  # 300 positives have a score
+        assert strengths[19] == 0.0
 
 
 def test_an_arm_whose_input_comes_late_sleeps_and_a_weight_may_still_use_it() -> None:
