@@ -91,7 +91,7 @@ class Weights(msgspec.Struct, frozen=True, eq=False, gc=False):
     targets: NDArray[np.float64]
     """Labels, or soft labels [n, K]."""
     kept: NDArray[np.bool_]
-    """What a sampler keeps [n, K]; True for all others."""
+    """What a sampler or a selection keeps [n, K]; True for all others."""
     asleep: NDArray[np.bool_]
     """Where an arm's input is missing: it learns nothing and is charged nothing [n, K]."""
 
@@ -137,7 +137,7 @@ class Importance:
                 (
                     order.index(policy.measure), policy.reads_reference, policy.input is not Input.NONE,
                     gates.get(k, -1), policy.offset, policy.mode is Mode.SAMPLE, policy.update is Update.LINEAR,
-                    standardised(policy), _source(policies, k),
+                    standardised(policy), _source(policies, k), policy.mode is Mode.SELECT,
                 )
                 for k, policy in enumerate(policies)
             ],
@@ -180,7 +180,8 @@ class Importance:
             self._flags, self._numbers, normaliser.now, normaliser.planned, self.gate.open, self._seed,
             np.uint64(evidence.request), evidence.items, evidence.labels, evidence.q, r, why, evidence.counts,
             evidence.learned, slices, self._remembered,
-            normaliser.values, normaliser.counted, normaliser.masses, self.missing, floats, masks,
+            normaliser.bars, normaliser.ranked, normaliser.values, normaliser.counted, normaliser.masses, self.missing,
+            floats, masks,
         )  # fmt: skip
         if len(self._gated):
             judged = evidence.learned & ((why == Missing.PRESENT) | (why == Missing.LATE))
@@ -221,7 +222,8 @@ def _source(policies: tuple[Policy, ...], k: int) -> int:
     if policy.measure is not Measure.PERMUTED:
         return -1
     for place, other in enumerate(policies[:k]):
-        weighs = other.measure is not Measure.UNIFORM and other.update is Update.SUB_STEPS
+        repeats = other.mode is Mode.REPEAT and other.update is Update.SUB_STEPS
+        weighs = other.measure is not Measure.UNIFORM and repeats
         if other.name == policy.source and weighs:
             return place
     earlier = ", ".join(other.name for other in policies[:k])
@@ -311,15 +313,15 @@ def _weigh(
     flags: NDArray[Any], numbers: NDArray[Any], now: NDArray[Any], planned: NDArray[Any], opened: NDArray[Any],
     seed: np.uint64, request: np.uint64, items: NDArray[Any], labels: NDArray[Any], q: NDArray[Any], r: NDArray[Any],
     why: NDArray[Any], counts: NDArray[Any], learned: NDArray[Any], slices: NDArray[Any], remembered: NDArray[Any],
-    values: NDArray[Any], counted: NDArray[Any], masses: NDArray[Any], missing: NDArray[Any],
-    floats: NDArray[Any], masks: NDArray[Any],
+    bars: NDArray[Any], ranked: NDArray[Any], values: NDArray[Any], counted: NDArray[Any], masses: NDArray[Any],
+    missing: NDArray[Any], floats: NDArray[Any], masks: NDArray[Any],
 ) -> None:  # fmt: skip
     """Fill ``floats`` (policy, structural, offsets, targets) and ``masks`` (kept, asleep); add to the statistics."""
     n, policies = q.shape
     stream = mix(seed, request)
-    place = 0
+    place, chosen = 0, 0
     for k in range(policies):
-        code, reads, is_input, gate, offset, sampler, linear, centred, source = flags[k]
+        code, reads, is_input, gate, offset, sampler, linear, centred, source, selects = flags[k]
         limit, distill, denoise, keep = numbers[k, 0], numbers[k, 4], numbers[k, 5], numbers[k, 6]
         for row in range(n):
             label = labels[row]
@@ -350,6 +352,9 @@ def _weigh(
             elif not lacks:
                 drawn = mix(mix(_DRAW_RANDOM, stream), items[row])
                 measure = measured(code, r[row], q[row, k], label, counts[row], drawn)
+                if selects:
+                    ranked[chosen, int(values[k, 0, COUNT] + values[k, 1, COUNT]) % EPOCH] = measure
+                    masks[0, row, k] = not listens or now[k, STRENGTH] == 0.0 or measure >= bars[chosen]
                 if not centred:
                     measure = min(max(measure, -limit), limit)
                 value = values[k, label]
@@ -364,6 +369,8 @@ def _weigh(
                         other = measured(code, r[row], q[row, k], 1 - label, counts[row], drawn)
                         against = _final(other, now[k], centred, numbers[k])
                         floats[2, row, k] = log(w / against) if label == 1 else log(against / w)
+            if selects:
+                continue
             if not lacks:
                 _weigh_in(w, label, abs(q[row, k] - label), masses[k])
             if sampler:
@@ -374,6 +381,8 @@ def _weigh(
                 floats[1 if linear else 0, row, k] = w
         if code == _PERMUTED:
             place += 1
+        if selects:
+            chosen += 1
 
 
 @njit(cache=True, inline="always")

@@ -7,13 +7,13 @@ them is counted, so that the normaliser is that of the very weights it divides.
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import ceil, inf, log, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.policies import Measure, Pipeline, Policy
+from models.policies import Measure, Mode, Pipeline, Policy
 
 EPOCH = 10_000
 """Samples."""
@@ -55,10 +55,22 @@ def tempered(strength: float, spread: float, target: float) -> float:
     return strength if target <= 0.0 or spread <= 0.0 else min(strength, sqrt(-log(target)) / spread)
 
 
+def bar(values: NDArray[np.float64], keep: float) -> float:
+    """Return the value that a share ``keep`` of ``values`` [n] reaches; negative infinity if all do.
+
+    Examples
+    --------
+    >>> bar(np.array([3.0, 1.0, 4.0, 2.0]), 0.25)
+    4.0
+    """
+    left_out = values.size - ceil(keep * values.size)
+    return float(np.partition(values, left_out)[left_out]) if left_out else -inf
+
+
 class Normaliser:
     """Statistics of K policies' measures, past only.
 
-    The compiled weighing reads `now` and `planned` and adds to `values`, `counted` and `masses`; `turn` ends an epoch.
+    The compiled weighing reads `now`, `planned` and `bars` and adds to the others; `turn` ends an epoch.
 
     Parameters
     ----------
@@ -82,6 +94,11 @@ class Normaliser:
     ess : float64 [K, 3]
         Share of the measured samples left in effect over the last epoch: of positives, of negatives, of squared
         gradient; 1 where there was none.
+    bars : float64 [S]
+        What F must reach to be selected, by the last epoch, of the S policies that select, in their order; negative
+        infinity: everything is.
+    ranked : float64 [S, EPOCH]
+        Their F in this epoch, the last ones where there were more.
     """
 
     def __init__(self, policies: tuple[Policy, ...]) -> None:
@@ -92,6 +109,9 @@ class Normaliser:
         self.counted = np.zeros((many, 3))
         self.masses = np.zeros((many, 3, 3))
         self.ess = np.ones((many, 3))
+        self._selects = [k for k, policy in enumerate(policies) if policy.mode is Mode.SELECT]
+        self.bars = np.full(len(self._selects), -inf)
+        self.ranked = np.zeros((len(self._selects), EPOCH))
         self._moments = np.zeros((many, 2, 3))
         self._warm = np.zeros(many)
         self._held = 0
@@ -113,6 +133,10 @@ class Normaliser:
         self._moments = fade * self._moments + self.values
         self._warm += self.values[:, :, COUNT].sum(axis=1)
         self.ess = effective(self.masses)
+        for place, k in enumerate(self._selects):
+            measured = min(int(self.values[k, :, COUNT].sum()), EPOCH)
+            if measured >= _ENOUGH:
+                self.bars[place] = bar(self.ranked[place, :measured], self._policies[k].keep)
         for k, policy in enumerate(self._policies):
             if policy.pipeline.ess_target and self.ess[k, :GRADIENT].min() < STOP:
                 self._warm[k] = 0.0
@@ -163,7 +187,7 @@ class Normaliser:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future weights depend on."""
-        names = ("now", "planned", "values", "counted", "masses", "ess", "_moments", "_warm")
+        names = ("now", "planned", "values", "counted", "masses", "ess", "bars", "ranked", "_moments", "_warm")
         return {**{name: getattr(self, name).copy() for name in names}, "held": self._held}
 
     def restore(self, state: dict[str, Any]) -> None:

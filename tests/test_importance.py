@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import exp, inf, log, log1p, sqrt
+from math import ceil, exp, inf, log, log1p, sqrt
 from typing import Any
 
 import msgspec
@@ -535,11 +535,111 @@ def test_permuted_needs_an_earlier_policy_that_weighs() -> None:
             Policy("sampler", Measure.LOSS, mode=Mode.SAMPLE, update=Update.LINEAR),
             Policy("p", Measure.PERMUTED, source="sampler", diagnostic=True),
         ),
+        (SELECTING[0], Policy("p", Measure.PERMUTED, source="rho_select", diagnostic=True)),
     ):
         with pytest.raises(ValueError, match=r"'p' takes its weights from .*; expected a policy that weighs"):
             Importance(policies, 1)
     with pytest.raises(ValueError, match="every policy needs a name of its own"):
         Importance((Policy("a"), Policy("a")), 1)
+
+
+# Selection.
+
+SELECTING = (
+    Policy("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
+    Policy("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
+    Policy("a tenth", Measure.RHO, mode=Mode.SELECT, keep=0.1, diagnostic=True, pipeline=IMMEDIATE),
+)
+
+
+class Selection:
+    """What a selection by rho does, in plain Python: a list of an epoch's measures, sorted when it ends."""
+
+    def __init__(self, keep: float) -> None:
+        self.keep, self.bar = keep, -inf
+        self.measures: list[float] = []
+        self.samples = 0
+
+    def kept(self, slate: Evidence, k: int) -> list[bool]:
+        out = []
+        for y, q, r in zip(slate.labels.tolist(), slate.q[:, k].tolist(), slate.reference.tolist(), strict=True):
+            if r != r:
+                out.append(True)
+                continue
+            rho = log((r if y else 1 - r) / (q if y else 1 - q))
+            self.measures.append(rho)
+            out.append(rho >= self.bar - 1e-12)
+        self.samples += len(out)
+        if self.samples >= EPOCH:
+            best = sorted(self.measures, reverse=True)[: ceil(self.keep * len(self.measures))]
+            self.bar, self.measures, self.samples = best[-1], [], 0
+        return out
+
+
+def test_a_selection_keeps_what_plain_python_would_and_everything_counts_once() -> None:
+    importance, plain = Importance(SELECTING, seed=3), {0: Selection(0.25), 2: Selection(0.1)}
+    for slate in stream(3, 4 * EPOCH // SIZE, seed=15):
+        weights = importance.weigh(slate)
+        for k, selection in plain.items():
+            assert weights.kept[:, k].tolist() == selection.kept(slate, k)
+        assert (weights.policy == 1.0).all()
+        assert (weights.structural == 1.0).all()
+        assert (weights.offsets == 0.0).all()
+        assert (weights.targets == slate.labels[:, None]).all()
+    assert (importance.normaliser.ess == 1.0).all()  # it has no weights to lose effect by
+
+
+def test_a_selection_keeps_its_share_of_those_with_a_score_the_largest_and_all_others() -> None:
+    importance = warmed(SELECTING, slates=1_200)
+    kept, scored, rho, requests = [], [], [], stream(3, 400, seed=16)
+    for slate in requests:
+        kept.append(importance.weigh(slate).kept)
+        scored.append(~np.isnan(slate.reference))
+        r = np.where(slate.labels, slate.reference, 1 - slate.reference)[:, None]
+        rho.append(np.log(r / np.where(slate.labels[:, None] == 1, slate.q, 1 - slate.q)))
+    every, present, measure = np.concatenate(kept), np.concatenate(scored), np.concatenate(rho)
+    assert 0.85 < present.mean() < 0.95
+    assert every[~present].all()  # without a score a sample counts exactly 1
+    share = every[present].mean(axis=0)
+    assert share == pytest.approx([0.25, 0.25, 0.1], abs=0.02)
+    for k in (0, 2):
+        assert measure[present & every[:, k], k].min() >= measure[present & ~every[:, k], k].max()
+    # The control knows nothing: it keeps as many positives as of anything.
+    y = np.concatenate([slate.labels for slate in requests])
+    positives = present & (y == 1)
+    assert every[positives, 1].mean() == pytest.approx(0.25, abs=5 * sqrt(0.25 * 0.75 / positives.sum()))
+
+
+def test_a_bar_is_that_of_the_past_and_moves_when_an_epoch_ends() -> None:
+    first, second = warmed(SELECTING, slates=1_200), warmed(SELECTING, slates=1_200)
+    bars = first.normaliser.bars.copy()
+    assert np.isfinite(bars).all()
+    for slate in stream(3, 399, seed=17):
+        first.weigh(slate)
+        second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels))
+        assert np.array_equal(first.normaliser.bars, bars)
+    slates = stream(3, 21, seed=18)
+    assert np.array_equal(first.weigh(slates[0]).kept, second.weigh(slates[0]).kept)  # the last of the epoch
+    assert first.normaliser.bars[0] != second.normaliser.bars[0]
+    assert any(not np.array_equal(first.weigh(slate).kept, second.weigh(slate).kept) for slate in slates[1:])
+
+
+def test_a_selection_goes_on_bit_for_bit_and_keeps_all_where_nothing_is_to_be_chosen() -> None:
+    importance = warmed(SELECTING, slates=1_301)
+    resumed = Importance(SELECTING, seed=7)
+    resumed.restore(importance.state())
+    for slate in stream(3, 900, seed=19):
+        assert same(importance.weigh(slate), resumed.weigh(slate))
+    assert np.array_equal(importance.normaliser.bars, resumed.normaliser.bars)
+    for change in ({"keep": 1.0}, {"strength": 0.0}):
+        world = warmed(tuple(msgspec.structs.replace(policy, **change) for policy in SELECTING), slates=1_200)
+        for slate in stream(3, 10, seed=20):
+            assert world.weigh(slate).kept.all()
+    # Nor where a measure has one value: it reaches the bar.
+    constant = Importance((Policy("n", Measure.NOVELTY, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),), 1)
+    for slate in stream(1, 1_300, seed=21):
+        assert constant.weigh(msgspec.structs.replace(slate, counts=np.ones(SIZE))).kept.all()
+    assert np.isfinite(constant.normaliser.bars).all()
 
 
 def test_a_linear_policy_weighs_through_the_structural_channel_alone() -> None:
