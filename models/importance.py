@@ -47,8 +47,9 @@ _REMEMBERED = 8  # weights a cell of a permuted policy holds
 _Q_RANGES = 10  # of q, one unit of logit each
 
 (
-    _UNIFORM, _PROBABILITY, _LOGIT, _INVERSE_LOGIT, _REFERENCE_LOSS, _INVERSE_REFERENCE_LOSS, _REFERENCE_GRADIENT,
-    _GRADIENT, _EL2N, _LOSS, _UNCERTAINTY, _NOVELTY, _DISAGREEMENT, _RHO, _RHO_RELU, _RANDOM, _PERMUTED,
+    _UNIFORM, _PROBABILITY, _LOGIT, _INVERSE_LOGIT, _ATTENTION, _REFERENCE_LOSS, _INVERSE_REFERENCE_LOSS,
+    _REFERENCE_GRADIENT, _GRADIENT, _EL2N, _LOSS, _UNCERTAINTY, _NOVELTY, _DISAGREEMENT, _RHO, _RHO_RELU, _RANDOM,
+    _PERMUTED,
 ) = range(len(Measure))  # fmt: skip
 
 # What is drawn for one purpose tells nothing of what is drawn for another, nor of which negatives are thinned.
@@ -256,8 +257,24 @@ def _clipped(p: float) -> float:
 
 
 @njit(cache=True)
-def measured(code: int, r: float, q: float, label: int, count: float, drawn: np.uint64) -> float:
-    """Return F of a sample, as `models.policies.Measure` says, ``code`` being the place in it."""
+def odds(r: NDArray[Any], why: NDArray[Any]) -> float:
+    """Return the mean of the odds of r [n] over the items of a slate that have a score; 1 where none has."""
+    total, scored = 0.0, 0
+    for row in range(r.size):
+        if why[row] == Missing.PRESENT or why[row] == Missing.LATE:
+            total += _clipped(r[row]) / (1.0 - _clipped(r[row]))
+            scored += 1
+    return total / scored if scored else 1.0
+
+
+@njit(cache=True)
+def measured(
+    code: int, r: float, q: float, label: int, count: float, drawn: np.uint64, around: float = 1.0
+) -> float:  # fmt: skip
+    """Return F of a sample, as `models.policies.Measure` says, ``code`` being the place in it.
+
+    ``around`` are the mean `odds` of its slate.
+    """
     r, q = _clipped(r), _clipped(q)
     r_y, q_y = (r, q) if label == 1 else (1.0 - r, 1.0 - q)
     if code == _PROBABILITY:
@@ -266,6 +283,8 @@ def measured(code: int, r: float, q: float, label: int, count: float, drawn: np.
         return log(r) - log1p(-r)
     if code == _INVERSE_LOGIT:
         return log1p(-r) - log(r)
+    if code == _ATTENTION:
+        return log(r) - log1p(-r) - log(around)
     if code == _REFERENCE_LOSS:
         return -log(r_y)
     if code == _INVERSE_REFERENCE_LOSS:
@@ -319,7 +338,7 @@ def _weigh(
     """Fill ``floats`` (policy, structural, offsets, targets) and ``masks`` (kept, asleep); add to the statistics."""
     n, policies = q.shape
     stream = mix(seed, request)
-    place, chosen = 0, 0
+    place, chosen, around = 0, 0, odds(r, why)
     for k in range(policies):
         code, reads, is_input, gate, offset, sampler, linear, centred, source, selects = flags[k]
         limit, distill, denoise, keep = numbers[k, 0], numbers[k, 4], numbers[k, 5], numbers[k, 6]
@@ -351,7 +370,7 @@ def _weigh(
                                   mix(mix(_DRAW_SLOT, stream), items[row]), remembered[place])  # fmt: skip
             elif not lacks:
                 drawn = mix(mix(_DRAW_RANDOM, stream), items[row])
-                measure = measured(code, r[row], q[row, k], label, counts[row], drawn)
+                measure = measured(code, r[row], q[row, k], label, counts[row], drawn, around)
                 if selects:
                     ranked[chosen, int(values[k, 0, COUNT] + values[k, 1, COUNT]) % EPOCH] = measure
                     masks[0, row, k] = not listens or now[k, STRENGTH] == 0.0 or measure >= bars[chosen]

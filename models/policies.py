@@ -42,6 +42,12 @@ class Measure(Enum):
     """logit r."""
     INVERSE_LOGIT = "inverse_logit"
     """-logit r."""
+    ATTENTION = "attention"
+    """log of n softmax(logit r) over the n items of the slate that have a score, seen or not: weights of mean 1.
+
+    The logarithm of r's odds over their mean in the slate; the only measure that sees a sample's neighbours. Says
+    nothing of slates of one item, which those of the conversion head are.
+    """
     REFERENCE_LOSS = "reference_loss"
     """-log r_y, so that w = 1 / r_y."""
     INVERSE_REFERENCE_LOSS = "inverse_reference_loss"
@@ -83,8 +89,8 @@ class Measure(Enum):
 
 
 _REFERENCE = {
-    Measure.PROBABILITY, Measure.LOGIT, Measure.INVERSE_LOGIT, Measure.REFERENCE_LOSS, Measure.INVERSE_REFERENCE_LOSS,
-    Measure.REFERENCE_GRADIENT, Measure.DISAGREEMENT, Measure.RHO, Measure.RHO_RELU,
+    Measure.PROBABILITY, Measure.LOGIT, Measure.INVERSE_LOGIT, Measure.ATTENTION, Measure.REFERENCE_LOSS,
+    Measure.INVERSE_REFERENCE_LOSS, Measure.REFERENCE_GRADIENT, Measure.DISAGREEMENT, Measure.RHO, Measure.RHO_RELU,
 }  # fmt: skip
 _LABEL = {
     Measure.REFERENCE_LOSS, Measure.INVERSE_REFERENCE_LOSS, Measure.REFERENCE_GRADIENT, Measure.GRADIENT,
@@ -380,6 +386,7 @@ def as_written(reading: Reading) -> Policy:
 POLICIES = (
     Policy("uniform"),
     Policy("exp_score", Measure.LOGIT, 0.25),
+    Policy("attention", Measure.ATTENTION, 0.25),
     Policy("el2n", Measure.EL2N, diagnostic=True),
     Policy("gradient", Measure.GRADIENT, offset=True),
     Policy("loss", Measure.LOSS, diagnostic=True),

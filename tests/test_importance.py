@@ -109,7 +109,49 @@ def test_each_measure_is_its_formula(measure: Measure) -> None:
 
 
 def test_every_measure_has_a_formula_or_is_a_placebo() -> None:
-    assert set(Measure) - set(PLAINLY) == {Measure.RANDOM, Measure.PERMUTED}
+    assert set(Measure) - set(PLAINLY) == {Measure.ATTENTION, Measure.RANDOM, Measure.PERMUTED}  # the first: below
+
+
+SAID = st.floats(1e-9, 1 - 1e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(SAID, st.just(float("nan"))), st.booleans(), st.booleans()), min_size=1, max_size=30)
+)
+def test_attention_is_the_softmax_of_the_references_logits_over_the_slate(
+    slate: list[tuple[float, bool, bool]],
+) -> None:
+    r, y, seen = (list(column) for column in zip(*slate, strict=True))
+    policy = Policy("p", Measure.ATTENTION, 1.0, pipeline=AS_WRITTEN)
+    got = Importance((policy,), 1).weigh(evidence(1, y, 0.2, r, learned=np.array(seen) | np.array(y))).policy[:, 0]
+    scored = [each for each in r if each == each]
+    most = max(map(logit, scored), default=0.0)
+    total = sum(exp(logit(each) - most) for each in scored)
+    for each, label, shown, weight in zip(r, y, seen, got.tolist(), strict=True):
+        # Missing rows count once and take no part; those that nobody saw take part, lest a click tell of itself.
+        attended = len(scored) * exp(logit(each) - most) / total if each == each and (shown or label) else 1.0
+        assert weight == pytest.approx(attended, rel=1e-9)
+    if scored and all(seen):
+        assert np.mean(got[~np.isnan(r)]) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_attention_does_not_see_the_labels_and_what_else_is_in_the_slate_alone() -> None:
+    policy = Policy("attention", Measure.ATTENTION, 0.25, pipeline=IMMEDIATE)
+    first, second = warmed((policy,)), warmed((policy,))
+    slate = stream(1, 1, seed=22)[0]
+    weights = first.weigh(slate)
+    assert weights.policy.std() > 0.05
+    assert same(
+        second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels)),
+        msgspec.structs.replace(weights, targets=1.0 - weights.targets),
+    )
+    # Where half of its items have no score, the others have other weights, in the same order.
+    half = msgspec.structs.replace(slate, reference=np.where(np.arange(SIZE) < 12, slate.reference, np.nan))
+    rows = np.flatnonzero(~np.isnan(half.reference))
+    other, whole = second.weigh(half).policy[rows, 0], weights.policy[rows, 0]
+    assert not np.allclose(other, whole)
+    assert np.array_equal(np.argsort(other), np.argsort(whole))
 
 
 def test_the_gradient_is_that_of_the_last_layer_by_finite_differences() -> None:
@@ -289,7 +331,9 @@ def test_the_bias_of_a_cell_is_the_covariance_of_weight_and_truth(cell: list[tup
 
 
 def test_a_weight_depends_on_no_sample_that_comes_later_or_beside_it() -> None:
-    policies = tuple(policy for policy in POLICIES if policy.measure is not Measure.PERMUTED)
+    # Exchanged weights are others' on purpose, and attention is relative to the slate.
+    apart = (Measure.PERMUTED, Measure.ATTENTION)
+    policies = tuple(policy for policy in POLICIES if policy.measure not in apart)
     events = stream(len(policies), 2_300, seed=3)
     first, second = Importance(policies, 7), Importance(policies, 7)
     for slate in events[:2_200]:
