@@ -14,6 +14,8 @@ is good for rows of 20 slots and of 100, and unknown slots draw a prediction tow
 Importance h enters as sub-steps: ceil(h) inner updates of equal weight, each from the prediction it finds, so that
 weight k is k repeats (Karampatziakis & Langford 2011, section 2, take the limit of infinitely many). Within a sub-step,
 of weight at most 1, the accumulator grows by h (g x)^2, not (h g x)^2: weight means repetition there too.
+A structural weight is a factor on g itself, and the accumulator grows by its square: with beta, l1 and l2 of 0, a
+factor on all structural weights changes nothing, and one on all policy weights multiplies the steps by its root.
 """
 
 from __future__ import annotations
@@ -224,7 +226,8 @@ def _move_one(cell: NDArray[np.float64], share: float, gradient: float, inverse_
     before = cell[1]
     cell[1] = sqrt(before * before + share * gradient * gradient)
     cell[0] += share * gradient - (cell[1] - before) * inverse_alpha * cell[2]
-    cell[2] = -cell[0] / ((beta + cell[1]) * inverse_alpha)
+    pull = (beta + cell[1]) * inverse_alpha
+    cell[2] = -cell[0] / pull if pull > 0.0 else 0.0  # beta is 0, and nothing but zeros came yet
 
 
 @njit(cache=True)

@@ -78,13 +78,12 @@ class Gate:
         self._student[:] = self._reference[:] = 0.0
         self._samples[:] = 0
 
-    def turn(self) -> NDArray[np.bool_]:
-        """Open and close slices by the losses so far; return for which policies [K] any slice did."""
+    def turn(self) -> None:
+        """Open and close slices by the losses so far."""
         known = (self._samples >= self._half_life)[:, None]
         # Both means began at 0 and saw the same samples: what they lack of a full mean is the same factor.
         needed = self._student * np.where(self.open, 1.0, 1.0 - self._hysteresis)
-        before, self.open = self.open, known & (self._reference[:, None] + self._margin < needed)
-        return np.asarray((before != self.open).any(axis=0))
+        self.open = known & (self._reference[:, None] + self._margin < needed)
 
     def state(self) -> dict[str, Any]:
         """Return a copy of what was learned."""

@@ -222,10 +222,7 @@ class Head:
         )  # fmt: skip
 
     def _bear(self, unit: float, anew: bool) -> None:
-        """Let arms that read the reference begin with its new version: all, or those with a fixed offset alone.
-
-        Strengths stay as they are for a while; what they were settled by was of the version before.
-        """
+        """Let arms that read the reference begin with its new version: all, or those with a fixed offset alone."""
         fixed = self._reading & ~self._leaning
         born = self._reading if anew else fixed
         self.bank.bear(unit, born)

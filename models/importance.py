@@ -3,7 +3,8 @@
 Called when the labels of a slate are known, before the student learns. In this order (`models.policies.Pipeline`): the
 measure F under both labels; centred and scaled by the past; w = exp(strength F) / mean of the past; clipped; mixed with
 1. The offset log(w1 / w0) is taken from the final pair. Structural weights, 1 / pi, come out apart and are never
-normalised or clipped with the others. A sample without a score counts exactly 1 and moves no statistic.
+normalised or clipped with the others. A sample without a score counts exactly 1 and moves no statistic, not even the
+effective sample sizes: where most have no score, the weights of those that have one are not hidden behind them.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ _REMEMBERED = 8  # weights a cell of a permuted policy holds
 _Q_RANGES = 10  # of q, one unit of logit each
 
 (
-    _UNIFORM, _PROBABILITY, _LOGIT, _INVERSE_LOGIT, _REFERENCE_LOSS, _INVERSE_REFERENCE_LOSS, _REFERENCE_GRADIENT,
-    _GRADIENT, _EL2N, _LOSS, _UNCERTAINTY, _NOVELTY, _DISAGREEMENT, _RHO, _RHO_RELU, _RANDOM, _PERMUTED,
+    _UNIFORM, _PROBABILITY, _LOGIT, _INVERSE_LOGIT, _ATTENTION, _REFERENCE_LOSS, _INVERSE_REFERENCE_LOSS,
+    _REFERENCE_GRADIENT, _GRADIENT, _EL2N, _LOSS, _UNCERTAINTY, _NOVELTY, _DISAGREEMENT, _RHO, _RHO_RELU, _RANDOM,
+    _PERMUTED,
 ) = range(len(Measure))  # fmt: skip
 
 # What is drawn for one purpose tells nothing of what is drawn for another, nor of which negatives are thinned.
@@ -90,7 +92,7 @@ class Weights(msgspec.Struct, frozen=True, eq=False, gc=False):
     targets: NDArray[np.float64]
     """Labels, or soft labels [n, K]."""
     kept: NDArray[np.bool_]
-    """What a sampler keeps [n, K]; True for all others."""
+    """What a sampler or a selection keeps [n, K]; True for all others."""
     asleep: NDArray[np.bool_]
     """Where an arm's input is missing: it learns nothing and is charged nothing [n, K]."""
 
@@ -136,7 +138,7 @@ class Importance:
                 (
                     order.index(policy.measure), policy.reads_reference, policy.input is not Input.NONE,
                     gates.get(k, -1), policy.offset, policy.mode is Mode.SAMPLE, policy.update is Update.LINEAR,
-                    standardised(policy), _source(policies, k),
+                    standardised(policy), _source(policies, k), policy.mode is Mode.SELECT,
                 )
                 for k, policy in enumerate(policies)
             ],
@@ -179,7 +181,8 @@ class Importance:
             self._flags, self._numbers, normaliser.now, normaliser.planned, self.gate.open, self._seed,
             np.uint64(evidence.request), evidence.items, evidence.labels, evidence.q, r, why, evidence.counts,
             evidence.learned, slices, self._remembered,
-            normaliser.values, normaliser.counted, normaliser.masses, self.missing, floats, masks,
+            normaliser.bars, normaliser.ranked, normaliser.values, normaliser.counted, normaliser.masses, self.missing,
+            floats, masks,
         )  # fmt: skip
         if len(self._gated):
             judged = evidence.learned & ((why == Missing.PRESENT) | (why == Missing.LATE))
@@ -187,21 +190,16 @@ class Importance:
         self._in_epoch += int(np.count_nonzero(evidence.learned))
         if self._in_epoch >= EPOCH:
             normaliser.turn(self._in_epoch)
-            turned = np.zeros(len(self.policies), np.bool_)
-            turned[self._gated] = self.gate.turn()
-            turned &= normaliser.now[:, STRENGTH] > 0.0  # what is off may begin when it would
-            if turned.any():
-                normaliser.hold(turned)
+            self.gate.turn()
             self._in_epoch = 0
         return Weights(floats[0], floats[1], floats[2], floats[3], masks[0], masks[1])
 
     def bear(self) -> None:
-        """Forget what was said of the reference: a new version has taken over.
+        """Forget what was known of the reference: a new version has taken over.
 
-        Gates close until it has lost less than the student itself; strengths stay as they are for a while.
+        Gates close until it has lost less than the student itself, and weights are 1 until its measures are known.
         """
         self.gate.forget()
-        self.normaliser.hold()
         self.normaliser.forget(np.array([policy.reads_reference for policy in self.policies]))
 
     def state(self) -> dict[str, Any]:
@@ -233,7 +231,8 @@ def _source(policies: tuple[Policy, ...], k: int) -> int:
     if policy.measure is not Measure.PERMUTED:
         return -1
     for place, other in enumerate(policies[:k]):
-        weighs = other.measure is not Measure.UNIFORM and other.update is Update.SUB_STEPS
+        repeats = other.mode is Mode.REPEAT and other.update is Update.SUB_STEPS
+        weighs = other.measure is not Measure.UNIFORM and repeats
         if other.name == policy.source and weighs:
             return place
     earlier = ", ".join(other.name for other in policies[:k])
@@ -266,8 +265,24 @@ def _clipped(p: float) -> float:
 
 
 @njit(cache=True)
-def measured(code: int, r: float, q: float, label: int, count: float, drawn: np.uint64) -> float:
-    """Return F of a sample, as `models.policies.Measure` says, ``code`` being the place in it."""
+def odds(r: NDArray[Any], why: NDArray[Any]) -> float:
+    """Return the mean of the odds of r [n] over the items of a slate that have a score; 1 where none has."""
+    total, scored = 0.0, 0
+    for row in range(r.size):
+        if why[row] == Missing.PRESENT or why[row] == Missing.LATE:
+            total += _clipped(r[row]) / (1.0 - _clipped(r[row]))
+            scored += 1
+    return total / scored if scored else 1.0
+
+
+@njit(cache=True)
+def measured(
+    code: int, r: float, q: float, label: int, count: float, drawn: np.uint64, around: float = 1.0
+) -> float:  # fmt: skip
+    """Return F of a sample, as `models.policies.Measure` says, ``code`` being the place in it.
+
+    ``around`` are the mean `odds` of its slate.
+    """
     r, q = _clipped(r), _clipped(q)
     r_y, q_y = (r, q) if label == 1 else (1.0 - r, 1.0 - q)
     if code == _PROBABILITY:
@@ -276,6 +291,8 @@ def measured(code: int, r: float, q: float, label: int, count: float, drawn: np.
         return log(r) - log1p(-r)
     if code == _INVERSE_LOGIT:
         return log1p(-r) - log(r)
+    if code == _ATTENTION:
+        return log(r) - log1p(-r) - log(around)
     if code == _REFERENCE_LOSS:
         return -log(r_y)
     if code == _INVERSE_REFERENCE_LOSS:
@@ -323,15 +340,15 @@ def _weigh(
     flags: NDArray[Any], numbers: NDArray[Any], now: NDArray[Any], planned: NDArray[Any], opened: NDArray[Any],
     seed: np.uint64, request: np.uint64, items: NDArray[Any], labels: NDArray[Any], q: NDArray[Any], r: NDArray[Any],
     why: NDArray[Any], counts: NDArray[Any], learned: NDArray[Any], slices: NDArray[Any], remembered: NDArray[Any],
-    values: NDArray[Any], counted: NDArray[Any], masses: NDArray[Any], missing: NDArray[Any],
-    floats: NDArray[Any], masks: NDArray[Any],
+    bars: NDArray[Any], ranked: NDArray[Any], values: NDArray[Any], counted: NDArray[Any], masses: NDArray[Any],
+    missing: NDArray[Any], floats: NDArray[Any], masks: NDArray[Any],
 ) -> None:  # fmt: skip
     """Fill ``floats`` (policy, structural, offsets, targets) and ``masks`` (kept, asleep); add to the statistics."""
     n, policies = q.shape
     stream = mix(seed, request)
-    place = 0
+    place, chosen, around = 0, 0, odds(r, why)
     for k in range(policies):
-        code, reads, is_input, gate, offset, sampler, linear, centred, source = flags[k]
+        code, reads, is_input, gate, offset, sampler, linear, centred, source, selects = flags[k]
         limit, distill, denoise, keep = numbers[k, 0], numbers[k, 4], numbers[k, 5], numbers[k, 6]
         for row in range(n):
             label = labels[row]
@@ -342,7 +359,8 @@ def _weigh(
                 continue
             if reads:
                 missing[k, why[row]] += 1
-            lacks = reads and why[row] != Missing.PRESENT and why[row] != Missing.LATE
+            unsaid = why[row] != Missing.PRESENT and why[row] != Missing.LATE
+            lacks = unsaid and (reads or (code == _PERMUTED and flags[source, 1]))
             if is_input:
                 masks[1, row, k] = why[row] != Missing.PRESENT
                 continue
@@ -355,12 +373,15 @@ def _weigh(
                 continue
             w = 1.0
             if code == _PERMUTED:
-                if not (flags[source, 1] and why[row] != Missing.PRESENT and why[row] != Missing.LATE):
+                if not lacks:
                     w = _exchange(floats[0, row, source], label, q[row, k], slices[row] % COUNTS,
                                   mix(mix(_DRAW_SLOT, stream), items[row]), remembered[place])  # fmt: skip
             elif not lacks:
                 drawn = mix(mix(_DRAW_RANDOM, stream), items[row])
-                measure = measured(code, r[row], q[row, k], label, counts[row], drawn)
+                measure = measured(code, r[row], q[row, k], label, counts[row], drawn, around)
+                if selects:
+                    ranked[chosen, int(values[k, 0, COUNT] + values[k, 1, COUNT]) % EPOCH] = measure
+                    masks[0, row, k] = not listens or now[k, STRENGTH] == 0.0 or measure >= bars[chosen]
                 if not centred:
                     measure = min(max(measure, -limit), limit)
                 value = values[k, label]
@@ -375,7 +396,10 @@ def _weigh(
                         other = measured(code, r[row], q[row, k], 1 - label, counts[row], drawn)
                         against = _final(other, now[k], centred, numbers[k])
                         floats[2, row, k] = log(w / against) if label == 1 else log(against / w)
-            _weigh_in(w, label, abs(q[row, k] - label), masses[k])
+            if selects:
+                continue
+            if not lacks:
+                _weigh_in(w, label, abs(q[row, k] - label), masses[k])
             if sampler:
                 chance = min(1.0, max(LEAST_PI, keep * w))
                 masks[0, row, k] = unit(mix(mix(_DRAW_SAMPLE, stream), items[row])) < chance
@@ -384,6 +408,8 @@ def _weigh(
                 floats[1 if linear else 0, row, k] = w
         if code == _PERMUTED:
             place += 1
+        if selects:
+            chosen += 1
 
 
 @njit(cache=True, inline="always")

@@ -7,13 +7,13 @@ them is counted, so that the normaliser is that of the very weights it divides.
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import ceil, inf, log, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.policies import Measure, Pipeline, Policy
+from models.policies import Measure, Mode, Pipeline, Policy
 
 EPOCH = 10_000
 """Samples."""
@@ -55,10 +55,22 @@ def tempered(strength: float, spread: float, target: float) -> float:
     return strength if target <= 0.0 or spread <= 0.0 else min(strength, sqrt(-log(target)) / spread)
 
 
+def bar(values: NDArray[np.float64], keep: float) -> float:
+    """Return the value that a share ``keep`` of ``values`` [n] reaches; negative infinity if all do.
+
+    Examples
+    --------
+    >>> bar(np.array([3.0, 1.0, 4.0, 2.0]), 0.25)
+    4.0
+    """
+    left_out = values.size - ceil(keep * values.size)
+    return float(np.partition(values, left_out)[left_out]) if left_out else -inf
+
+
 class Normaliser:
     """Statistics of K policies' measures, past only.
 
-    The compiled weighing reads `now` and `planned` and adds to `values`, `counted` and `masses`; `turn` ends an epoch.
+    The compiled weighing reads `now`, `planned` and `bars` and adds to the others; `turn` ends an epoch.
 
     Parameters
     ----------
@@ -77,9 +89,16 @@ class Normaliser:
         Count and sum of raw weights under `planned`.
     masses : float64 [K, 3, 3]
         Count, sum and sum of squares of the weights of positives, of negatives, and of all, where a sample counts by
-        the square of its gradient |q - y|.
+        the square of its gradient |q - y|. Samples that nothing was measured of, since their score is missing, are in
+        none of the three.
     ess : float64 [K, 3]
-        Share of samples left in effect over the last epoch: of positives, of negatives, of squared gradient.
+        Share of the measured samples left in effect over the last epoch: of positives, of negatives, of squared
+        gradient; 1 where there was none.
+    bars : float64 [S]
+        What F must reach to be selected, by the last epoch, of the S policies that select, in their order; negative
+        infinity: everything is.
+    ranked : float64 [S, EPOCH]
+        Their F in this epoch, the last ones where there were more.
     """
 
     def __init__(self, policies: tuple[Policy, ...]) -> None:
@@ -90,25 +109,29 @@ class Normaliser:
         self.counted = np.zeros((many, 3))
         self.masses = np.zeros((many, 3, 3))
         self.ess = np.ones((many, 3))
+        self._selects = [k for k, policy in enumerate(policies) if policy.mode is Mode.SELECT]
+        self.bars = np.full(len(self._selects), -inf)
+        self.ranked = np.zeros((len(self._selects), EPOCH))
         self._moments = np.zeros((many, 2, 3))
         self._warm = np.zeros(many)
-        self._held = np.zeros(many, np.int64)  # samples for which each strength stays
         self.planned = np.array([self._plan(k) for k in range(many)])
-        for k, policy in enumerate(policies):
-            pipe = policy.pipeline
-            if not (pipe.standardise or pipe.normalise or pipe.ess_target):  # nothing of it waits for the past
-                self.now[k, :MEAN] = self.planned[k] = self._plan(k, ahead=0)
-
-    def hold(self, policies: NDArray[np.bool_] | None = None, samples: int = EPOCH) -> None:
-        """Keep the strengths of some policies [K], or of all, for so many samples: what they go by has just changed."""
-        which = np.ones(len(self._policies), np.bool_) if policies is None else policies
-        self._held[which] = np.maximum(self._held[which], samples)
-        self.planned[which, STRENGTH] = self.now[which, STRENGTH]
-        self.counted[which] = 0.0
+        pipes = [policy.pipeline for policy in policies]
+        self._waits = np.array([bool(pipe.standardise or pipe.normalise or pipe.ess_target) for pipe in pipes])
+        for k in np.flatnonzero(~self._waits).tolist():  # nothing of it waits for the past
+            self.now[k, :MEAN] = self.planned[k] = self._plan(k, ahead=0)
 
     def forget(self, policies: NDArray[np.bool_]) -> None:
-        """Forget the moments of some policies [K]: they were those of another reference."""
-        self._moments[policies] = self.values[policies] = 0.0
+        """Let some policies [K] weigh nothing until their measures have been met anew: the reference is another one.
+
+        That is the rest of this epoch and the next one; then they go on at the strength that the schedule had reached.
+        """
+        self._moments[policies] = self.values[policies] = self.counted[policies] = 0.0
+        for k in np.flatnonzero(policies & self._waits).tolist():
+            self.now[k] = 0.0, 0.0, 1.0, 1.0
+            self.planned[k] = 0.0, 0.0, 1.0
+        for place, k in enumerate(self._selects):
+            if policies[k]:
+                self.bars[place] = -inf
 
     def turn(self, samples: int) -> None:
         """End an epoch of so many samples: what was planned is used, and the next is planned."""
@@ -116,6 +139,10 @@ class Normaliser:
         self._moments = fade * self._moments + self.values
         self._warm += self.values[:, :, COUNT].sum(axis=1)
         self.ess = effective(self.masses)
+        for place, k in enumerate(self._selects):
+            measured = min(int(self.values[k, :, COUNT].sum()), EPOCH)
+            if measured >= _ENOUGH:
+                self.bars[place] = bar(self.ranked[place, :measured], self._policies[k].keep)
         for k, policy in enumerate(self._policies):
             if policy.pipeline.ess_target and self.ess[k, :GRADIENT].min() < STOP:
                 self._warm[k] = 0.0
@@ -128,7 +155,6 @@ class Normaliser:
                 continue
             self.planned[k] = self._plan(k)
             self.counted[k] = 0.0
-        self._held = np.maximum(0, self._held - samples)
         self.values[:] = 0.0
         self.masses[:] = 0.0
 
@@ -144,8 +170,6 @@ class Normaliser:
             deviation = sqrt(max(squares / n - centre * centre, 0.0))
             # Below a millionth of the centre, a deviation from sums of squares is rounding.
             scale = 1.0 / deviation if deviation > 1e-6 * max(1.0, abs(centre)) else 0.0
-        if self._held[k] > 0:
-            return float(self.now[k, STRENGTH]), centre, scale
         most = tempered(policy.strength, self._spread(k) * scale, pipe.ess_target)
         return self._warmth(k, pipe, ahead) * most, centre, scale
 
@@ -166,7 +190,7 @@ class Normaliser:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future weights depend on."""
-        names = ("now", "planned", "values", "counted", "masses", "ess", "_moments", "_warm", "_held")
+        names = ("now", "planned", "values", "counted", "masses", "ess", "bars", "ranked", "_moments", "_warm")
         return {name: getattr(self, name).copy() for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -42,6 +42,12 @@ class Measure(Enum):
     """logit r."""
     INVERSE_LOGIT = "inverse_logit"
     """-logit r."""
+    ATTENTION = "attention"
+    """log of n softmax(logit r) over the n items of the slate that have a score, seen or not: weights of mean 1.
+
+    The logarithm of r's odds over their mean in the slate; the only measure that sees a sample's neighbours. Says
+    nothing of slates of one item, which those of the conversion head are.
+    """
     REFERENCE_LOSS = "reference_loss"
     """-log r_y, so that w = 1 / r_y."""
     INVERSE_REFERENCE_LOSS = "inverse_reference_loss"
@@ -83,8 +89,8 @@ class Measure(Enum):
 
 
 _REFERENCE = {
-    Measure.PROBABILITY, Measure.LOGIT, Measure.INVERSE_LOGIT, Measure.REFERENCE_LOSS, Measure.INVERSE_REFERENCE_LOSS,
-    Measure.REFERENCE_GRADIENT, Measure.DISAGREEMENT, Measure.RHO, Measure.RHO_RELU,
+    Measure.PROBABILITY, Measure.LOGIT, Measure.INVERSE_LOGIT, Measure.ATTENTION, Measure.REFERENCE_LOSS,
+    Measure.INVERSE_REFERENCE_LOSS, Measure.REFERENCE_GRADIENT, Measure.DISAGREEMENT, Measure.RHO, Measure.RHO_RELU,
 }  # fmt: skip
 _LABEL = {
     Measure.REFERENCE_LOSS, Measure.INVERSE_REFERENCE_LOSS, Measure.REFERENCE_GRADIENT, Measure.GRADIENT,
@@ -99,6 +105,14 @@ class Mode(Enum):
     """The sample counts w times."""
     SAMPLE = "sample"
     """The sample is learned with probability pi, proportional to w, and its gradient multiplied by 1 / pi."""
+    SELECT = "select"
+    """Of the samples with a score, the share `keep` with the largest F is learned; all without one are. Each once.
+
+    Biased on purpose, for a budget of updates: nothing makes up for what was left out (Mindermann et al. 2022,
+    RHO-LOSS, with F = `rho`). The bar is that share's quantile of the last epoch; all are learned while the strength
+    is 0. Whatever the measure, a selection needs a teacher, so that two of one share learn equally many: `random` is
+    the control.
+    """
 
 
 class Update(Enum):
@@ -197,7 +211,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""
     """Whose weights `permuted` takes; an earlier policy."""
     keep: float = 0.25
-    """Share of samples that a sampler keeps, where no probability is at a bound."""
+    """Share of samples that a sampler keeps, where no probability is at a bound, or that are selected."""
     diagnostic: bool = False
     """Learns beside the others, is never served."""
     pipeline: Pipeline = Pipeline()
@@ -212,7 +226,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def reads_reference(self) -> bool:
         """Whether a sample without a score is missing something."""
-        return bool(self.measure.reads_reference or self.distill or self.denoise or self.input is not Input.NONE)
+        learns_from = self.measure.reads_reference or self.distill or self.denoise
+        return bool(learns_from or self.input is not Input.NONE or self.mode is Mode.SELECT)
 
     def __post_init__(self) -> None:
         for name, fine, wanted in (
@@ -236,6 +251,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         placebo = permuted or self.measure is Measure.RANDOM
         gated_rho = self.gated and self.measure is Measure.RHO and self.strength <= 1
         gated_label = self.gated and self.denoise > 0
+        selects = self.mode is Mode.SELECT
         return (
             (
                 sampler and self.update is Update.SUB_STEPS,
@@ -247,6 +263,21 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 sampler and not weighs,
                 "is a sampler without a measure to sample by",
                 "give it a measure, or thin negatives with the arm's `keep`",
+            ),
+            (
+                selects and (permuted or not weighs),
+                "selects, but measures nothing to select by",
+                "give it a measure: 'rho', or 'random' as its control",
+            ),
+            (
+                selects and self.offset,
+                "selects and has an offset, but what is not learned has no weight to take a logarithm of",
+                "leave out the offset",
+            ),
+            (
+                selects and not self.diagnostic,
+                "selects: it learns the rates of what it chose, not of what came",
+                "set diagnostic = true, which is never served, or mode = 'sample', which keeps the expectation",
             ),
             (
                 sampler and self.offset,
@@ -355,6 +386,7 @@ def as_written(reading: Reading) -> Policy:
 POLICIES = (
     Policy("uniform"),
     Policy("exp_score", Measure.LOGIT, 0.25),
+    Policy("attention", Measure.ATTENTION, 0.25),
     Policy("el2n", Measure.EL2N, diagnostic=True),
     Policy("gradient", Measure.GRADIENT, offset=True),
     Policy("loss", Measure.LOSS, diagnostic=True),
@@ -370,6 +402,8 @@ POLICIES = (
     Policy("offset", input=Input.OFFSET),
     Policy("stacked", input=Input.STACKED),
     Policy("sampler", Measure.GRADIENT, 1.0, Mode.SAMPLE, Update.LINEAR),
+    Policy("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True),
+    Policy("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True),
     Policy("random", Measure.RANDOM, diagnostic=True),
     Policy("permuted", Measure.PERMUTED, source="rho_gate", diagnostic=True),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import exp, inf, log, log1p, sqrt
+from math import ceil, exp, inf, log, log1p, sqrt
 from typing import Any
 
 import msgspec
@@ -109,7 +109,49 @@ def test_each_measure_is_its_formula(measure: Measure) -> None:
 
 
 def test_every_measure_has_a_formula_or_is_a_placebo() -> None:
-    assert set(Measure) - set(PLAINLY) == {Measure.RANDOM, Measure.PERMUTED}
+    assert set(Measure) - set(PLAINLY) == {Measure.ATTENTION, Measure.RANDOM, Measure.PERMUTED}  # the first: below
+
+
+SAID = st.floats(1e-9, 1 - 1e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(SAID, st.just(float("nan"))), st.booleans(), st.booleans()), min_size=1, max_size=30)
+)
+def test_attention_is_the_softmax_of_the_references_logits_over_the_slate(
+    slate: list[tuple[float, bool, bool]],
+) -> None:
+    r, y, seen = (list(column) for column in zip(*slate, strict=True))
+    policy = Policy("p", Measure.ATTENTION, 1.0, pipeline=AS_WRITTEN)
+    got = Importance((policy,), 1).weigh(evidence(1, y, 0.2, r, learned=np.array(seen) | np.array(y))).policy[:, 0]
+    scored = [each for each in r if each == each]
+    most = max(map(logit, scored), default=0.0)
+    total = sum(exp(logit(each) - most) for each in scored)
+    for each, label, shown, weight in zip(r, y, seen, got.tolist(), strict=True):
+        # Missing rows count once and take no part; those that nobody saw take part, lest a click tell of itself.
+        attended = len(scored) * exp(logit(each) - most) / total if each == each and (shown or label) else 1.0
+        assert weight == pytest.approx(attended, rel=1e-9)
+    if scored and all(seen):
+        assert np.mean(got[~np.isnan(r)]) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_attention_does_not_see_the_labels_and_what_else_is_in_the_slate_alone() -> None:
+    policy = Policy("attention", Measure.ATTENTION, 0.25, pipeline=IMMEDIATE)
+    first, second = warmed((policy,)), warmed((policy,))
+    slate = stream(1, 1, seed=22)[0]
+    weights = first.weigh(slate)
+    assert weights.policy.std() > 0.05
+    assert same(
+        second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels)),
+        msgspec.structs.replace(weights, targets=1.0 - weights.targets),
+    )
+    # Where half of its items have no score, the others have other weights, in the same order.
+    half = msgspec.structs.replace(slate, reference=np.where(np.arange(SIZE) < 12, slate.reference, np.nan))
+    rows = np.flatnonzero(~np.isnan(half.reference))
+    other, whole = second.weigh(half).policy[rows, 0], weights.policy[rows, 0]
+    assert not np.allclose(other, whole)
+    assert np.array_equal(np.argsort(other), np.argsort(whole))
 
 
 def test_the_gradient_is_that_of_the_last_layer_by_finite_differences() -> None:
@@ -289,7 +331,9 @@ def test_the_bias_of_a_cell_is_the_covariance_of_weight_and_truth(cell: list[tup
 
 
 def test_a_weight_depends_on_no_sample_that_comes_later_or_beside_it() -> None:
-    policies = tuple(policy for policy in POLICIES if policy.measure is not Measure.PERMUTED)
+    # Exchanged weights are others' on purpose, and attention is relative to the slate.
+    apart = (Measure.PERMUTED, Measure.ATTENTION)
+    policies = tuple(policy for policy in POLICIES if policy.measure not in apart)
     events = stream(len(policies), 2_300, seed=3)
     first, second = Importance(policies, 7), Importance(policies, 7)
     for slate in events[:2_200]:
@@ -418,39 +462,28 @@ def test_an_open_gate_weighs() -> None:
     assert (weights.targets[:, 1] % 1 != 0).any()
 
 
-def test_when_a_gate_turns_the_strength_of_its_policy_stays_for_an_epoch_and_no_other() -> None:
-    quick = Pipeline(quiet=0, ramp=40_000)
-    plain = Policy("plain", Measure.RHO, diagnostic=True, pipeline=quick)
-    policies = (msgspec.structs.replace(plain, name="gated", gated=True), plain)
-    importance = Importance(policies, seed=7)
-    strengths, opened = [importance.normaliser.now[:, STRENGTH].copy()], [importance.gate.open]
-    for slate in stream(2, 4_000, seed=9):
-        turns = importance._in_epoch + SIZE >= EPOCH
-        importance.weigh(slate)
-        if turns:
-            strengths.append(importance.normaliser.now[:, STRENGTH].copy())
-            opened.append(importance.gate.open)
-    steps = np.diff(np.array(strengths), axis=0)
-    turned = [n for n in range(1, len(steps)) if (opened[n] != opened[n - 1]).any()]
-    held = [n for n in turned if strengths[n][0] > 0.0]
-    assert held
-    assert len(held) < len(turned), "what is off may begin when it would"
-    assert (steps[held, 0] == 0.0).all()
-    assert (steps[turned, 1] > 0.0).any()
-
-
-def test_a_new_version_of_the_reference_finds_no_gate_open_and_no_moments_of_the_one_before() -> None:
-    importance = warmed(tuple(policy for policy in POLICIES if policy.gated), slates=3_000)
+def test_a_new_version_of_the_reference_finds_gates_closed_and_weights_of_1_until_it_is_known() -> None:
+    importance = warmed(tuple(policy for policy in POLICIES if policy.gated or policy.name == "exp_score"), slates=4_000)
     strengths = importance.normaliser.now[:, STRENGTH].copy()
+    assert strengths.max() > 0
     importance.bear()
     assert not importance.gate.open.any()
-    assert (importance.normaliser.values == 0.0).all()
-    assert (importance.normaliser.now[:, STRENGTH] == strengths).all()
+    slates = stream(len(importance.policies), 3 * EPOCH // SIZE, seed=11)
+    for slate in slates[: EPOCH // SIZE]:
+        assert (importance.weigh(slate).policy == 1.0).all()
+    for slate in slates[EPOCH // SIZE :]:
+        weights = importance.weigh(slate)
+    assert (weights.policy != 1.0).any()
+    assert importance.normaliser.now[:, STRENGTH] == pytest.approx(strengths, rel=0.1)
 
 
 def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() -> None:
-    policies = tuple(policy for policy in POLICIES if policy.reads_reference and policy.input is Input.NONE)
-    importance = warmed(policies)
+    policies = tuple(
+        policy
+        for policy in POLICIES
+        if policy.source or (policy.reads_reference and policy.input is Input.NONE)  # whose source misses its score too
+    )
+    importance = warmed(policies, slates=2_500)
     before, counted = importance.normaliser.state(), importance.missing.copy()
     r = np.array([np.nan, 0.3, 0.3, 2.0, -1.0])
     said = np.array([0, Missing.OTHER_VERSION, Missing.IN_SAMPLE, 0, 0], np.uint8)
@@ -459,9 +492,28 @@ def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() ->
     assert (weights.offsets == 0.0).all()
     assert (weights.targets == np.array([1, 0, 1, 0, 1])[:, None]).all()
     after = importance.normaliser.state()
-    for name in ("now", "planned", "values", "counted"):
-        assert np.array_equal(before[name], after[name])
-    assert (importance.missing - counted).tolist() == [[0, 1, 0, 1, 1, 2]] * len(policies)
+    assert before["masses"].any()
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == []
+    reading = [policy.reads_reference for policy in policies]
+    assert (importance.missing - counted).tolist() == [[0, 1, 0, 1, 1, 2] if reads else [0] * 6 for reads in reading]
+
+
+def test_samples_without_a_score_do_not_hide_that_the_others_weights_leave_too_little_in_effect() -> None:
+    # Odds of 99 in a tenth of the samples and of 1/99 in the others: a tenth is left in effect. With nine samples in
+    # ten missing, each of weight 1, that would read as a half.
+    pipeline = msgspec.structs.replace(UNCUT, standardise=False, limit=inf, ess_target=1e-9)
+    for coverage in (1.0, 0.1):
+        importance = Importance((Policy("p", Measure.LOGIT, 1.0, pipeline=pipeline),), seed=1)
+        rng = np.random.default_rng(20)
+        strengths = []
+        for request in range(20):
+            r = np.where(rng.random(1_000) < 0.1, 0.99, 0.01)
+            r[rng.random(1_000) >= coverage] = np.nan
+            importance.weigh(evidence(1, rng.random(1_000) < 0.3, 0.2, r, request))
+            strengths.append(float(importance.normaliser.now[0, STRENGTH]))
+        assert strengths[9:19] == [pytest.approx(1.0)] * 10  # the second epoch
+        assert importance.normaliser.ess[0] == pytest.approx([0.1] * 3, rel=0.5)  # 300 positives have a score
+        assert strengths[19] == 0.0
 
 
 def test_an_arm_whose_input_comes_late_sleeps_and_a_weight_may_still_use_it() -> None:
@@ -542,11 +594,111 @@ def test_permuted_needs_an_earlier_policy_that_weighs() -> None:
             Policy("sampler", Measure.LOSS, mode=Mode.SAMPLE, update=Update.LINEAR),
             Policy("p", Measure.PERMUTED, source="sampler", diagnostic=True),
         ),
+        (SELECTING[0], Policy("p", Measure.PERMUTED, source="rho_select", diagnostic=True)),
     ):
         with pytest.raises(ValueError, match=r"'p' takes its weights from .*; expected a policy that weighs"):
             Importance(policies, 1)
     with pytest.raises(ValueError, match="every policy needs a name of its own"):
         Importance((Policy("a"), Policy("a")), 1)
+
+
+# Selection.
+
+SELECTING = (
+    Policy("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
+    Policy("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
+    Policy("a tenth", Measure.RHO, mode=Mode.SELECT, keep=0.1, diagnostic=True, pipeline=IMMEDIATE),
+)
+
+
+class Selection:
+    """What a selection by rho does, in plain Python: a list of an epoch's measures, sorted when it ends."""
+
+    def __init__(self, keep: float) -> None:
+        self.keep, self.bar = keep, -inf
+        self.measures: list[float] = []
+        self.samples = 0
+
+    def kept(self, slate: Evidence, k: int) -> list[bool]:
+        out = []
+        for y, q, r in zip(slate.labels.tolist(), slate.q[:, k].tolist(), slate.reference.tolist(), strict=True):
+            if r != r:
+                out.append(True)
+                continue
+            rho = log((r if y else 1 - r) / (q if y else 1 - q))
+            self.measures.append(rho)
+            out.append(rho >= self.bar - 1e-12)
+        self.samples += len(out)
+        if self.samples >= EPOCH:
+            best = sorted(self.measures, reverse=True)[: ceil(self.keep * len(self.measures))]
+            self.bar, self.measures, self.samples = best[-1], [], 0
+        return out
+
+
+def test_a_selection_keeps_what_plain_python_would_and_everything_counts_once() -> None:
+    importance, plain = Importance(SELECTING, seed=3), {0: Selection(0.25), 2: Selection(0.1)}
+    for slate in stream(3, 4 * EPOCH // SIZE, seed=15):
+        weights = importance.weigh(slate)
+        for k, selection in plain.items():
+            assert weights.kept[:, k].tolist() == selection.kept(slate, k)
+        assert (weights.policy == 1.0).all()
+        assert (weights.structural == 1.0).all()
+        assert (weights.offsets == 0.0).all()
+        assert (weights.targets == slate.labels[:, None]).all()
+    assert (importance.normaliser.ess == 1.0).all()  # it has no weights to lose effect by
+
+
+def test_a_selection_keeps_its_share_of_those_with_a_score_the_largest_and_all_others() -> None:
+    importance = warmed(SELECTING, slates=1_200)
+    kept, scored, rho, requests = [], [], [], stream(3, 400, seed=16)
+    for slate in requests:
+        kept.append(importance.weigh(slate).kept)
+        scored.append(~np.isnan(slate.reference))
+        r = np.where(slate.labels, slate.reference, 1 - slate.reference)[:, None]
+        rho.append(np.log(r / np.where(slate.labels[:, None] == 1, slate.q, 1 - slate.q)))
+    every, present, measure = np.concatenate(kept), np.concatenate(scored), np.concatenate(rho)
+    assert 0.85 < present.mean() < 0.95
+    assert every[~present].all()  # without a score a sample counts exactly 1
+    share = every[present].mean(axis=0)
+    assert share == pytest.approx([0.25, 0.25, 0.1], abs=0.02)
+    for k in (0, 2):
+        assert measure[present & every[:, k], k].min() >= measure[present & ~every[:, k], k].max()
+    # The control knows nothing: it keeps as many positives as of anything.
+    y = np.concatenate([slate.labels for slate in requests])
+    positives = present & (y == 1)
+    assert every[positives, 1].mean() == pytest.approx(0.25, abs=5 * sqrt(0.25 * 0.75 / positives.sum()))
+
+
+def test_a_bar_is_that_of_the_past_and_moves_when_an_epoch_ends() -> None:
+    first, second = warmed(SELECTING, slates=1_200), warmed(SELECTING, slates=1_200)
+    bars = first.normaliser.bars.copy()
+    assert np.isfinite(bars).all()
+    for slate in stream(3, 399, seed=17):
+        first.weigh(slate)
+        second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels))
+        assert np.array_equal(first.normaliser.bars, bars)
+    slates = stream(3, 21, seed=18)
+    assert np.array_equal(first.weigh(slates[0]).kept, second.weigh(slates[0]).kept)  # the last of the epoch
+    assert first.normaliser.bars[0] != second.normaliser.bars[0]
+    assert any(not np.array_equal(first.weigh(slate).kept, second.weigh(slate).kept) for slate in slates[1:])
+
+
+def test_a_selection_goes_on_bit_for_bit_and_keeps_all_where_nothing_is_to_be_chosen() -> None:
+    importance = warmed(SELECTING, slates=1_301)
+    resumed = Importance(SELECTING, seed=7)
+    resumed.restore(importance.state())
+    for slate in stream(3, 900, seed=19):
+        assert same(importance.weigh(slate), resumed.weigh(slate))
+    assert np.array_equal(importance.normaliser.bars, resumed.normaliser.bars)
+    for change in ({"keep": 1.0}, {"strength": 0.0}):
+        world = warmed(tuple(msgspec.structs.replace(policy, **change) for policy in SELECTING), slates=1_200)
+        for slate in stream(3, 10, seed=20):
+            assert world.weigh(slate).kept.all()
+    # Nor where a measure has one value: it reaches the bar.
+    constant = Importance((Policy("n", Measure.NOVELTY, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),), 1)
+    for slate in stream(1, 1_300, seed=21):
+        assert constant.weigh(msgspec.structs.replace(slate, counts=np.ones(SIZE))).kept.all()
+    assert np.isfinite(constant.normaliser.bars).all()
 
 
 def test_a_linear_policy_weighs_through_the_structural_channel_alone() -> None:

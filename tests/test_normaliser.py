@@ -68,18 +68,17 @@ def test_a_wide_measure_is_tempered_to_the_target() -> None:
     assert normaliser.now[0, STRENGTH] == pytest.approx(np.sqrt(np.log(2)) / 4.0, rel=0.05)
 
 
-def test_a_held_strength_does_not_move_for_an_epoch_at_least() -> None:
+def test_a_forgotten_measure_weighs_nothing_for_an_epoch_and_goes_on_where_the_schedule_was() -> None:
     normaliser = Normaliser((RHO,))
-    for _ in range(3):
-        feed(normaliser)
+    for _ in range(6):
+        feed(normaliser, spread=4.0)
     before = float(normaliser.now[0, STRENGTH])
-    assert before == pytest.approx(0.2)
-    normaliser.hold()
-    feed(normaliser)
-    feed(normaliser)
-    assert normaliser.now[0, STRENGTH] == before
-    feed(normaliser)
-    assert normaliser.now[0, STRENGTH] == pytest.approx(0.4)
+    normaliser.forget(np.array([True]))
+    strengths = [float(normaliser.now[0, STRENGTH])]
+    for _ in range(3):
+        feed(normaliser, spread=4.0)
+        strengths.append(float(normaliser.now[0, STRENGTH]))
+    assert strengths == pytest.approx([0.0, 0.0, before, before], rel=0.05)
 
 
 def test_weights_that_leave_too_little_in_effect_are_switched_off_until_warm_again() -> None:

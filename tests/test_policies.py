@@ -31,6 +31,15 @@ def test_a_weight_that_sees_the_label_needs_an_offset_a_sampler_or_to_be_diagnos
     Policy("p", measure, diagnostic=True)
 
 
+@pytest.mark.parametrize("measure", [Measure.RHO, Measure.NOVELTY, Measure.LOSS, Measure.RANDOM])
+def test_a_selection_is_a_diagnostic_whatever_it_sees(measure: Measure) -> None:
+    # Not even with a gate: it opens and closes, and does not make up for what was left out.
+    for gated in (False, True):
+        with pytest.raises(ValueError, match=r"'p' selects: .*; set diagnostic = true.* or mode = 'sample'"):
+            Policy("p", measure, mode=Mode.SELECT, gated=gated)
+    assert Policy("p", measure, mode=Mode.SELECT, diagnostic=True).reads_reference
+
+
 def test_a_gate_makes_up_for_the_label_only_with_rho_of_strength_at_most_one() -> None:
     Policy("p", Measure.RHO, 1.0, gated=True)
     for measure, strength in ((Measure.RHO, 1.1), (Measure.RHO_RELU, 0.5), (Measure.REFERENCE_GRADIENT, 0.5)):
@@ -46,6 +55,15 @@ def test_a_gate_makes_up_for_the_label_only_with_rho_of_strength_at_most_one() -
         (
             {"measure": Measure.LOSS, "mode": Mode.SAMPLE, "update": Update.LINEAR, "offset": True},
             "two corrections of one shift; leave out the offset",
+        ),
+        ({"mode": Mode.SELECT, "diagnostic": True}, "nothing to select by; give it a measure: 'rho', or 'random'"),
+        (
+            {"measure": Measure.PERMUTED, "mode": Mode.SELECT, "source": "rho", "diagnostic": True},
+            "nothing to select by; give it a measure",
+        ),
+        (
+            {"measure": Measure.RHO, "mode": Mode.SELECT, "offset": True, "diagnostic": True},
+            "no weight to take a logarithm of; leave out the offset",
         ),
         ({"measure": Measure.LOGIT, "offset": True}, "same under both labels; leave out the offset"),
         ({"measure": Measure.RHO, "offset": True, "pipeline": AS_WRITTEN}, "may be 0.*; raise pipeline.low"),

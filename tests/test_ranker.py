@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import linear_model, optim
@@ -221,6 +221,58 @@ def test_structural_weights_are_linear_in_the_gradient_and_policy_weights_are_no
     assert abs(naive.predict(slate([[3]]))[0][0, 0] - stepped.predict(slate([[3]]))[0][0, 0]) > 1e-3
 
 
+@settings(deadline=None)
+@given(st.floats(1e-3, 1e3), st.integers(0, 99))
+def test_a_factor_on_all_structural_weights_changes_no_prediction(factor: float, seed: int) -> None:
+    # The accumulator grows by (h g)^2 then; beta and the regularisation have a scale of their own, so they are 0.
+    arm = Arm("uniform", beta=0.0)
+    bank, scaled = Bank([arm], BITS), Bank([arm], BITS)
+    rng = np.random.default_rng(seed)
+    for vectors, y in stream(seed, slates=20):
+        h = rng.uniform(0.1, 5.0, (len(vectors), 1))
+        bank.learn(vectors, y, structural_weights=h)
+        scaled.learn(vectors, y, structural_weights=factor * h)
+        np.testing.assert_allclose(scaled.predict(vectors)[0], bank.predict(vectors)[0], rtol=1e-9, atol=1e-9)
+    z, n = (scaled.state()["table"][:, part] / bank.state()["table"][:, part] for part in (0, 1))
+    np.testing.assert_allclose(z, factor, rtol=1e-6)
+    np.testing.assert_allclose(n, factor**2, rtol=1e-6)
+
+
+def stepped(arm: Arm, past: float, label: int, policy: float = 1.0, structural: float = 1.0) -> float:
+    """How far a sample moves the logit of a bank that has learned, ``past`` being a factor on its accumulators."""
+    bank = Bank([arm], BITS)
+    for vectors, y in stream(seed=13, slates=400):
+        bank.learn(vectors, y)
+    state = bank.state()
+    z, n = state["table"][:, 0], state["table"][:, 1]
+    z *= (arm.beta + np.sqrt(past * n)) / (arm.beta + np.sqrt(n))  # the weights are as they were
+    n *= past
+    bank.restore(state)
+    one = slate([[3, 4, 5, 6]])
+    before = float(bank.predict(one)[0][0, 0])
+    bank.learn(one, labels(label), np.array([[policy]]), np.array([[structural]]))
+    return float(bank.predict(one)[0][0, 0]) - before
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("factor", [0.9, 0.25, 0.01])
+def test_a_factor_on_all_policy_weights_multiplies_the_steps_of_a_warm_model_by_its_root(
+    factor: float, label: int
+) -> None:
+    # n grows by h g^2: a past of weights that are all `factor` leaves factor n. Structural ones leave factor^2 n.
+    free, damped = Arm("uniform", beta=0.0), Arm("uniform")
+    one = stepped(free, 1.0, label)
+    assert stepped(free, factor, label, policy=factor) / one == pytest.approx(sqrt(factor), rel=1e-9)
+    assert stepped(free, factor**2, label, structural=factor) / one == pytest.approx(1.0, rel=1e-9)
+    # One light sample among samples of weight 1: in proportion, but for what it adds itself to the accumulator.
+    for step in (stepped(free, 1.0, label, policy=factor), stepped(free, 1.0, label, structural=factor)):
+        assert step / one == pytest.approx(factor, rel=0.01)
+    # And so nearly with the default's beta, which the accumulator outweighs unless it is a hundredth.
+    if factor > 0.1:
+        ratio = stepped(damped, factor, label, policy=factor) / stepped(damped, 1.0, label)
+        assert ratio == pytest.approx(sqrt(factor), rel=0.05)
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, float("inf"), 1e6])
 def test_a_weight_that_is_none_is_refused_by_row_and_policy_and_nothing_is_learned(wrong: float) -> None:
     bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
@@ -275,6 +327,66 @@ def test_thinning_depends_on_seed_request_and_item_alone_and_keeps_every_positiv
     assert np.array_equal(bank.thin(wide.one(7), none[:1])[0][0], active[7])
     assert not np.array_equal(bank.thin(slate([[1]] * 200, request=10), none)[0], active)
     assert not np.array_equal(Bank(bank.arms, BITS, seed=6).thin(wide, none)[0], active)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(1e-3, 1.0), st.floats(1e-3, 1.0))
+def test_the_offset_of_thinning_is_the_inverse_of_thinning(p: float, keep: float, other: float) -> None:
+    less, more = sorted((keep, other))
+    bank = Bank([UNIFORM, Arm("less", keep=less), Arm("more", keep=more), Arm("all", keep=1.0)], BITS)
+    wide = slate([[1]] * 50, request=3)
+    active, offsets = bank.thin(wide, np.zeros(50, np.uint8))
+    assert (offsets == offsets[0]).all()
+    _, by_less, by_more, by_all = offsets[0].tolist()
+    # All positives are left, and of negatives a share: a model of what is left has the odds p / (less (1 - p)).
+    thinned = p / (p + less * (1 - p))
+    logit = log(thinned / (1 - thinned))
+    assert -by_less == pytest.approx(log(less), abs=1e-12)
+    assert sigmoid(logit - by_less) == pytest.approx(p, rel=1e-9)
+    assert sigmoid(logit - by_less) == pytest.approx(thinned / (thinned + (1 - thinned) / less), rel=1e-9)
+    # Keeping all is the identity; keeping less shifts more, and never keeps a row that keeping more would not.
+    assert by_all == 0.0
+    assert active[:, 3].all()
+    assert by_less >= by_more >= 0.0
+    assert (by_less > by_more) == (log(1 / less) > log(1 / more))
+    assert (active[:, 1] <= active[:, 2]).all()
+
+
+RATES = [0.9, 0.5, 0.1, 0.02]
+
+
+@pytest.mark.parametrize("keep", RATES)
+def test_a_constant_offset_is_a_shift_of_the_intercept(keep: float) -> None:
+    # Without regularisation a step does not depend on where the intercept stands: begun log(keep) lower, the thinned
+    # policy stays so much below one that learns the same samples without an offset.
+    arm = Arm("thinned", alpha=0.5, beta=1.0, keep=keep)
+    shifted, plain = Bank([arm], BITS, seed=2), Bank([msgspec.structs.replace(arm, keep=1.0)], BITS)
+    state = shifted.state()
+    start = {
+        "places": np.array([1 << BITS], np.uint32),
+        "table": np.array([[[-log(keep) * arm.beta / arm.alpha], [0]]]),
+    }
+    shifted.restore(state | start)
+    for vectors, y in stream(seed=14, slates=200):
+        active, _ = shifted.thin(vectors, y)
+        shifted.learn(vectors, y)
+        plain.learn(vectors, y, active=active)
+        difference = shifted.predict(vectors)[0] - plain.predict(vectors)[0]
+        assert difference == pytest.approx(np.full((5, 1), log(keep)), abs=1e-10)
+
+
+@pytest.mark.parametrize("keep", RATES)
+def test_wherever_it_begins_the_offset_ends_at_that_shift(keep: float) -> None:
+    # Soft labels that are the rates among what thinning leaves: no chance, so that both come to rest.
+    bank = Bank([Arm("uniform", alpha=1.0), Arm("thinned", alpha=1.0, keep=keep)], BITS)
+    truth = np.array([[0.3], [0.05], [0.004]])
+    thinned = np.repeat(truth / (truth + keep * (1 - truth)), 2, axis=1)
+    cells, y = slate([[1], [2], [3]]), np.zeros(3, np.uint8)
+    for _ in range(4_000):
+        bank.learn(cells, y, active=np.ones((3, 2), np.bool_), targets=thinned)
+    plain, offset = bank.predict(cells)[0].T
+    assert offset - plain == pytest.approx(np.full(3, log(keep)), abs=1e-6)
+    assert offset == pytest.approx(np.log(truth / (1 - truth))[:, 0], abs=1e-6)
 
 
 def test_a_thinned_policy_ends_where_all_samples_would() -> None:
@@ -402,6 +514,15 @@ def test_the_feature_is_learned_by_the_textbooks_rule_beside_the_slots() -> None
             book.z[name], book.n[name] = book.z.get(name, 0.0) + g - moved, before + g * g
         g = whole * float(said)
         z, n = z + g - (sqrt(n + g * g) - sqrt(n)) / 0.6 * w, n + g * g
+
+
+def test_an_input_of_zero_moves_nothing_when_nothing_damps_the_first_steps() -> None:
+    # Its accumulator is 0, and so is beta: the rate is no number. What is said without a query is 0 wherever there is.
+    arms = [UNIFORM, Arm("feature", beta=0.0), Arm("stacked", beta=0.0)]
+    bank = Bank(arms, BITS, inputs=[Input.NONE, Input.FEATURE, Input.STACKED])
+    for said in (0.0, 0.5):
+        bank.learn(slate([[3]]), labels(1), inputs=np.array([said], np.float32))
+        assert np.isfinite(bank.predict(slate([[3]]), np.array([0.5], np.float32))[0]).all()
 
 
 def test_where_the_input_is_missing_those_that_read_it_learn_nothing_and_say_what_the_first_says() -> None:
