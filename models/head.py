@@ -44,19 +44,19 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
     """[n, K + 1] calibrated probabilities; NaN where the head abstained."""
     inputs: NDArray[np.float32] = _NOTHING
     """What those that read the reference took in [n], NaN where they slept; empty where nothing was said."""
-    births: int = 0
-    """How many versions of the teacher had taken over by then."""
+    changes: int = 0
+    """How many probations of the mixture had begun by then."""
 
     def one(self, row: int) -> Prediction:
         """Return one row alone."""
         rows = slice(row, row + 1)
         return Prediction(
-            self.raw[rows].copy(), self.rank[rows].copy(), self.p[rows].copy(), self.inputs[rows].copy(), self.births
+            self.raw[rows].copy(), self.rank[rows].copy(), self.p[rows].copy(), self.inputs[rows].copy(), self.changes
         )
 
     def state(self) -> tuple[Any, ...]:
         """Return arrays and a number; ``Prediction(*state)`` is the same again."""
-        return self.raw, self.rank, self.p, self.inputs, self.births
+        return self.raw, self.rank, self.p, self.inputs, self.changes
 
 
 class Head:
@@ -95,6 +95,7 @@ class Head:
         self.hedge = Hedge(names, probation=PROBATION[label], served=served)
         self.metrics = Prequential((*names, "mixture"))
         self.positives = 0
+        self._born_at = 0  # changes of the mixture with which arms were last born
         self._abstain_below = abstain_below
         plain = all(policy == Policy(policy.name) for policy in self.policies)
         self.importance = None if plain else Importance(self.policies, seed)
@@ -106,18 +107,18 @@ class Head:
 
     def predict(self, vectors: Vectors, told: Told = ()) -> Prediction:
         """Return what could be served now, ``told`` being what the teacher had said in time; changes nothing."""
-        inputs, births = _NOTHING, 0
+        inputs = _NOTHING
         if self.reference is not None and told:
             scores = self.reference.of(told, len(vectors))
             why = self.reference.why(scores, vectors.at_ms)
-            inputs, births = self.reference.inputs(scores.logits(self._label), why), self.reference.births
+            inputs = self.reference.inputs(scores.logits(self._label), why)
         q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
         shown = np.empty((3, len(q), q.shape[1] + 1), np.float32)
         asleep = self._asleep(inputs, len(q))
         _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, asleep, self._reading, shown)
         if self.positives < self._abstain_below:
             shown[2] = np.nan
-        return Prediction(shown[0], shown[1], shown[2], inputs, births)
+        return Prediction(shown[0], shown[1], shown[2], inputs, self.hedge.changes)
 
     @staticmethod
     def _asleep(inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
@@ -157,11 +158,12 @@ class Head:
                 vectors.user, labels, shown.raw, shown.p, shown.rank, seen, vectors.positions, vectors.new, surface
             )
         # An arm born since then has said nothing of this slate; what it took in was scaled for the one before it.
-        current = self.reference is None or shown.births == self.reference.births
-        inputs = shown.inputs if current else _NOTHING
+        inputs = shown.inputs if shown.changes >= self._born_at else _NOTHING
         asleep = self._asleep(inputs, len(labels))
         if not abstained:
-            self.hedge.learn(shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k], at_ms=vectors.at_ms)
+            self.hedge.learn(
+                shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k], at_ms=vectors.at_ms, changes=shown.changes
+            )
             # While it abstained the raw logits were those of a model that knew nothing: bringing them to the base rate
             # would count it twice as soon as the model knows it too, for as long as labels are behind.
             self.platt.learn(shown.raw[:, :k], labels, seen, asleep, self._reading)
@@ -228,6 +230,7 @@ class Head:
         self.bank.bear(unit, born)
         self.platt.bear(fixed, self._leaning & born)
         self.hedge.bear(born)
+        self._born_at = self.hedge.changes
         if self.importance is not None:
             self.importance.bear()
 
@@ -287,6 +290,7 @@ class Head:
             "hedge": self.hedge.state(),
             "metrics": self.metrics.state(),
             "positives": self.positives,
+            "born_at": self._born_at,
             "importance": None if self.importance is None else self.importance.state(),
             "reference": None if self.reference is None else self.reference.state(),
         }
@@ -297,7 +301,7 @@ class Head:
         self.platt.restore(state["platt"])
         self.hedge.restore(state["hedge"])
         self.metrics.restore(state["metrics"])
-        self.positives = state["positives"]
+        self.positives, self._born_at = state["positives"], state["born_at"]
         if self.importance is not None:
             self.importance.restore(state["importance"])
         if self.reference is not None:

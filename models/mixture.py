@@ -53,7 +53,7 @@ class Hedge:
     share
         Weight that flows back to the prior for each nat that `uniform` loses.
     probation
-        Samples that must have closed before any other policy than `uniform` has weight.
+        Samples, shown since and closed, before any other policy than `uniform` has weight.
     served
         Whether each policy may have weight at all [K]; diagnostic policies and placebos never do. Default: all.
 
@@ -63,6 +63,10 @@ class Hedge:
         Of the K policies and, last, the mixture: sums per slate of log losses less those of `uniform`.
     benched : bool [K]
         Who is not believed now.
+    changes : int
+        How many probations have begun: to be noted with a prediction, and given back with its labels. What was shown
+        before a policy's probation says nothing of the policy, and a busy shop has more of it in flight than a
+        probation counts.
     decisions : list [K + 1]
         The last `Decision` about each policy and, last, the mixture; None where there was none.
 
@@ -87,10 +91,12 @@ class Hedge:
         self._share = share
         self._probation = probation
         self._weights = self._prior.copy()
-        self._enters = np.full(many, probation)  # samples from which on each has weight
+        self._left = np.full(many, probation)  # samples of its probation
+        self._since = np.zeros(many, np.int64)  # `changes` with it
         self._waiting = np.ones(many, np.bool_)  # for that
         self._waiting[0] = False
         self._born = np.zeros(many, np.bool_)  # on a probation of its own
+        self.changes = 0
         self.samples = 0
         self.sequence = ConfidenceSequence(many + 1)
         self.benched = np.zeros(many, np.bool_)
@@ -118,10 +124,12 @@ class Hedge:
         awake: NDArray[np.bool_] | None = None,
         mixture: NDArray[Any] | None = None,
         at_ms: int = 0,
+        changes: int | None = None,
     ) -> None:
         """Learn from the probabilities [n, K] as shown and the labels [n] of one slate.
 
-        ``mixture`` [n] is what was served then; by default what would be served now. ``at_ms``: when it was shown.
+        ``mixture`` [n] is what was served then; by default what would be served now. ``at_ms``: when it was shown;
+        ``changes``: those of then, by default of now.
         """
         n = len(labels)
         if not n:
@@ -134,6 +142,7 @@ class Hedge:
         )  # fmt: skip
         self.sequence.add(self._differences)
         self.samples += n
+        self._left[self._since <= (self.changes if changes is None else changes)] -= n
         self._slates += 1
         if self._slates % _LOOK_EVERY == 0:
             self._bench(at_ms)
@@ -141,7 +150,7 @@ class Hedge:
             self._enter()
 
     def _enter(self) -> None:
-        entering = self._waiting & (self._enters <= self.samples)
+        entering = self._waiting & (self._left <= 0)
         if entering.any():
             born = entering & self._born
             if born.any():
@@ -149,7 +158,7 @@ class Hedge:
                 self._weights /= self._weights.sum()
             self._born &= ~entering
             self._waiting &= ~entering
-            self.sequence.restart(np.append(entering, self._waiting.sum() == 0))
+            self.sequence.restart(np.append(entering, True))
             self._serve()
 
     def bear(self, policies: NDArray[np.bool_]) -> None:
@@ -159,12 +168,16 @@ class Hedge:
         """
         born = policies & (self._prior > 0.0)
         self._born |= born
-        self._waiting |= policies
-        self._enters[policies] = self.samples + self._probation
+        self._begin_probation(policies)
         self._weights[self._born] = 0.0
         self._weights /= self._weights.sum()
         self.benched &= ~policies
         self._serve()
+
+    def _begin_probation(self, policies: NDArray[np.bool_]) -> None:
+        self.changes += 1
+        self._waiting |= policies
+        self._left[policies], self._since[policies] = self._probation, self.changes
 
     def restart(self) -> None:
         """Forget the evidence, for and against: the world has changed. Who is benched stays so."""
@@ -175,8 +188,8 @@ class Hedge:
         if worse[-1] and not self._waiting[1:].all():
             self._decide(len(worse) - 1, True, at_ms)
             self._weights[:] = self._prior
-            self._enters[1:] = self.samples + self._probation
-            self._waiting[1:], self._born[:] = True, False
+            self._born[:] = False
+            self._begin_probation(np.arange(len(self._born)) > 0)
             self._serve()
             return
         long_enough = self.sequence.slates[:-1] >= _AFRESH
@@ -211,7 +224,9 @@ class Hedge:
         return {
             "weights": self._weights.copy(),
             "samples": self.samples,
-            "enters": self._enters.copy(),
+            "changes": self.changes,
+            "left": self._left.copy(),
+            "since": self._since.copy(),
             "waiting": self._waiting.copy(),
             "born": self._born.copy(),
             "benched": self.benched.copy(),
@@ -223,7 +238,8 @@ class Hedge:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._weights, self.samples = state["weights"].copy(), int(state["samples"])
-        self._enters, self._born = state["enters"].copy(), state["born"].copy()
+        self.changes, self._born = int(state["changes"]), state["born"].copy()
+        self._left, self._since = state["left"].copy(), state["since"].copy()
         self._waiting = state["waiting"].copy()
         self.benched, self._slates = state["benched"].copy(), int(state["slates"])
         self.decisions = [decision and Decision(*decision) for decision in state["decisions"]]

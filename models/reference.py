@@ -30,6 +30,7 @@ VERSIONS = 2
 
 _LEAST_UNIT = 0.05  # logits; below, a teacher tells next to nothing, and dividing by it would make noise of it
 _GOES_ON = 3.0  # a new version may say as much as the one before it, or so many times more or less
+_MOST_LOGIT = 15.0  # beyond, nothing is more certain, and one sample that it is wrong of would bend the slope for long
 _RETIRED = 8  # versions that are remembered as such
 
 PLACES = 12
@@ -206,7 +207,7 @@ class Reference:
         self._label = label
         self._centre, self._slope = 0.0, 1.0
         self._current = _Calibration("")
-        self._next = _Calibration("")
+        self._coming: dict[str, _Calibration] = {}
         self._retired: list[str] = []
         self._surfaces = Surfaces(SURFACES - 1)
 
@@ -250,11 +251,13 @@ class Reference:
         Slope and centre are those with which the version took over, so that a number means the same from then on.
         """
         usable = (why == Missing.PRESENT) & (self.births > 0)
-        return np.where(usable, self._slope * (z - self._centre) / self.unit, np.nan).astype(np.float32)
+        said = z.clip(-_MOST_LOGIT, _MOST_LOGIT)
+        return np.where(usable, self._slope * (said - self._centre) / self.unit, np.nan).astype(np.float32)
 
     def probability(self, z: NDArray[np.float64], positions: NDArray[np.uint16], surface: str) -> NDArray[np.float64]:
         """Return r [n] of logits [n]; NaN where there is none."""
-        return np.asarray(_probability(self._current.theta, z, positions, self._surfaces.place(surface)))
+        said = z.clip(-_MOST_LOGIT, _MOST_LOGIT)
+        return np.asarray(_probability(self._current.theta, said, positions, self._surfaces.place(surface)))
 
     def learn(
         self,
@@ -280,26 +283,37 @@ class Reference:
             Where and when the slate was shown.
         """
         place = self._surfaces.place(surface)
-        for scores in told:
-            if at_ms <= data_ends_ms(scores.version):
-                continue
-            if scores.version == self.version:
-                which = self._current
-                if self._next.version in self._retired:
-                    self._next = _Calibration("")
-            else:
-                if scores.version != self._next.version:
-                    self._next = _Calibration(scores.version)
-                which = self._next
-            z = scores.logits(self._label)
+        heard = [scores for scores in told if at_ms > data_ends_ms(scores.version)]
+        for scores in heard:
+            which = self._calibration(scores.version, {each.version for each in heard})
+            z = scores.logits(self._label).clip(-_MOST_LOGIT, _MOST_LOGIT)
             _learn(which.theta, which.covariance, which.moments, z, labels, learned, positions, place)
-        settled = self._next.samples >= SETTLED_SAMPLES[self._label] and self._next.positives >= SETTLED_POSITIVES
-        return self._take_over() if settled else Takeover.NONE
+        for scores in reversed(heard):  # the newest first
+            if scores.version in self._coming and self._settled(self._coming[scores.version]):
+                return self._take_over(scores.version)
+        return Takeover.NONE
 
-    def _take_over(self) -> Takeover:
-        if self.version:
-            self._retired = [*self._retired, self.version][-_RETIRED:]
-        self._current, self._next = self._next, _Calibration("")
+    def _calibration(self, version: str, heard: set[str]) -> _Calibration:
+        if version == self.version:
+            for back in [coming for coming in self._coming if coming in self._retired]:
+                del self._coming[back]
+            return self._current
+        if version not in self._coming:
+            unheard = [coming for coming in self._coming if coming not in heard]
+            for other in unheard[: max(0, len(self._coming) - VERSIONS + 1)]:
+                del self._coming[other]
+            self._coming[version] = _Calibration(version)
+        return self._coming[version]
+
+    def _settled(self, which: _Calibration) -> bool:
+        return which.samples >= SETTLED_SAMPLES[self._label] and which.positives >= SETTLED_POSITIVES
+
+    def _take_over(self, version: str) -> Takeover:
+        before = [self.version] if self.version else []
+        earlier = list(self._coming)[: list(self._coming).index(version)]
+        self._retired = [*self._retired, *before, *earlier][-_RETIRED:]
+        self._current = self._coming[version]
+        self._coming = {}
         self._centre, self._slope = self._current.centre, self._current.slope
         spread = max(self._current.spread, _LEAST_UNIT)
         self.births += 1
@@ -316,7 +330,7 @@ class Reference:
             "centre": self._centre,
             "slope": self._slope,
             "current": self._current.state(),
-            "next": self._next.state(),
+            "coming": [coming.state() for coming in self._coming.values()],
             "retired": list(self._retired),
             "surfaces": self._surfaces.names,
         }
@@ -325,7 +339,8 @@ class Reference:
         """Go on from what `state` returned."""
         self.births, self.unit = int(state["births"]), float(state["unit"])
         self._centre, self._slope = float(state["centre"]), float(state["slope"])
-        self._current, self._next = _Calibration.restore(state["current"]), _Calibration.restore(state["next"])
+        self._current = _Calibration.restore(state["current"])
+        self._coming = {one[0]: _Calibration.restore(one) for one in state["coming"]}
         self._retired = list(state["retired"])
         self._surfaces = Surfaces(SURFACES - 1, state["surfaces"])
 

@@ -175,7 +175,7 @@ def data_ends_ms(version: str) -> int:
     (1541548800000, 0, 0)
     """
     end = version.rpartition("@")[2]
-    return int(end) if "@" in version and end.isdigit() else 0
+    return int(end) if "@" in version and end.isascii() and end.isdigit() else 0
 
 
 Record: TypeAlias = Shown | Clicked | Converted | Closed | Matured

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from models.sample import ReferenceScore, Slate, data_ends_ms
-from models.teacher.logits import Logits
+from models.teacher.logits import Logits, is_wire_version
 from models.teacher.text import Pair, Template
 from stream.pair_queue import Asked, Known, PairQueue
 from stream.texts_known import AtOnce, Moment, TextsKnown
@@ -418,7 +418,7 @@ class ScoringThread:
                 msg = f"{len(answer.logits)} scores for {len(taken)} pairs"
                 raise ScorerError(msg)
             Template(answer.template)
-            if not answer.version.rpartition("@")[2].isdigit():
+            if not is_wire_version(answer.version):
                 msg = f"version {answer.version!r}; expected a digest, @ and milliseconds"
                 raise ScorerError(msg)
         except Exception as error:  # as above

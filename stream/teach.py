@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -43,18 +44,24 @@ class TeachError(ValueError):
 
 
 def read_log(paths: Sequence[Path], config: Config) -> Iterator[Record]:
-    """Yield the records of logs, joined as live: what the teacher learns from is what the learner learns from."""
+    """Yield the records of logs, joined as live: what the teacher learns from is what the learner learns from.
+
+    Several, days or partitions, are joined each by itself and come in the order of time.
+    """
     with progress_over(paths, "Reading") as advance:
-        for path in paths:
-            joiner = Joiner(config.join, ["log"], config.decoder())
-            for offset, raw in enumerate(read_lines(path)):
-                joiner.push(0, offset, raw)
-                if offset % 256 == 255:
-                    for _, record in joiner.drain():
-                        yield record
-                    advance(256)
-            for _, record in [*joiner.drain(), *joiner.finish()]:
+        yield from merge(*(_joined(path, config, advance) for path in paths), key=lambda record: record.key)
+
+
+def _joined(path: Path, config: Config, advance: Callable[[int], None]) -> Iterator[Record]:
+    joiner = Joiner(config.join, ["log"], config.decoder())
+    for offset, raw in enumerate(read_lines(path)):
+        joiner.push(0, offset, raw)
+        if offset % 256 == 255:
+            for _, record in joiner.drain():
                 yield record
+            advance(256)
+    for _, record in [*joiner.drain(), *joiner.finish()]:
+        yield record
 
 
 def labelled(paths: Sequence[Path], config: Config, template: str, residual: bool = False) -> Log:
@@ -72,7 +79,7 @@ class Material(NamedTuple):
     Attributes
     ----------
     logs
-        Event logs, one after the other.
+        Event logs: of one partition or of several, of one day or of several.
     relevance, grade_range
         Judgements, and the grades that mean 0 and 1.
     until_ms

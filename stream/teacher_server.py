@@ -1,7 +1,8 @@
 """``heft teacher serve``: a teacher on the host made for it, asked over HTTP by the workers.
 
 ``POST /score`` takes `PairsAsked` and answers `PairsScored`. Batches of several workers are computed one after
-another, each as it came: a worker fills its own across slates.
+another, each as it came: a worker fills its own across slates. What nobody waits for any more is not computed, and a
+worker whose turn would be far off is told so at once: it asks again for what is still of use then.
 """
 
 from __future__ import annotations
@@ -19,18 +20,27 @@ from stream.desk import Teacher
 from stream.scoring import LocalTeacher, PairsAsked, PairsScored
 
 _MOST_BYTES = 64 << 20
+_MOST_WAITING = 8  # batches, the one being computed among them
 
 
 def application(teacher: Teacher) -> web.Application:
     """Return the server of a teacher, not started."""
     computing = ThreadPoolExecutor(1, "teacher")
+    waiting = 0
 
     async def score(request: web.Request) -> web.Response:
+        nonlocal waiting
         try:
             asked = msgspec.json.decode(await request.read(), type=PairsAsked)
         except msgspec.MsgspecError as error:
             return web.Response(status=400, text=f"{error}\n")
-        answer = await asyncio.get_running_loop().run_in_executor(computing, teacher.score, asked.pairs)
+        if waiting >= _MOST_WAITING:
+            return web.Response(status=503, text=f"{waiting} batches wait already\n")
+        waiting += 1
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(computing, teacher.score, asked.pairs)
+        finally:
+            waiting -= 1
         logits: list[tuple[float | None, float | None]] = [
             (None, None)
             if each is None
@@ -63,4 +73,5 @@ def serve(config: TeacherConfig, host: str, port: int) -> None:
             at = listening.getsockname()[1]
             print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.way}", flush=True)
 
-    web.run_app(application(teacher), sock=listening, print=said)
+    # Cancelled with its connection: a batch whose worker has given up would keep those from their turn that wait.
+    web.run_app(application(teacher), sock=listening, print=said, handler_cancellation=True)

@@ -293,6 +293,8 @@ def test_the_thread_outlives_whatever_the_teacher_does() -> None:
         ScorerTimeoutError("slow"),
         Answer("v1@0", TEMPLATE, []),
         Answer("v1@later", TEMPLATE, [None]),
+        Answer("v1@\u00b2", TEMPLATE, [None]),
+        Answer("v1@" + 5_000 * "9", TEMPLATE, [None]),
         Answer("v1@0", "no field", [None]),
         ValueError(""),
     ]
@@ -302,7 +304,7 @@ def test_the_thread_outlives_whatever_the_teacher_does() -> None:
     reference.on_time(slate("r1", 0, "a"))
     for _ in bad:
         assert not thread.step(desk.take(10, 0.0))
-    assert desk.failures == {"timeout": 1, "failed": 4}
+    assert desk.failures == {"timeout": 1, "failed": 6}
     assert thread.step(desk.take(10, 0.0))
     assert items(reference.by_now("r1")) == [("a", False)]
 

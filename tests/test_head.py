@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.features import FeatureConfig, Featurizer, Vectors
-from models.head import Head
+from models.head import PROBATION, Head
 from models.ranker import Arm, RankerConfig
 from models.reference import Missing, Scores
 from tests.builders import SECOND, T0, impression
@@ -232,6 +232,19 @@ def test_a_new_version_that_says_the_like_is_calibrated_in_shadow_and_its_arms_g
         name: losses(taught)[name] * samples - before[name] * (samples - 8_000) for name in ("uniform", "mixture")
     }
     assert gained["mixture"] < 0.95 * gained["uniform"]
+
+
+def test_labels_of_what_was_shown_before_a_birth_are_no_part_of_the_probation_after_it() -> None:
+    taught, world = head(), World(1)
+    early = [world.slate() for _ in range(50)]
+    shown = [taught.predict(vectors) for vectors, *_ in early]
+    while taught.reference is None or taught.reference.births == 0:
+        world.teach(taught, 1)
+    for (vectors, labels, scores), said in zip(early, shown, strict=True):
+        taught.observe(vectors, said, labels, "search", True, (scores,), np.full(4, 50.0))
+    assert (taught.hedge._left[READING] == PROBATION["click"]).all()
+    world.teach(taught, 1)
+    assert (taught.hedge._left[READING] == PROBATION["click"] - 4).all()
 
 
 def test_gates_that_one_version_opened_are_closed_for_the_next() -> None:

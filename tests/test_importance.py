@@ -463,7 +463,9 @@ def test_an_open_gate_weighs() -> None:
 
 
 def test_a_new_version_of_the_reference_finds_gates_closed_and_weights_of_1_until_it_is_known() -> None:
-    importance = warmed(tuple(policy for policy in POLICIES if policy.gated or policy.name == "exp_score"), slates=4_000)
+    importance = warmed(
+        tuple(policy for policy in POLICIES if policy.gated or policy.name == "exp_score"), slates=4_000
+    )
     strengths = importance.normaliser.now[:, STRENGTH].copy()
     assert strengths.max() > 0
     importance.bear()

@@ -333,4 +333,4 @@ def test_scores_that_come_when_a_slate_closes_are_too_late_for_arms_that_read_th
     assert early.digest() != none.digest()  # the calibration has learned from them
     assert late.digest() != none.digest()
     state, reference = late.click.state()["reference"], early.click.state()["reference"]
-    assert np.array_equal(state["next"][1], reference["next"][1])
+    assert np.array_equal(state["coming"][0][1], reference["coming"][0][1])

@@ -284,6 +284,50 @@ def test_a_newborn_policy_waits_is_charged_nothing_and_enters_with_its_prior() -
     assert not hedge.benched[3]
 
 
+def test_what_was_shown_before_a_policy_was_born_is_no_part_of_its_probation() -> None:
+    p, labels = world(3_000, seed=14)
+    hedge = Hedge(ARMS, probation=2_000)
+    serve(p[:1_000], labels[:1_000], hedge, flight=0)
+    before = hedge.changes
+    hedge.bear(np.array([False, False, False, True]))
+    for s in range(1_000, 2_000):  # ten times its probation is in flight
+        hedge.learn(p[s], labels[s], changes=before)
+    assert hedge.weights[3] == 0.0
+    for s in range(2_000, 2_201):
+        assert hedge.weights[3] == 0.0 or s >= 2_000 + 2_000 // SIZE
+        hedge.learn(p[s], labels[s], changes=hedge.changes)
+    assert hedge.weights[3] > 0.0
+
+
+def convicted(flight: int, slates: int, born_at: int = -1) -> list[int]:
+    """How often a mixture is put on probation that served badly until it first was; by the slate shown then."""
+    rng = np.random.default_rng(1)
+    hedge = Hedge(("uniform", "other", "young"), probation=20_000)
+    p, in_flight = np.full((10, 3), 0.05, np.float32), deque[tuple[float, int]]()
+    when: list[int] = []
+    for shown in range(slates):
+        in_flight.append((0.10 if shown >= 3_000 and not when else 0.05, hedge.changes))
+        if len(in_flight) > flight:
+            served, changes = in_flight.popleft()
+            before = hedge.decisions[-1]
+            labels = (rng.random(10) < 0.05).astype(np.uint8)
+            hedge.learn(p, labels, mixture=np.full(10, served, np.float32), at_ms=shown, changes=changes)
+            if hedge.decisions[-1] != before:
+                when.append(shown)
+        if when and shown == when[0] + born_at:
+            hedge.bear(np.array([False, False, True]))
+    return when
+
+
+@pytest.mark.parametrize("flight", [0, 1_000, 10_000])
+def test_one_bad_stretch_convicts_a_mixture_once_however_much_is_in_flight(flight: int) -> None:
+    assert len(convicted(flight, 30_000)) == 1
+
+
+def test_a_policy_born_while_the_mixture_is_on_probation_does_not_have_it_convicted_again() -> None:
+    assert len(convicted(0, 12_000, born_at=1_000)) == 1
+
+
 def test_a_mixture_that_is_proven_worse_than_uniform_begins_anew() -> None:
     p, labels = world(6_000, seed=15)
     hedge = Hedge(ARMS)

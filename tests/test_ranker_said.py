@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from models.ranker import Arm, RankerConfig
 from models.sample import Shown
 from models.teacher.data import sample_key
+from stream.config import Config
+from stream.events import Impression, encode
 from stream.learn import Learner, LearnerConfig, Outcome
 from stream.ranker_said import RankerSaid
+from stream.teach import read_log
 from tests.builders import joined
 from tests.test_teacher_cli import events
+
+
+def test_logs_of_partitions_are_read_in_the_order_of_time_whatever_the_order_they_are_named_in(tmp_path: Path) -> None:
+    ours = list(events())
+    logs = [tmp_path / f"{n}.jsonl" for n in range(2)]
+    for n, path in enumerate(logs):
+        its = (event for event in ours if event.user_id.startswith("crowd") or int(event.user_id[1:]) % 2 == n)
+        path.write_bytes(b"".join(encode(event) + b"\n" for event in its))
+    one_way, other_way = (list(read_log(named, Config())) for named in (logs, logs[::-1]))
+    keys = [record.key for record in one_way]
+    assert keys == sorted(keys)
+    assert [record.key for record in other_way] == keys
+    requests = {record.slate.request_id for record in one_way if isinstance(record, Shown)}
+    assert requests == {event.request_id for event in ours if isinstance(event, Impression)}
 
 
 def test_it_is_what_uniform_said_when_each_slate_was_shown_and_the_records_pass_untouched() -> None:

@@ -129,7 +129,7 @@ def test_a_version_is_used_once_it_has_seen_enough_and_not_before() -> None:
 def test_samples_without_clicks_settle_nothing() -> None:
     reference = Reference()
     assert teach(reference, SETTLED, shift=-12.0) == []
-    assert reference.state()["next"][3][1] < SETTLED_POSITIVES
+    assert reference.state()["coming"][0][3][1] < SETTLED_POSITIVES
 
 
 @pytest.mark.parametrize(("slope", "shift"), [(1.0, -1.0), (0.4, -2.0), (2.0, 0.5)])
@@ -201,6 +201,38 @@ def test_two_versions_that_come_and_go_do_not_take_over_from_each_other_for_ever
     for n in range(SETTLED // 2):
         taken += teach(reference, 1, versions=(NEW,), seed=n) + teach(reference, 1, seed=n)
     assert (taken, reference.version) == ([Takeover.ON], NEW)
+
+
+def test_two_versions_from_the_beginning_settle_together_and_the_newer_one_stays() -> None:
+    reference = Reference()
+    assert teach(reference, SETTLED, versions=(VERSION, NEW)) == [Takeover.ANEW]
+    assert reference.version == NEW
+
+
+def test_a_version_that_comes_before_the_first_has_settled_does_not_undo_what_was_learned_of_it() -> None:
+    reference = Reference()
+    teach(reference, SETTLED // 4 - 100)
+    assert teach(reference, 101, versions=(VERSION, NEW)) == [Takeover.ANEW]
+    assert reference.version == VERSION
+    assert teach(reference, SETTLED // 4, versions=(VERSION, NEW)) == [Takeover.ON]
+    assert reference.version == NEW
+
+
+def test_of_versions_that_come_and_go_no_more_than_a_few_are_remembered() -> None:
+    reference = Reference()
+    for n in range(50):
+        teach(reference, 2, versions=(f"{n}@0",))
+    assert len(reference.state()["coming"]) <= VERSIONS
+
+
+def test_one_absurd_logit_bends_nothing() -> None:
+    reference = Reference()
+    teach(reference, 12_000)
+    before = reference.slope
+    z = np.array([1_000.0, np.nan, np.nan, np.nan])
+    told = (Scores(VERSION, z, z, np.array([0, 1, 1, 1], np.uint8)),)
+    reference.learn(told, np.zeros(4, np.uint8), SEEN, PLACES, "search", AFTER)
+    assert reference.slope == pytest.approx(before, rel=0.05)
 
 
 def test_a_version_that_was_there_before_comes_back_when_the_one_after_it_is_gone() -> None:

@@ -67,6 +67,16 @@ def test_too_few_queries_do_not_calibrate() -> None:
         assert identity == wanted
 
 
+def test_where_nobody_asks_anything_the_items_must_not_be_too_few() -> None:
+    for items, wanted in ((FEWEST_QUERIES - 1, True), (FEWEST_QUERIES, False)):
+        pairs = [("", f"t{n % items}") for n in range(500)]
+        labels = np.zeros((500, 3))
+        labels[::4] = 1.0
+        examples = examples_of(pairs, np.ones((500, 3)), labels, np.zeros(500))
+        identity = measure.calibrate(np.zeros(len(examples)), np.zeros(len(examples)), examples, 0) == (1.0, 0.0)
+        assert identity == wanted
+
+
 def test_the_calibration_table_holds_every_label_once() -> None:
     z, trials, positives = counted(2)
     table = measure.calibration_table(z, trials, positives)

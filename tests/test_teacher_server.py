@@ -9,8 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from aiohttp import web
@@ -51,7 +54,7 @@ def served() -> Iterator[Callable[[Told], str]]:
 
         async def start() -> None:
             nonlocal url
-            runner = web.AppRunner(application(teacher))
+            runner = web.AppRunner(application(teacher), handler_cancellation=True)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
@@ -112,6 +115,56 @@ def test_scores_come_through_http_as_they_were(served: Callable[[Told], str]) ->
         assert remote.score(PAIRS) == Answer("v1@17", "{query}", [Logits(-641, 3), None])
     assert teacher.asked == PAIRS * 2
     remote.close()
+
+
+class Slow(Told):
+    """A teacher that takes until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(Logits(1))
+        self.begun, self.let_go = threading.Event(), threading.Event()
+
+    def score(self, pairs: Sequence[Pair]) -> Answer:
+        self.begun.set()
+        assert self.let_go.wait(30)
+        return super().score(pairs)
+
+
+def ask(url: str, query: str, timeout: float = 30.0) -> Answer:
+    with closing(RemoteTeacher(url, timeout)) as remote:
+        return remote.score([Pair(query, "")])
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Told], str]) -> None:
+    teacher = Slow()
+    url = served(teacher)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, url, "first")
+        assert teacher.begun.wait(10)
+        with pytest.raises(ScorerTimeoutError):
+            ask(url, "given up", timeout=0.2)
+        for _ in range(3):  # until the server has seen that nobody is there any more
+            urlopen(f"{url}/health", timeout=10).close()
+        last = pool.submit(ask, url, "last")
+        teacher.let_go.set()
+        assert first.result(10) == last.result(10)
+    assert [pair.query for pair in teacher.asked] == ["first", "last"]
+
+
+def test_a_worker_whose_turn_would_be_far_off_is_told_so(
+    served: Callable[[Told], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.teacher_server._MOST_WAITING", 1)
+    teacher = Slow()
+    url = served(teacher)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, url, "first")
+        assert teacher.begun.wait(10)
+        with pytest.raises(ScorerError, match="HTTP 503"):
+            ask(url, "second")
+        teacher.let_go.set()
+        first.result(10)
+    assert ask(url, "third").logits == [Logits(1)]
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:

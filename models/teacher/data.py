@@ -341,6 +341,9 @@ def base_rates(rows: Iterable[_Row]) -> BaseRates:
         if row.head == 0:
             of_surface = counts.setdefault(row.surface, np.zeros((2, _MOST_POSITIONS)))
             of_surface[:, min(row.position, _MOST_POSITIONS - 1)] += (1.0, row.label)
+    if not counts:
+        msg = "the log has no slate whose click window has ended"
+        raise DataError(msg)
     shows, clicks = np.sum([each.sum(1) for each in counts.values()], axis=0)
     overall = clicks / shows
     surfaces = {}
@@ -353,7 +356,7 @@ def base_rates(rows: Iterable[_Row]) -> BaseRates:
 
 def _without_beginning(rows: list[_Row]) -> list[_Row]:
     """Leave out the first tenth of the clicks' samples: the ranker knew nothing yet."""
-    known_ms = [row.known_ms for row in rows if row.head == 0]
+    known_ms = sorted(row.known_ms for row in rows if row.head == 0)
     begins_ms = known_ms[len(known_ms) // 10]
     return [row for row in rows if row.head or row.known_ms >= begins_ms]
 

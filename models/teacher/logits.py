@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import re
 from typing import NamedTuple
 
 STEPS = 256
+
+MOST = 1_000.0
+"""As on the wire: no probability needs a larger logit, and one that large is somebody's mistake."""
+
+_VERSION = re.compile(r"[^@]*@[0-9]{1,15}")
 
 
 class Logits(NamedTuple):
@@ -20,14 +25,14 @@ class Logits(NamedTuple):
 
 
 def quantise(click: float, order: float | None = None) -> Logits | None:
-    """Return logits in steps of 1/256; None when one of them is not a finite number.
+    """Return logits in steps of 1/256; None when one of them is no number from -`MOST` to `MOST`.
 
     Examples
     --------
     >>> quantise(-2.5, 0.125), quantise(1.0), quantise(float("nan"))
     (Logits(logit_256=-640, order_256=32), Logits(logit_256=256, order_256=None), None)
     """
-    if not math.isfinite(click) or (order is not None and not math.isfinite(order)):
+    if not abs(click) <= MOST or (order is not None and not abs(order) <= MOST):  # NaN is none
         return None
     return Logits(round(click * STEPS), None if order is None else round(order * STEPS))
 
@@ -41,3 +46,14 @@ def wire_version(version: str, data_ends_ms: int | None) -> str:
     ('6f1c@1541548800000', '6f1c@0')
     """
     return f"{version}@{data_ends_ms or 0}"
+
+
+def is_wire_version(text: str) -> bool:
+    """Whether a version is such a one.
+
+    Examples
+    --------
+    >>> is_wire_version("6f1c@0"), is_wire_version("6f1c"), is_wire_version("6f1c@²")
+    (True, False, False)
+    """
+    return len(text) <= 200 and _VERSION.fullmatch(text) is not None

@@ -43,11 +43,16 @@ def fit_platt(z: Floats, offset: Floats, trials: Floats, positives: Floats) -> t
 
 
 def calibrate(z: Floats, offset: Floats, examples: Examples, head: int) -> tuple[float, float]:
-    """Return scale and shift of a head from held-out examples; 1 and 0 from too few queries or a single class."""
+    """Return scale and shift of a head from held-out examples; 1 and 0 from too few queries or a single class.
+
+    Where all are of one query, as in a feed that has none, it is the items that must not be too few.
+    """
     trials, positives = examples.trials[:, head], examples.positives[:, head]
     rows = trials > 0
     groups = len(np.unique(examples.groups[rows]))
     total = positives[rows].sum()
+    if groups == 1:
+        groups = len({examples.pairs[n][1] for n in np.flatnonzero(rows)})
     if groups < FEWEST_QUERIES or not 0 < total < trials[rows].sum():
         return 1.0, 0.0
     return fit_platt(z[rows], offset[rows], trials[rows], positives[rows])

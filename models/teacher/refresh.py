@@ -1,7 +1,7 @@
 """Is a teacher made anew better than the one that runs? And if so, in its place with it.
 
 Both predict the slates that were shown after the data of either ended; the sums of their log losses per slate enter a
-confidence sequence, which stays valid however often a refresh is tried.
+confidence sequence: that of one candidate may be looked at as its slates come, each refresh has another one.
 """
 
 from __future__ import annotations
