@@ -293,9 +293,10 @@ def test_the_same_texts_give_the_same_vocabulary() -> None:
     assert train_tokenizer(texts, 16).get_vocab() == train_tokenizer(texts[::-1], 16).get_vocab()
 
 
-def test_a_base_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="neither minilm, tiny, small nor a folder"):
-        finetune(split(64), tmp_path, settings(base="nowhere"), SOURCES)
+def test_an_encoder_and_decoder_together_is_no_base(tmp_path: Path) -> None:
+    model = translator(tmp_path / "model")
+    with pytest.raises(TeacherError, match="t5 is an encoder and a decoder together; expected one of the two"):
+        finetune(split(64), tmp_path / "out", settings(base=str(model)), SOURCES)
 
 
 def test_pre_training_makes_a_base_that_knows_the_words(tmp_path: Path) -> None:

