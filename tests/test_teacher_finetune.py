@@ -17,6 +17,9 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 import torch
 from transformers import (
     AutoModel,
+    BertConfig,
+    Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
@@ -28,7 +31,7 @@ from models.teacher import finetune as finetuning
 from models.teacher.encoded import Encoded
 from models.teacher.evaluate import evaluate
 from models.teacher.finetune import Source, finetune
-from models.teacher.model import load_teacher, predict
+from models.teacher.model import load_teacher, predict, reads_left_to_right
 from models.teacher.pretrain import pretrain
 from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.state import TeacherError, read_state
@@ -228,32 +231,75 @@ def test_training_stops_when_the_held_out_loss_rises(tmp_path: Path) -> None:
 def test_a_teacher_goes_on_from_a_teacher(tmp_path: Path, teacher: tuple[Path, dict[str, Any]]) -> None:
     how = settings(base=str(teacher[0]), epochs=1, learning_rate=1e-5)
     card = finetune(split(64), tmp_path, how, SOURCES)
+    assert pooling(tmp_path) == pooling(teacher[0]) == "mean"
     head = card["heads"]["click"]
     assert head["before_is"] == "the base's own head"
     assert head["before"]["auc"] == pytest.approx(teacher[1]["heads"]["click"]["after_calibrated"]["auc"])
     assert head["after_calibrated"]["auc"] == pytest.approx(head["before"]["auc"], abs=0.02)
 
 
-def test_a_decoder_is_a_teacher_too(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    made = train_tokenizer([text for pair in split().train.pairs for text in pair], 32)
+def decoder(folder: Path, texts: list[tuple[str, str]]) -> Path:
+    """A tiny model that reads from left to right, saved without a head."""
+    made = train_tokenizer([text for pair in texts for text in pair], 32)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, eos_token="[SEP]", unk_token="[UNK]")  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
-    config.architectures = ["LlamaForCausalLM"]
-    model = LlamaModel(config)
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    written = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(written | {"architectures": ["LlamaForCausalLM"]}))
-    card = finetune(split(), tmp_path / "out", settings(base=str(base)), SOURCES)
-    state = read_state(tmp_path / "out")
+    LlamaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pooling(folder: Path) -> str:
+    state = read_state(folder)
     assert state is not None
-    assert state.pooling == "last"
+    return state.pooling
+
+
+def test_a_decoder_is_a_teacher_too_and_one_goes_on_from_it(tmp_path: Path) -> None:
+    base, out, on = decoder(tmp_path / "base", split().train.pairs), tmp_path / "out", tmp_path / "on"
+    card = finetune(split(), out, settings(base=str(base)), SOURCES)
+    assert pooling(out) == "last"
     assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.75
+    goes_on = finetune(split(64), on, settings(base=str(out), epochs=1, learning_rate=1e-5), SOURCES)
+    assert pooling(on) == "last"
+    head = goes_on["heads"]["click"]
+    assert head["before_is"] == "the base's own head"
+    assert head["before"]["auc"] == pytest.approx(card["heads"]["click"]["after_calibrated"]["auc"])
+
+
+def test_a_teacher_that_reads_apart_is_a_base_of_its_kind(tmp_path: Path) -> None:
+    base, out, on = decoder(tmp_path / "base", split().train.pairs), tmp_path / "out", tmp_path / "on"
+    finetune(split(64), out, settings(base=str(base), epochs=1, towers=True), SOURCES)
+    assert pooling(out) == "towers"
+    finetune(split(64), on, settings(base=str(out), epochs=1), SOURCES)
+    assert pooling(on) == "last", "pairs are read as a decoder reads them"
+
+
+def test_a_decoder_is_pre_trained_as_one_even_where_a_teacher_was_made_of_it(tmp_path: Path) -> None:
+    texts = split(200).train.pairs
+    base, out = decoder(tmp_path / "base", texts), tmp_path / "out"
+    finetune(split(64), out, settings(base=str(base), epochs=1), SOURCES)
+    for n, folder in enumerate((base, out)):
+        how = PretrainSettings(base=str(folder), epochs=1, max_tokens=16, device="cpu")
+        assert pretrain(texts, tmp_path / str(n), how)["objective"] == "causal language model"
+
+
+@pytest.mark.parametrize(
+    ("config", "forward"),
+    [
+        (BertConfig(), False),
+        (BertConfig(is_decoder=True), True),
+        (GPT2Config(), True),
+        (LlamaConfig(), True),
+        (Gemma3TextConfig(use_bidirectional_attention=True), False),
+    ],
+    ids=lambda each: getattr(each, "model_type", ""),
+)
+def test_the_kind_of_a_model_says_whether_it_reads_from_left_to_right(config: Any, forward: bool) -> None:
+    assert reads_left_to_right(config) == forward
 
 
 def translator(folder: Path) -> Path:

@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from models.teacher import processes
@@ -29,6 +33,7 @@ from models.teacher.state import (
     TeacherError,
     TeacherState,
     digest_of,
+    read_state,
     require_state,
     require_version,
     write_atomically,
@@ -225,10 +230,28 @@ def _loaded(path: Path, dropout: float) -> tuple[Any, Any]:
     return encoder, tokenizer
 
 
-def pooling_of(encoder: Any) -> str:
-    """Return how the vectors of a model are pooled."""
-    names = " ".join(getattr(encoder.config, "architectures", None) or [])
-    return "last" if "CausalLM" in names or getattr(encoder.config, "is_decoder", False) else "mean"
+def reads_left_to_right(config: Any) -> bool:
+    """Return whether a token sees those before it alone, as the kind of a model says.
+
+    The class that a folder was saved by does not: a language model without its head is saved as any encoder is.
+    """
+    if getattr(config, "is_decoder", False):
+        return True
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+        return False
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def pooling_of(encoder: Any, folder: Path | None = None) -> str:
+    """Return how the vectors of a model that reads pairs are pooled: as those of a teacher, where its folder is one.
+
+    Else by its kind.
+    """
+    state = read_state(folder) if folder is not None else None
+    if state is not None and state.pooling in ("mean", "last"):
+        return state.pooling
+    return "last" if reads_left_to_right(encoder.config) else "mean"
 
 
 def device_of(name: str) -> torch.device:
