@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from models.teacher.state import TeacherError, read_state
 from models.teacher.train import CHECKPOINT
 from models.teacher.translate import back_translate
 from models.teacher.vocabulary import train_tokenizer
+from tests.test_teacher_diagram import SVG, measured, points
 
 SOURCES = [Source("log.jsonl", 12, "abc")]
 THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
@@ -133,6 +135,23 @@ def test_the_folder_says_where_it_comes_from_and_when_its_data_ends(teacher: tup
     assert list((folder / "tensorboard").iterdir())
     assert not (folder / CHECKPOINT).exists()
     AutoModel.from_pretrained(folder)  # the encoder is transformers' own format
+
+
+def test_the_card_shows_how_well_each_head_is_calibrated(teacher: tuple[Path, dict[str, Any]]) -> None:
+    folder, card = teacher
+    assert "](calibration.svg)" in (folder / "card.md").read_text()
+    panels = fromstring((folder / "calibration.svg").read_text()).findall(f"{SVG}g")
+    for panel, head in zip(panels, card["heads"].values(), strict=True):
+        for when, table in (("before", "calibration_table_raw"), ("after", "calibration_table")):
+            assert np.array(points(panel, when)) == pytest.approx(np.array(measured(head[table])), abs=1e-4)
+
+
+def test_a_teacher_made_in_the_place_of_another_has_its_own_diagram(tmp_path: Path) -> None:
+    diagrams = []
+    for static in (False, True):
+        finetune(split(64), tmp_path, settings(epochs=1, static=static), SOURCES)
+        diagrams.append((tmp_path / "calibration.svg").read_text())
+    assert diagrams[0] != diagrams[1]
 
 
 def test_a_score_does_not_depend_on_what_else_is_in_the_batch(teacher: tuple[Path, dict[str, Any]]) -> None:

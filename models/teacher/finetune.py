@@ -303,6 +303,7 @@ def _after(
         # A score leaves the position out: how well text alone orders, and with it the only honest AUC of a teacher.
         "after_without_position": measure.metrics(calibrated, trials, positives, graded),
         "calibration_table": measure.calibration_table(calibrated + offset, trials, positives),
+        "calibration_table_raw": measure.calibration_table(z + offset, trials, positives),
     }
 
 
