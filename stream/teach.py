@@ -95,8 +95,10 @@ class Material(NamedTuple):
 def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
     from models.teacher.finetune import finetune as run
+    from models.teacher.model import resolve_base
     from models.teacher.processes import joined, number
 
+    resolve_base(settings.base)  # fetched, or found to be nowhere, before a log is read for minutes
     split, grades = _split(material, config, settings)
     with joined(), steps("Fine-tuning") as progress:
         return run(split, out, settings, _sources(material), grades, None if number() else progress)
@@ -104,8 +106,10 @@ def finetune(material: Material, out: Path, config: Config, settings: FinetuneSe
 
 def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
     """Pre-train a model on the texts of the material; return its card."""
+    from models.teacher.model import resolve_base
     from models.teacher.pretrain import pretrain as run
 
+    resolve_base(settings.base)  # likewise
     pairs = []
     if material.logs:
         log = labelled(material.logs, config, config.teacher.template)

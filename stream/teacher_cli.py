@@ -18,7 +18,9 @@ app = typer.Typer(
 _FINETUNE, _PRETRAIN = FinetuneSettings(), PretrainSettings()  # every default is written once, there
 
 Logs = Annotated[list[Path] | None, typer.Argument(help="Event logs.", exists=True, dir_okay=False)]
-Base = Annotated[str, typer.Option(help="minilm, tiny, small, or a folder with any transformers model.")]
+Base = Annotated[
+    str, typer.Option(help="minilm, tiny, small, any transformers model's folder or its Hugging Face name.")
+]
 Relevance = Annotated[
     Path | None,
     typer.Option(help="Judgements, CSV or .csv.gz: columns query, text, grade.", exists=True, dir_okay=False),

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from models.ranker import RankerConfig
 from models.teacher.data import Log
 from models.teacher.text import Template
+from stream import teacher_cli
+from stream.cli import app
 from stream.config import Config
-from stream.demo import Scored, WorkerError, running_worker
+from stream.demo import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker
 from stream.events import Impression, encode
 from stream.log import read_lines
 from stream.metrics import Seen
@@ -123,6 +127,19 @@ def test_scores_are_shares_of_the_items_that_went_on() -> None:
     )
     assert Scored.of(seen) == (0.2, 0.3, 0.5)
     assert str(Scored.of(seen)) == "20% on time, 30% late, 50% none"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(STATIC, "static"), (FROZEN, "frozen")])
+def test_what_the_demo_asks_of_the_fine_tuning_is_known_there(kind: Kind, name: str) -> None:
+    command = get_command(teacher_cli.app).commands["finetune"]  # type: ignore[attr-defined]
+    settings = command.make_context("finetune", [*kind.options, "--out", "teacher"]).params
+    assert (settings["static"], settings["frozen"]) == (name == "static", name == "frozen")
+
+
+def test_a_kind_of_teacher_and_none_are_not_both_to_be_had() -> None:
+    said = CliRunner().invoke(app, ["demo", "--frozen", "--no-teacher"])
+    assert said.exit_code == 2
+    assert "choose one" in said.output
 
 
 def test_the_shop_goes_on_where_yesterday_ended(tmp_path: Path) -> None:

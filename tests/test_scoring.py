@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
+from models.teacher import reader, ways
 from models.teacher.encoded import Encoded
 from models.teacher.explain import explain
 from models.teacher.model import Model, load_base, load_teacher, predict, save_teacher
@@ -27,7 +29,7 @@ from models.teacher.scoring import Engine
 from models.teacher.state import HeadState, TeacherError, TeacherState
 from models.teacher.tokens import Tokens
 from models.teacher.vocabulary import train_tokenizer
-from models.teacher.ways import Way, fastest
+from models.teacher.ways import Way, fastest, input_names, run_through, ways_of_gpu
 from stream.cli import app
 from tests.builders import DAY, MINUTE, T0, crowd, impression
 from tests.test_replay import written
@@ -134,10 +136,10 @@ def test_texts_tokenised_one_by_one_make_the_pairs_that_the_tokenizer_makes(fold
 
 def test_batches_are_sorted_by_length_and_hold_every_pair_once(folder: Path) -> None:
     _, tokenizer, state = load_teacher(folder, "cpu")
-    batches = list(Tokens(tokenizer, state.max_tokens).batches(PAIRS, 16, 8))
+    batches = list(Tokens(tokenizer, state.max_tokens).batches(PAIRS, 16, (8, 12, 24)))
     widths = [batch.columns["input_ids"].shape[1] for batch in batches]
     assert widths == sorted(widths, reverse=True)
-    assert {width % 8 for width in widths} == {0}
+    assert set(widths) == {8, 12, 24}
     assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(len(PAIRS)))
 
 
@@ -162,21 +164,81 @@ def test_a_decoder_scores_as_well(tmp_path: Path) -> None:
 def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over() -> None:
     now = [0.0]
 
-    def way(name: str, seconds: float) -> Way:
+    def way(name: str, seconds: float, exact: bool = True, off: float = 0.0) -> Way:
         def forward(columns: object) -> np.ndarray:  # noqa: ARG001
             now[0] += seconds
-            return np.zeros((1, 1), np.float32)
+            return np.full((1, 1), off, np.float32)
 
-        return Way(name, True, 4, lambda: forward)
+        return Way(name, exact, 4, lambda: forward)
 
     def broken() -> Iterator[None]:
         message = "no such instruction"
         raise RuntimeError(message)
 
-    ways = [way("slow", 2.0), way("fast", 0.5), Way("broken", True, 4, broken), way("middle", 1.0)]  # type: ignore[arg-type]
-    best, _, said = fastest(ways, ["input_ids", "attention_mask"], lambda: now[0])
+    several = [way("slow", 2.0), way("fast", 0.5), Way("broken", True, 4, broken), way("middle", 1.0)]  # type: ignore[arg-type]
+    several += [way("off", 0.125, off=2e-4), way("near", 2.0, exact=False, off=0.5), way("close", 4.0, off=5e-5)]
+    best, _, said = fastest(several, ["input_ids", "attention_mask"], lambda: now[0], lambda vectors: vectors)
     assert best.name == "fast"
-    assert said == {"slow": 2.0, "fast": 8.0, "middle": 4.0, "broken": "RuntimeError: no such instruction"}
+    assert said == {
+        "slow": 2.0, "fast": 8.0, "middle": 4.0, "near": 2.0, "close": 1.0,
+        "broken": "RuntimeError: no such instruction", "off": "not exact: a logit differs by 2.0e-04",
+    }  # fmt: skip
+
+
+class Compiler:
+    """In the place of the one that GPUs have: it runs what it is given as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.compiled = self.ran = 0
+
+    def __call__(self, graph: Any, _inputs: Any, **_: object) -> Any:
+        self.compiled += 1
+
+        def run(*inputs: Any) -> Any:
+            self.ran += 1
+            return graph(*inputs)
+
+        return run
+
+
+def test_every_batch_that_a_compiled_way_may_be_given_has_a_shape_that_was_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two ways in one process: more shapes together than the eight after which torch compiles no more, unasked."""
+    compiler, compile = Compiler(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=compiler))
+    monkeypatch.setattr(ways, "_COMPILED_ROWS", 4)  # of as many pairs a batch takes long here
+    torch._dynamo.reset()
+    encoder, tokenizer = load_base("tiny", lambda: [" ".join(pair) for pair in PAIRS], 512, 0.0)
+    model, tokens = Model(encoder, ("click",), "mean").eval(), Tokens(tokenizer, 512)
+    compiled = [way for way in ways_of_gpu(model, 512) if way.compiled]
+    assert sum(len(way.widths) for way in compiled) == 12
+    for way in compiled:
+        compiler.compiled = compiler.ran = 0
+        forward = way.prepare()
+        run_through(way, forward, input_names(model))
+        assert compiler.compiled == compiler.ran == len(way.widths)
+        ran = 0
+        for words in (0, 9, 20, 50, 100, 140, 230, 400, 700):
+            for count in (1, 2, 3, 4, 5):
+                pairs = [Pair("red", " ".join(["shoe"] * (words + n))) for n in range(count)]
+                for batch in tokens.batches(pairs, way.batch, way.widths):
+                    assert forward(batch.columns).shape == (len(batch.rows), 128)
+                    ran += 1
+        assert compiler.ran == len(way.widths) + ran, "none ran as if nothing had been compiled"
+        assert compiler.compiled == len(way.widths)
+
+
+def test_a_compiled_way_is_among_the_exact_ones_and_gives_the_same_vectors(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=Compiler()))
+    monkeypatch.setattr(reader, "ways_of", lambda model, _, state: ways_of_gpu(model, state.max_tokens))
+    plain, compiled = (Engine(folder, "cpu", name) for name in ("torch float32", "torch.compile float32"))
+    np.testing.assert_allclose(compiled.logits(PAIRS), plain.logits(PAIRS), atol=1e-5)
+    timed = Engine(folder, "cpu", timer=perf_counter)
+    assert {name for name, said in timed.timings.items() if isinstance(said, float)} == {plain.way, compiled.way}
 
 
 @pytest.mark.parametrize("in_line", [False, True])

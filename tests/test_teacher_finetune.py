@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 import torch
 from transformers import (
     AutoModel,
+    BertConfig,
+    Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
@@ -28,13 +32,14 @@ from models.teacher import finetune as finetuning
 from models.teacher.encoded import Encoded
 from models.teacher.evaluate import evaluate
 from models.teacher.finetune import Source, finetune
-from models.teacher.model import load_teacher, predict
+from models.teacher.model import load_teacher, predict, reads_left_to_right
 from models.teacher.pretrain import pretrain
 from models.teacher.settings import FinetuneSettings, PretrainSettings
 from models.teacher.state import TeacherError, read_state
 from models.teacher.train import CHECKPOINT
 from models.teacher.translate import back_translate
 from models.teacher.vocabulary import train_tokenizer
+from tests.test_teacher_diagram import SVG, measured, points
 
 SOURCES = [Source("log.jsonl", 12, "abc")]
 THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
@@ -130,6 +135,23 @@ def test_the_folder_says_where_it_comes_from_and_when_its_data_ends(teacher: tup
     assert list((folder / "tensorboard").iterdir())
     assert not (folder / CHECKPOINT).exists()
     AutoModel.from_pretrained(folder)  # the encoder is transformers' own format
+
+
+def test_the_card_shows_how_well_each_head_is_calibrated(teacher: tuple[Path, dict[str, Any]]) -> None:
+    folder, card = teacher
+    assert "](calibration.svg)" in (folder / "card.md").read_text()
+    panels = fromstring((folder / "calibration.svg").read_text()).findall(f"{SVG}g")
+    for panel, head in zip(panels, card["heads"].values(), strict=True):
+        for when, table in (("before", "calibration_table_raw"), ("after", "calibration_table")):
+            assert np.array(points(panel, when)) == pytest.approx(np.array(measured(head[table])), abs=1e-4)
+
+
+def test_a_teacher_made_in_the_place_of_another_has_its_own_diagram(tmp_path: Path) -> None:
+    diagrams = []
+    for static in (False, True):
+        finetune(split(64), tmp_path, settings(epochs=1, static=static), SOURCES)
+        diagrams.append((tmp_path / "calibration.svg").read_text())
+    assert diagrams[0] != diagrams[1]
 
 
 def test_a_score_does_not_depend_on_what_else_is_in_the_batch(teacher: tuple[Path, dict[str, Any]]) -> None:
@@ -228,32 +250,75 @@ def test_training_stops_when_the_held_out_loss_rises(tmp_path: Path) -> None:
 def test_a_teacher_goes_on_from_a_teacher(tmp_path: Path, teacher: tuple[Path, dict[str, Any]]) -> None:
     how = settings(base=str(teacher[0]), epochs=1, learning_rate=1e-5)
     card = finetune(split(64), tmp_path, how, SOURCES)
+    assert pooling(tmp_path) == pooling(teacher[0]) == "mean"
     head = card["heads"]["click"]
     assert head["before_is"] == "the base's own head"
     assert head["before"]["auc"] == pytest.approx(teacher[1]["heads"]["click"]["after_calibrated"]["auc"])
     assert head["after_calibrated"]["auc"] == pytest.approx(head["before"]["auc"], abs=0.02)
 
 
-def test_a_decoder_is_a_teacher_too(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    made = train_tokenizer([text for pair in split().train.pairs for text in pair], 32)
+def decoder(folder: Path, texts: list[tuple[str, str]]) -> Path:
+    """A tiny model that reads from left to right, saved without a head."""
+    made = train_tokenizer([text for pair in texts for text in pair], 32)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, eos_token="[SEP]", unk_token="[UNK]")  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
-    config.architectures = ["LlamaForCausalLM"]
-    model = LlamaModel(config)
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    written = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(written | {"architectures": ["LlamaForCausalLM"]}))
-    card = finetune(split(), tmp_path / "out", settings(base=str(base)), SOURCES)
-    state = read_state(tmp_path / "out")
+    LlamaModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pooling(folder: Path) -> str:
+    state = read_state(folder)
     assert state is not None
-    assert state.pooling == "last"
+    return state.pooling
+
+
+def test_a_decoder_is_a_teacher_too_and_one_goes_on_from_it(tmp_path: Path) -> None:
+    base, out, on = decoder(tmp_path / "base", split().train.pairs), tmp_path / "out", tmp_path / "on"
+    card = finetune(split(), out, settings(base=str(base)), SOURCES)
+    assert pooling(out) == "last"
     assert card["heads"]["click"]["after_calibrated"]["auc"] > 0.75
+    goes_on = finetune(split(64), on, settings(base=str(out), epochs=1, learning_rate=1e-5), SOURCES)
+    assert pooling(on) == "last"
+    head = goes_on["heads"]["click"]
+    assert head["before_is"] == "the base's own head"
+    assert head["before"]["auc"] == pytest.approx(card["heads"]["click"]["after_calibrated"]["auc"])
+
+
+def test_a_teacher_that_reads_apart_is_a_base_of_its_kind(tmp_path: Path) -> None:
+    base, out, on = decoder(tmp_path / "base", split().train.pairs), tmp_path / "out", tmp_path / "on"
+    finetune(split(64), out, settings(base=str(base), epochs=1, towers=True), SOURCES)
+    assert pooling(out) == "towers"
+    finetune(split(64), on, settings(base=str(out), epochs=1), SOURCES)
+    assert pooling(on) == "last", "pairs are read as a decoder reads them"
+
+
+def test_a_decoder_is_pre_trained_as_one_even_where_a_teacher_was_made_of_it(tmp_path: Path) -> None:
+    texts = split(200).train.pairs
+    base, out = decoder(tmp_path / "base", texts), tmp_path / "out"
+    finetune(split(64), out, settings(base=str(base), epochs=1), SOURCES)
+    for n, folder in enumerate((base, out)):
+        how = PretrainSettings(base=str(folder), epochs=1, max_tokens=16, device="cpu")
+        assert pretrain(texts, tmp_path / str(n), how)["objective"] == "causal language model"
+
+
+@pytest.mark.parametrize(
+    ("config", "forward"),
+    [
+        (BertConfig(), False),
+        (BertConfig(is_decoder=True), True),
+        (GPT2Config(), True),
+        (LlamaConfig(), True),
+        (Gemma3TextConfig(use_bidirectional_attention=True), False),
+    ],
+    ids=lambda each: getattr(each, "model_type", ""),
+)
+def test_the_kind_of_a_model_says_whether_it_reads_from_left_to_right(config: Any, forward: bool) -> None:
+    assert reads_left_to_right(config) == forward
 
 
 def translator(folder: Path) -> Path:
@@ -293,9 +358,10 @@ def test_the_same_texts_give_the_same_vocabulary() -> None:
     assert train_tokenizer(texts, 16).get_vocab() == train_tokenizer(texts[::-1], 16).get_vocab()
 
 
-def test_a_base_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="neither minilm, tiny, small nor a folder"):
-        finetune(split(64), tmp_path, settings(base="nowhere"), SOURCES)
+def test_an_encoder_and_decoder_together_is_no_base(tmp_path: Path) -> None:
+    model = translator(tmp_path / "model")
+    with pytest.raises(TeacherError, match="t5 is an encoder and a decoder together; expected one of the two"):
+        finetune(split(64), tmp_path / "out", settings(base=str(model)), SOURCES)
 
 
 def test_pre_training_makes_a_base_that_knows_the_words(tmp_path: Path) -> None:

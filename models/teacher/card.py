@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from models.teacher.diagram import Panel, reliability
+
+_DIAGRAM = "calibration.svg"
 _METRICS = ("auc", "ne", "logloss", "calibration", "spearman", "ece")
 
 
@@ -28,8 +31,11 @@ def licence_of(base: Path | None) -> str:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write ``card.json`` and ``card.md``."""
+    """Write ``card.json``, ``card.md`` and the diagram that this shows, ``calibration.svg``."""
     write_json(folder, card)
+    heads = card["heads"].items()
+    panels = [Panel(name, head["calibration_table_raw"], head["calibration_table"]) for name, head in heads]
+    (folder / _DIAGRAM).write_text(reliability(panels), encoding="utf-8")
     (folder / "card.md").write_text(_markdown(card), encoding="utf-8")
 
 
@@ -76,6 +82,8 @@ def _markdown(card: dict[str, Any]) -> str:
         f"  calibrate, {data['test_examples']:,} to measure. Digest of those to train: `{data['digest']}`.",
         *(f"* Source: {source['name']}, {source['bytes']:,} bytes, `{source['digest']}`" for source in data["sources"]),
         f"* {training['steps']:,} steps; the weights are those of step {training['best_step']:,}.",
+        "",
+        f"![What was predicted against what happened, on the test part]({_DIAGRAM})",
     ]
     for name, head in card["heads"].items():
         lines += ["", f"## {name}", "", "| on the test part | " + " | ".join(_METRICS) + " |", "|---" * 7 + "|"]
@@ -85,11 +93,9 @@ def _markdown(card: dict[str, Any]) -> str:
         lines += ["", f"{head['after_calibrated'].get('labels', 0):,.0f} labels, "
                   f"{head['after_calibrated'].get('positives', 0):,.1f} positive. Calibration: p = "
                   f"1 / (1 + exp(-({head['scale']:.4f} z + {head['shift']:.4f}))).", "",
-                  "| labels | predicted | actual | |", "|---|---|---|---|"]  # fmt: skip
-        most = max((max(row["predicted"], row["actual"]) for row in head["calibration_table"]), default=1.0)
+                  "| labels | predicted | actual |", "|---|---|---|"]  # fmt: skip
         for row in head["calibration_table"]:
-            bar = "█" * round(30 * row["actual"] / most)
-            lines.append(f"| {row['labels']:,.0f} | {row['predicted']:.4f} | {row['actual']:.4f} | {bar} |")
+            lines.append(f"| {row['labels']:,.0f} | {row['predicted']:.4f} | {row['actual']:.4f} |")
     lines += ["", "## Settings", "", "```json", json.dumps(card["settings"], indent=2, ensure_ascii=False), "```", ""]
     return "\n".join(lines)
 

@@ -101,7 +101,8 @@ def finetune(
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
     )
-    pooling = STATIC if settings.static else TOWERS if settings.apart else pooling_of(encoder)
+    of_pairs = pooling_of(encoder, resolve_base(settings.base))
+    pooling = STATIC if settings.static else TOWERS if settings.apart else of_pairs
     parts = (train, split.validation, split.test)
     encoded: list[Encoded] = []
     if not settings.frozen:
@@ -302,6 +303,7 @@ def _after(
         # A score leaves the position out: how well text alone orders, and with it the only honest AUC of a teacher.
         "after_without_position": measure.metrics(calibrated, trials, positives, graded),
         "calibration_table": measure.calibration_table(calibrated + offset, trials, positives),
+        "calibration_table_raw": measure.calibration_table(z + offset, trials, positives),
     }
 
 

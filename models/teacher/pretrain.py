@@ -17,7 +17,7 @@ from models.teacher import card as cards
 from models.teacher import processes
 from models.teacher.data import DataError, Pairs
 from models.teacher.encoded import Encoded
-from models.teacher.model import Progress, device_of, load_base, pooling_of, predict_loss, resolve_base
+from models.teacher.model import Progress, device_of, load_base, predict_loss, reads_left_to_right, resolve_base
 from models.teacher.settings import PretrainSettings
 from models.teacher.state import TeacherError
 from models.teacher.train import CHECKPOINT, Trainer
@@ -58,7 +58,7 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     encoder, tokenizer = load_base(
         settings.base, lambda: [text for pair in pairs for text in pair], settings.max_tokens, settings.dropout
     )
-    causal = pooling_of(encoder) == "last"
+    causal = reads_left_to_right(encoder.config)
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     path = resolve_base(settings.base)
     if path is None:

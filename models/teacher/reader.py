@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.teacher.model import load_teacher
+from models.teacher.state import TOWERS
 from models.teacher.text import Pair
 from models.teacher.tokens import Tokens
-from models.teacher.ways import Timings, fastest, input_names, ways_of
+from models.teacher.ways import Timings, fastest, input_names, run_through, ways_of
 
 
 class ModelReader:
@@ -42,19 +43,28 @@ class ModelReader:
             self.weight, self.bias = linear.weight.numpy().copy(), linear.bias.numpy().copy()
         allowed = [
             way
-            for way in ways_of(model, folder, self.state.version)
+            for way in ways_of(model, folder, self.state)
             if ways == "any" or (ways == "exact" and way.exact) or way.name == ways
         ]
         self.timings: Timings = {}
+        columns = input_names(model)
         if timer is None or len(allowed) == 1:
             self._way, self._forward = allowed[0], allowed[0].prepare()
         else:
-            self._way, self._forward, self.timings = fastest(allowed, input_names(model), timer)
+            self._way, self._forward, self.timings = fastest(allowed, columns, timer, self._logits)
+        run_through(self._way, self._forward, columns)
         self.way = self._way.name
 
     def read(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the pooled vectors [N, D] of pairs."""
         out = np.zeros((len(pairs), self.weight.shape[1]))
-        for rows, columns in self._tokens.batches(pairs, self._way.batch, self._way.multiple):
+        for rows, columns in self._tokens.batches(pairs, self._way.batch, self._way.widths):
             out[rows] = self._forward(columns)
         return out
+
+    def _logits(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the heads say of vectors [B, D]; of texts read apart, of each and the next."""
+        if self.state.pooling == TOWERS:
+            unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = unit[1:] * unit[:-1]
+        return vectors @ self.weight.T

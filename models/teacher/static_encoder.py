@@ -69,7 +69,7 @@ class StaticEncoder(nn.Module):
     def settled(self) -> StaticEncoder:
         """Return an encoder whose table, float16, holds what was learned."""
         every = torch.arange(len(self.words), device=self.words.device)
-        return StaticEncoder(torch.cat([self._look_up(some).half() for some in every.split(_SETTLED_TOGETHER)]))
+        return StaticEncoder(torch.cat([self._look_up(some).half() for some in every.split(_SETTLED_TOGETHER)]))  # type: ignore[no-untyped-call]
 
 
 def static_encoder(encoder: Any, tokenizer: Any, training: Encoded) -> StaticEncoder:

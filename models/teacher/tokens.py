@@ -32,6 +32,14 @@ class _Layout(NamedTuple):
     typed: bool
 
 
+def padded(tokens: int, widths: Sequence[int]) -> int:
+    """Return the width of a batch whose longest text has so many tokens: the least of ``widths`` that holds it.
+
+    Widths ascend, and the last holds any text; where there are none, every width will do.
+    """
+    return next(width for width in widths if width >= tokens) if widths else tokens
+
+
 class Tokens:
     """A teacher's tokenizer for scoring: queries come again with each item, items with each slate.
 
@@ -50,7 +58,7 @@ class Tokens:
         self._known: dict[str, list[int]] = {}
         self._layout = self._find_layout()
 
-    def batches(self, pairs: Sequence[Pair], rows: int, multiple: int = 1) -> Iterator[Inputs]:
+    def batches(self, pairs: Sequence[Pair], rows: int, widths: Sequence[int] = ()) -> Iterator[Inputs]:
         """Yield the pairs in batches, longest first, each padded to its longest.
 
         Parameters
@@ -59,20 +67,20 @@ class Tokens:
             Texts.
         rows
             Pairs of a batch.
-        multiple
-            Widths are rounded up to it: fewer shapes for what compiles each.
+        widths
+            Tokens that a batch may have, if not any number; see `padded`.
         """
         encoded = self._encode(pairs)
         lengths = np.array([len(ids) for ids, _ in encoded], np.int64)
         order = np.argsort(-lengths, kind="stable")
         for start in range(0, len(order), rows):
             some = order[start : start + rows]
-            yield Inputs(some, self._padded([encoded[row] for row in some], lengths[some], multiple))
+            yield Inputs(some, self._padded([encoded[row] for row in some], lengths[some], widths))
 
     def _padded(
-        self, encoded: Sequence[tuple[list[int], list[int] | None]], lengths: NDArray[np.int64], multiple: int
+        self, encoded: Sequence[tuple[list[int], list[int] | None]], lengths: NDArray[np.int64], widths: Sequence[int]
     ) -> dict[str, NDArray[np.int64]]:
-        width = -(-max(1, int(lengths.max())) // multiple) * multiple
+        width = padded(max(1, int(lengths.max())), widths)
         mask = np.arange(width)[None, :] < lengths[:, None]
         columns = {"input_ids": np.full(mask.shape, self._pad, np.int64), "attention_mask": mask.astype(np.int64)}
         columns["input_ids"][mask] = np.concatenate([ids for ids, _ in encoded])

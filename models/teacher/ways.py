@@ -22,30 +22,37 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.teacher.model import Model
+from models.teacher.state import TeacherState
+from models.teacher.tokens import padded
 
 Columns: TypeAlias = Mapping[str, NDArray[np.int64]]
 Forward: TypeAlias = Callable[[Columns], NDArray[np.float32]]
 """From a batch, [B, L] each, to its pooled vectors [B, D]."""
 
-_TIMED_TOKENS = (16, 32)  # widths of the batches that are timed
+_TIMED_TOKENS = (16, 32)  # of the texts that are timed, where they may be so long
 _ROUNDS = 3
+_EXACT = 1e-4  # of a logit
+_COMPILED_ROWS = 64  # each pass has so many, filled up: as many as are scored together unless configured
+_MOST_COMPILED = 1 << 10  # shapes, of all teachers that a process has had
 
 
 class Way(NamedTuple):
     """One way to compute a model.
 
-    ``exact``: its logits are those of plain float32 within 1e-4. ``batch``: pairs of a forward pass. ``multiple``:
-    widths are rounded up to it. ``prepare`` is called once, before it is timed.
+    ``exact``: its logits are those of plain float32 within 1e-4. ``batch``: pairs of a forward pass at most.
+    ``prepare`` is called once, before it is timed. ``widths``: tokens that a batch is padded to, ascending, the last of
+    them those of the longest texts; none: to its longest. ``compiled``: for each of them.
     """
 
     name: str
     exact: bool
     batch: int
     prepare: Callable[[], Forward]
-    multiple: int = 1
+    widths: tuple[int, ...] = ()
+    compiled: bool = False
 
 
-def ways_of(model: Model, folder: Path, version: str) -> list[Way]:
+def ways_of(model: Model, folder: Path, state: TeacherState) -> list[Way]:
     """Return the ways there are for a model where it is.
 
     Parameters
@@ -54,72 +61,114 @@ def ways_of(model: Model, folder: Path, version: str) -> list[Way]:
         On its device, in evaluation mode.
     folder
         The teacher's; what is exported is kept in it, by version.
-    version
-        Of the weights.
+    state
+        The teacher's.
     """
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        half = Way("torch bfloat16", False, 256, lambda: _torch(_halved(model)), 8)
-        compiled = Way("torch.compile bfloat16", False, 256, lambda: _compiled(_halved(model)), 32)
-        return [Way("torch float32", True, 256, lambda: _torch(model), 8), half, compiled]
+    if next(model.parameters()).device.type == "cuda":
+        return ways_of_gpu(model, state.max_tokens)
     ways = [
         Way("torch float32", True, 16, lambda: _torch(model)),
         Way("torch bfloat16", False, 16, lambda: _torch(_halved(model))),
     ]
     if model.pooling != "last" and _has_onnx():  # encoders: exported decoders were never tried
-        exported = folder / f"onnx-{version}"
+        exported = folder / f"onnx-{state.version}"
         ways.append(Way("onnxruntime float32", True, 16, lambda: _onnx(_export(model, exported) / "model.onnx")))
         ways.append(Way("onnxruntime int8", False, 8, lambda: _onnx(_quantise(_export(model, exported)))))
     return ways
 
 
-def fastest(ways: Sequence[Way], columns: Sequence[str], timer: Callable[[], float]) -> tuple[Way, Forward, Timings]:
+def ways_of_gpu(model: Model, max_tokens: int) -> list[Way]:
+    """Return the ways of a GPU, where none of them has run yet: what is tested of them is tested on a CPU.
+
+    What is compiled is compiled for each shape, tens of seconds the first time: so there are few, one for each width,
+    and none that is not among them.
+    """
+    eights = (*range(8, max_tokens, 8), max_tokens)
+    doubled = (*(16 << n for n in range(16) if 16 << n < max_tokens), max_tokens)
+    return [
+        Way("torch float32", True, 256, lambda: _torch(model), eights),
+        Way("torch.compile float32", True, _COMPILED_ROWS, lambda: _compiled(model), doubled, True),
+        Way("torch bfloat16", False, 256, lambda: _torch(_halved(model)), eights),
+        Way("torch.compile bfloat16", False, _COMPILED_ROWS, lambda: _compiled(_halved(model)), doubled, True),
+    ]
+
+
+def fastest(
+    ways: Sequence[Way],
+    columns: Sequence[str],
+    timer: Callable[[], float],
+    logits: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> tuple[Way, Forward, Timings]:
     """Return the fastest way, ready, and the pairs a second of each.
 
-    A way that cannot be prepared or run on this machine is passed over; its figure is what it said.
+    A way that cannot be prepared or run on this machine is passed over, and so is one that is to be exact and is not;
+    its figure is why.
 
     Parameters
     ----------
     ways
-        To choose from; the first has to work.
+        To choose from; the first has to work, and exact is what agrees with it.
     columns
         What the model takes.
     timer
         Seconds, of any origin.
+    logits
+        What the heads make of vectors [B, D].
     """
     ready: list[tuple[Way, Forward]] = []
     said: Timings = {}
+    plain: list[NDArray[np.float32]] = []
     for way in ways:
         try:
             forward = way.prepare()
-            for width in _TIMED_TOKENS:
-                forward(_made_up(columns, way, width))  # compiles, allocates
+            found = [forward(_made_up(columns, way, tokens)) for tokens in _TIMED_TOKENS]  # compiles, allocates
         except Exception as error:
             if way is ways[0]:
                 raise
             said[way.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        plain = plain or found
+        difference = max(_difference(logits(one), logits(two)) for one, two in zip(found, plain, strict=True))
+        if way.exact and way is not ways[0] and not difference <= _EXACT:
+            said[way.name] = f"not exact: a logit differs by {difference:.1e}"
             continue
         ready.append((way, forward))
     seconds: dict[str, list[float]] = {way.name: [] for way, _ in ready}
     for _ in range(_ROUNDS):
         for way, forward in ready:
             begun = timer()
-            for width in _TIMED_TOKENS:
-                forward(_made_up(columns, way, width))
+            for tokens in _TIMED_TOKENS:
+                forward(_made_up(columns, way, tokens))
             seconds[way.name].append((timer() - begun) / (way.batch * len(_TIMED_TOKENS)))
     best = min(ready, key=lambda each: min(seconds[each[0].name]))
     said |= {name: 1.0 / max(min(each), 1e-9) for name, each in seconds.items()}
     return (*best, said)
 
 
+def run_through(way: Way, forward: Forward, columns: Sequence[str]) -> None:
+    """Compute a batch of each width that a way is compiled for: now, and not while pairs wait."""
+    for width in way.widths if way.compiled else ():
+        forward(_made_up(columns, way, width))
+
+
+def _difference(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
+    alike = min(len(one), len(two))
+    return float(np.abs(one[:alike] - two[:alike]).max())
+
+
 Timings: TypeAlias = dict[str, float | str]
 """Pairs a second of each way; of one that does not work here, why."""
 
 
-def _made_up(columns: Sequence[str], way: Way, width: int) -> dict[str, NDArray[np.int64]]:
-    width = -(-width // way.multiple) * way.multiple
-    values = {"input_ids": 5, "attention_mask": 1, "token_type_ids": 0}
-    return {name: np.full((way.batch, width), values[name], np.int64) for name in columns}
+def _made_up(columns: Sequence[str], way: Way, tokens: int) -> dict[str, NDArray[np.int64]]:
+    """A full batch of texts as long as that, if there may be such, and of some half as long."""
+    if way.widths:
+        tokens = min(tokens, way.widths[-1])
+    width = padded(tokens, way.widths)
+    lengths = np.where(np.arange(way.batch) % 2, max(1, tokens // 2), tokens)
+    mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+    values = {"input_ids": 5 * mask, "attention_mask": mask, "token_type_ids": 0 * mask}
+    return {name: values[name] for name in columns}
 
 
 def _torch(module: Model) -> Forward:
@@ -150,18 +199,23 @@ class _Vectors(nn.Module):
 
 
 def _compiled(model: Model) -> Forward:
-    """CUDA graphs of fixed shapes: batches that are not full are filled up."""
+    """CUDA graphs of fixed shapes: batches that are not full are filled up.
+
+    What cannot be compiled whole is an error here: left alone, it would run as if nothing had been compiled. So it was
+    for most shapes when there were more than eight: that many versions of a function are compiled, and the models of
+    all ways and of all teachers that a process has had share this one.
+    """
     device = next(model.parameters()).device
     names = input_names(model)
-    run = torch.compile(_Vectors(model, names), mode="reduce-overhead", dynamic=False)
+    run = torch.compile(_Vectors(model, names), mode="reduce-overhead", dynamic=False, fullgraph=True)
 
     @torch.inference_mode()
+    @torch._dynamo.config.patch(recompile_limit=_MOST_COMPILED, accumulated_recompile_limit=_MOST_COMPILED)
     def forward(columns: Columns) -> NDArray[np.float32]:
         n = len(columns["input_ids"])
-        rows = 1 << max(0, n - 1).bit_length()
-        filled = [np.concatenate([columns[name], columns[name][:1].repeat(rows - n, 0)]) for name in names]
-        vectors: NDArray[np.float32] = run(*(torch.from_numpy(each).to(device) for each in filled))[:n].cpu().numpy()
-        return vectors
+        filled = [np.concatenate([columns[name], columns[name][:1].repeat(_COMPILED_ROWS - n, 0)]) for name in names]
+        vectors = run(*(torch.from_numpy(each).to(device) for each in filled))[:n]
+        return np.asarray(vectors.float().cpu().numpy())
 
     return forward
 
