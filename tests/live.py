@@ -36,6 +36,25 @@ TOPIC_OF: dict[type, str] = {Impression: "impressions", Click: "clicks", Order: 
 NEVER_IDLE = 10**9
 """Milliseconds of ``idle_after``: the order in which topics are read then changes nothing."""
 
+TORCH = ("torch", "transformers", "peft", "tensorboard")
+LOOK_UP = ("safetensors", "tokenizers")
+"""What a static teacher needs."""
+
+_WITHOUT = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None  # an import of it fails from here on
+import stream.app, stream.learn, stream.replay, stream.teach, models.teacher.data, models.teacher.text
+from stream.cli import main
+main()
+"""
+HEFT = ("-m", "stream.cli")
+
+
+def heft_without(libraries: Sequence[str]) -> tuple[str, ...]:
+    """Arguments to Python that run heft where these libraries cannot be imported."""
+    return "-c", _WITHOUT, ",".join(libraries)
+
 
 def traffic(requests: int, seed: int) -> list[Event]:
     """Slates a second apart with clicks, orders and actions, then all topics far later."""
@@ -181,8 +200,8 @@ class Shop:
 
     # ---------------------------------------------------------------- workers
 
-    def worker(self, *stages: str, accept_loss: bool = False) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(self._write_config())]
+    def worker(self, *stages: str, accept_loss: bool = False, heft: Sequence[str] = HEFT) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *heft, "worker", "--config", str(self._write_config())]
         command += ["--stages", ",".join(stages)] if stages else []
         command += ["--accept-loss"] if accept_loss else []
         with self._output(len(self.workers)).open("wb") as output:
