@@ -36,6 +36,25 @@ TOPIC_OF: dict[type, str] = {Impression: "impressions", Click: "clicks", Order: 
 NEVER_IDLE = 10**9
 """Milliseconds of ``idle_after``: the order in which topics are read then changes nothing."""
 
+TORCH = ("torch", "transformers", "peft", "tensorboard")
+LOOK_UP = ("safetensors", "tokenizers")
+"""What a static teacher needs."""
+
+_WITHOUT = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None  # an import of it fails from here on
+import stream.app, stream.learn, stream.replay, stream.teach, models.teacher.data, models.teacher.text
+from stream.cli import main
+main()
+"""
+HEFT = ("-m", "stream.cli")
+
+
+def heft_without(libraries: Sequence[str]) -> tuple[str, ...]:
+    """Arguments to Python that run heft where these libraries cannot be imported."""
+    return "-c", _WITHOUT, ",".join(libraries)
+
 
 def traffic(requests: int, seed: int) -> list[Event]:
     """Slates a second apart with clicks, orders and actions, then all topics far later."""
@@ -62,6 +81,12 @@ def closing(at: int, of: str = "last") -> list[Event]:
         log += [impression(user, user, at), click(f"none-{user}", "a", user, at)]
         log += [order(user, "a", user, at), action("a", user, at)]
     return log
+
+
+def learned_late(seen: dict[str, float]) -> float:
+    """Messages that were learned more than ten seconds after they were due, of what a worker exports."""
+    learned = 'heft_stage_delay_seconds_{}{{{}stage="learn"}}'
+    return seen.get(learned.format("count", ""), 0.0) - seen.get(learned.format("bucket", 'le="10.0",'), 0.0)
 
 
 class Shop:
@@ -175,8 +200,8 @@ class Shop:
 
     # ---------------------------------------------------------------- workers
 
-    def worker(self, *stages: str, accept_loss: bool = False) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "stream.cli", "worker", "--config", str(self._write_config())]
+    def worker(self, *stages: str, accept_loss: bool = False, heft: Sequence[str] = HEFT) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *heft, "worker", "--config", str(self._write_config())]
         command += ["--stages", ",".join(stages)] if stages else []
         command += ["--accept-loss"] if accept_loss else []
         with self._output(len(self.workers)).open("wb") as output:
@@ -323,6 +348,12 @@ class Shop:
         """The joiner of the newest snapshot."""
         return Joiner.restore(JoinConfig(**self.join), INPUTS, self.latest(f"join-{source}")[0]["joiner"])
 
+    def each_has_one_fate(self, source: int = 0) -> bool:
+        """Whether the fates of events and those still pending add up to what was published."""
+        joiner = self.joiner(source)
+        fates = sum(sum(by_fate.values()) for by_fate in joiner.fates.values())
+        return fates + joiner.pending == sum(len(self.published[topic][source]) for topic in INPUTS)
+
     def ends_well(self, *workers: subprocess.Popen[bytes]) -> None:
         """Let the workers finish and stop; then compare everything with the pure stages."""
         sources = range(self.partitions)
@@ -333,11 +364,7 @@ class Shop:
         assert [self.scored(n) for n in sources] == [self.pure(n) for n in sources]
         learner = self.learned()
         assert learner.digest() == self.relearned()
-        for n in sources:
-            joiner = self.joiner(n)
-            fates = sum(sum(by_fate.values()) for by_fate in joiner.fates.values())
-            came = sum(len(self.published[topic][n]) for topic in INPUTS)
-            assert fates + joiner.pending == came, "every event has exactly one fate"
+        assert all(self.each_has_one_fate(n) for n in sources)
         if self.partitions == 1 and self.join.get("idle_after_ms") == NEVER_IDLE:
             expected, alone = self.undisturbed(), Learner(self.config.learner)
             for record in expected:

@@ -314,6 +314,24 @@ def test_a_taught_learner_cut_anywhere_and_resumed_is_the_same(on_time: bool) ->
         assert resumed.digest() == straight.digest()
 
 
+def test_a_learner_whose_teacher_is_in_use_is_the_same_learned_again_or_cut_and_resumed() -> None:
+    plain, _ = joined([*traffic(4_000, seed=3), *crowd(3 * DAY)])
+    cuts = [len(plain) * n // 20 for n in (0, 10, 15, 19, 20)]
+    other = f"other@{T0}"  # in shadow from the second cut on
+    records = [*scored(plain[: cuts[2]]), *scored(plain[cuts[2] :], version=other)]
+    straight, resumed = learned(records, TAUGHT), Learner(TAUGHT)
+    for births, (start, end) in zip((0, 0, 1, 1), pairwise(cuts), strict=True):
+        assert resumed.click.reference is not None
+        assert resumed.click.reference.births == births
+        resumed = restored(resumed)
+        for record in records[start:end]:
+            resumed.apply(0, record)
+    assert resumed.digest() == straight.digest()
+    assert learned(records, TAUGHT).digest() == straight.digest()
+    assert straight.click.reference is not None
+    assert straight.click.reference.version == VERSION
+
+
 def test_scores_change_nothing_of_uniform_and_reach_the_policies_that_read_them() -> None:
     plain, taught = learned(RECORDS), learned(scored(RECORDS), TAUGHT)
     for head, other in ((plain.click, taught.click), (plain.order, taught.order)):

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -22,39 +20,19 @@ from models.sample import Closed, ReferenceScore
 from stream.broker import running_broker
 from stream.events import Event
 from tests.builders import HOUR, MINUTE, SECOND, click, impression
-from tests.live import NEVER_IDLE, ROOT, Shop, closing
+from tests.live import NEVER_IDLE, Shop, closing, learned_late
+from tests.scorer import Scorer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 HANG_SECONDS = float(os.environ.get("HEFT_TEST_HANG_SECONDS", "3"))  # noqa: TID251
 PHASE = 30 * MINUTE
 SLATES = 60
+ITEMS = 3 * SLATES
+CROWD = 24
+"""Slates of `closing`, whose items have no text: all are the same pair, known from the first phase on."""
 PAIRS_SCORED = 'heft_teacher_pairs_total{what="scored"}'
-
-
-class Scorer:
-    """A teacher's server, made to misbehave."""
-
-    def __init__(self, folder: Path) -> None:
-        self.orders, self.output = folder / "orders.json", folder / "answered"
-        self.port = 0
-        self.told(version="v1@0")
-        self.start()
-
-    def told(self, **orders: object) -> None:
-        part = self.orders.with_suffix(".part")
-        part.write_text(json.dumps(orders), encoding="utf-8")
-        part.replace(self.orders)
-
-    def start(self) -> None:
-        command = [sys.executable, str(ROOT / "tests" / "scorer.py"), str(self.port), str(self.orders)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+FAILED = 'heft_teacher_failures_total{reason="failed"}'
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +43,34 @@ def bootstrap() -> Iterator[str]:
 
 @pytest.fixture
 def scorer(tmp_path: Path) -> Iterator[Scorer]:
-    scorer = Scorer(tmp_path)
+    scorer = Scorer(tmp_path, version="v1@0")
     yield scorer
     scorer.kill()
 
 
 @pytest.fixture
 def shop(bootstrap: str, tmp_path: Path, scorer: Scorer) -> Iterator[Shop]:
-    teacher = {"url": f"http://127.0.0.1:{scorer.port}", "template": "{query} | {item.text}", "timeout": "1s"}
+    teacher = {"url": scorer.url, "template": "{query} | {item.text}", "timeout": "1s"}
     shop = Shop(bootstrap, tmp_path, f"shop-{uuid4().hex[:8]}", teacher=teacher, session="3s", idle_after_ms=NEVER_IDLE)
     yield shop
     shop.close()
 
 
-def slates(phase: int) -> list[Event]:
-    """A minute of slates that nobody has seen before, some clicked, and what moves the stream past them."""
+def slates(phase: int, first_item_of: int | None = None) -> list[Event]:
+    """A minute of slates that nobody has seen before, some clicked, and what moves the stream past them.
+
+    With ``first_item_of`` another phase: the first item of each was asked for then, with the same query.
+    """
     log: list[Event] = []
+    of = phase if first_item_of is None else first_item_of
     for n in range(SLATES):
         request, user, at = f"p{phase}-{n}", f"u{n}", phase * PHASE + n * SECOND
-        shown = impression(request, user, at, query=f"query {phase} {n % 7}")
-        items = [msgspec.structs.replace(item, text=f"{item.item_id} {phase} {n}") for item in shown.items]
+        shown = impression(request, user, at, query=f"query {of} {n % 7}")
+        phases = (of, phase, phase)
+        items = [
+            msgspec.structs.replace(item, text=f"{item.item_id} {its} {n}")
+            for item, its in zip(shown.items, phases, strict=True)
+        ]
         log.append(msgspec.structs.replace(shown, items=items))
         if n % 3 == 0:
             log.append(click(request, "abc"[n % 3], user, at + SECOND))
@@ -100,71 +86,106 @@ def shown(shop: Shop, phase: int) -> bool:
     return sum(record.key[2].startswith(f"p{phase}-") for record in shop.scored() if record.key[1] == 0) == SLATES
 
 
-def scores(shop: Shop, phase: int) -> list[ReferenceScore]:
-    """The scores that came when the slates of a phase closed; waits until they have."""
+def slates_closed(shop: Shop, phase: int) -> list[Closed]:
+    """The slates of a phase as they closed, with the scores that came, then the crowd's; waits until they have."""
 
     def closed() -> list[Closed]:
         all_ = [record for record in shop.with_scores() if isinstance(record, Closed)]
-        found = [record for record in all_ if record.request_id.startswith(f"p{phase}-")]
-        return found if len(found) == SLATES else []
+        found = [record for record in all_ if record.request_id.startswith((f"p{phase}-", f"shown{phase}-"))]
+        return found if len(found) == SLATES + CROWD else []
 
     records: list[Closed] = shop.until(closed)
+    return records
+
+
+def scores_of(records: list[Closed]) -> list[ReferenceScore]:
     return [score for record in records for score in record.scores]
 
 
 def test_learning_goes_on_whatever_the_teacher_does(shop: Shop, scorer: Scorer) -> None:
     worker, phases = shop.worker(), count(1)
 
+    def scraped() -> dict[str, float]:
+        seen: dict[str, float] = shop.until(lambda: shop.scraped(worker))
+        return seen
+
     def counted(name: str) -> float:
-        return shop.scraped(worker).get(name, 0.0)
+        return scraped().get(name, 0.0)
 
-    def late() -> float:
-        """Messages that were learned more than ten seconds after they were due."""
-        learned, seen = 'heft_stage_delay_seconds_{}{{{}stage="learn"}}', shop.scraped(worker)  # both of one moment
-        return seen.get(learned.format("count", ""), 0.0) - seen.get(learned.format("bucket", 'le="10.0",'), 0.0)
+    def missing() -> Counter[str]:
+        """Items that went on without a score, by reason."""
+        name = 'heft_scores_missing_total{reason="'
+        found = {key.removeprefix(name)[:-2]: int(n) for key, n in scraped().items() if key.startswith(name)}
+        return Counter({reason: n for reason, n in found.items() if n})
 
-    def scored_after(reached: Callable[[], bool], seconds: float = 60.0) -> list[ReferenceScore]:
-        """Show a minute of slates, wait, close them, and return the scores that came with them."""
-        phase = next(phases)
-        shop.publish(slates(phase))
-        shop.until(lambda: shown(shop, phase) and reached(), seconds)
+    def closed_after(
+        reached: Callable[[], bool], log: Callable[[int], list[Event]] = slates
+    ) -> tuple[list[Closed], Counter[str]]:
+        """Show a minute of slates, wait, close them; return them, and why items had no score, each counted once."""
+        phase, before = next(phases), missing()
+        shop.publish(log(phase))
+        shop.until(lambda: shown(shop, phase) and reached())
         shop.publish(ends(phase))
-        return scores(shop, phase)
+        records, reasons = slates_closed(shop, phase), missing() - before
+        assert len(scores_of(records)) + reasons.total() == 3 * len(records), "a score, or one reason why there is none"
+        return records[:SLATES], reasons
+
+    shop.until(lambda: shop.scraped(worker), 180.0)  # a fresh clone compiles first
 
     # It works.
-    first = scored_after(lambda: counted(PAIRS_SCORED) >= 3 * SLATES)
-    assert len(first) == 3 * SLATES
-    assert {score.version for score in first} == {"v1@0"}
+    shop.publish(closing(PHASE - MINUTE, "first"))
+    records, _ = closed_after(lambda: counted(PAIRS_SCORED) >= ITEMS + 1)
+    assert Counter(score.version for score in scores_of(records)) == {"v1@0": ITEMS}
 
-    late_at_start = late()  # what was published while the worker started
+    late_at_start = learned_late(scraped())  # what was published while the worker started
 
     # It is killed.
     scorer.kill()
-    assert scored_after(lambda: counted('heft_teacher_failures_total{reason="failed"}') > 0) == []
-    shop.until(lambda: counted('heft_scores_missing_total{reason="failed"}') == 3 * SLATES)
+    records, dead = closed_after(lambda: counted(FAILED) > 0)
+    assert scores_of(records) == []
+    assert dead["failed"] > 0
+    assert set(dead) <= {"failed", "asked", "waiting"}
 
     # It hangs.
     scorer.told(version="v1@0", seconds=HANG_SECONDS)
     scorer.start()
     timeouts = 'heft_teacher_failures_total{reason="timeout"}'
-    assert scored_after(lambda: counted(timeouts) > 0) == []
+    records, hanging = closed_after(lambda: counted(timeouts) > 0)
     end = time.monotonic() + HANG_SECONDS
     while time.monotonic() < end:
-        assert scored_after(lambda: True) == []
+        more, reasons = closed_after(lambda: True)
+        records, hanging = records + more, hanging + reasons
+    assert scores_of(records) == []
+    assert hanging.total() == 3 * len(records)
+    assert hanging["timeout"] > 0
+    assert set(hanging) <= {"timeout", "asked", "waiting"}
 
     # It is ten times slower, then answers no numbers.
     scorer.told(version="v1@0", seconds=0.3)
-    assert len(scored_after(lambda: counted("heft_teacher_waiting_pairs") == 0)) <= 3 * SLATES
+    records, slow = closed_after(lambda: counted("heft_teacher_waiting_pairs") == 0)
+    assert {score.version for score in scores_of(records)} == {"v1@0"}
+    assert set(slow) <= {"asked", "timeout"}, "in hand when their slates closed"
     scorer.told(version="v1@0", nan=True)
-    assert scored_after(lambda: counted('heft_teacher_pairs_total{what="not_finite"}') >= 3 * SLATES) == []
-    shop.until(lambda: counted('heft_scores_missing_total{reason="not_finite"}') == 3 * SLATES)
+    not_finite = 'heft_teacher_pairs_total{what="not_finite"}'
+    assert closed_after(lambda: counted(not_finite) >= ITEMS)[1] == {"not_finite": ITEMS}
 
-    # Another version takes its place.
+    # It works again, and is killed while slates are open whose first items it has scored; another version comes back.
     before = counted(PAIRS_SCORED)
-    scorer.told(version="v2@0")
-    assert {score.version for score in scored_after(lambda: counted(PAIRS_SCORED) >= before + 3 * SLATES)} == {"v2@0"}
+    scorer.told(version="v1@0")
+    closed_after(lambda: counted(PAIRS_SCORED) >= before + ITEMS)
+    scorer.kill()
+    failed, before = counted(FAILED), counted(PAIRS_SCORED)
 
-    assert late() == late_at_start, "nothing waited"
+    def exchanged() -> bool:
+        if counted(FAILED) > failed and scorer.process.poll() is not None:
+            scorer.told(version="v2@0")
+            scorer.start()
+        return counted(PAIRS_SCORED) >= before + 2 * SLATES
+
+    records, _ = closed_after(exchanged, lambda phase: slates(phase, first_item_of=phase - 1))
+    assert {tuple(score.version for score in record.scores) for record in records} == {("v1@0", "v2@0", "v2@0")}
+
+    assert learned_late(scraped()) == late_at_start, "nothing waited"
     shop.publish(closing(next(phases) * PHASE + 30 * HOUR))
     shop.ends_well(worker)
 
@@ -177,8 +198,8 @@ def test_after_a_crash_the_scores_of_open_slates_are_asked_for_again(shop: Shop)
     first.kill()
     first.wait()
     second = shop.worker()
-    shop.until(lambda: shop.scraped(second).get(PAIRS_SCORED, 0.0) >= 3 * SLATES)
+    shop.until(lambda: shop.scraped(second).get(PAIRS_SCORED, 0.0) >= ITEMS)
     shop.publish(ends(1))
-    assert len(scores(shop, 1)) == 3 * SLATES
+    assert len(scores_of(slates_closed(shop, 1)[:SLATES])) == ITEMS
     shop.publish(closing(40 * HOUR))
     shop.ends_well(second)

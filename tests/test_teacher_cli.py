@@ -19,19 +19,9 @@ from models.sample import Item
 from stream.cli import app
 from stream.events import Event, Impression, encode
 from tests.builders import HOUR, MINUTE, SECOND, T0, click, crowd, order
+from tests.live import LOOK_UP, TORCH, heft_without
 
 DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
-
-TORCH = ("torch", "transformers", "peft", "tensorboard")
-LOOK_UP = ("safetensors", "tokenizers")
-WITHOUT = """
-import sys
-for name in sys.argv.pop(1).split(","):
-    sys.modules[name] = None  # an import of it fails from here on
-import stream.app, stream.learn, stream.replay, stream.teach, models.teacher.data, models.teacher.text
-from stream.cli import main
-main()
-"""
 
 
 def run(*arguments: str | Path) -> str:
@@ -41,7 +31,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def without(libraries: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT, ",".join(libraries), *arguments]
+    command = [sys.executable, *heft_without(libraries), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -228,7 +228,8 @@ def test_a_thread_with_nothing_to_score_lets_the_teacher_look() -> None:
 
 
 def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:
-    from tests.test_teacher_cli import TORCH, without
+    from tests.live import TORCH
+    from tests.test_teacher_cli import without
 
     save(tmp_path, version="other")  # so that it ends: with what it would serve, not with what it lacks
     done = without(TORCH, "teacher", "serve", "--model", str(tmp_path), "--port", "0")
@@ -237,7 +238,8 @@ def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:
 
 def test_a_replay_scores_with_it_where_torch_is_not_installed(tmp_path: Path) -> None:
     from stream.events import encode
-    from tests.test_teacher_cli import TORCH, events, without
+    from tests.live import TORCH
+    from tests.test_teacher_cli import events, without
 
     log = tmp_path / "log.jsonl"
     log.write_bytes(b"".join(encode(event) + b"\n" for event in events()))

@@ -13,7 +13,7 @@ from stream import snapshots
 from stream.broker import running_broker
 from stream.events import Order
 from stream.snapshot import SnapshotError, SnapshotStore
-from tests.live import NEVER_IDLE, Shop, traffic
+from tests.live import LOOK_UP, NEVER_IDLE, TORCH, Shop, heft_without, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -96,3 +96,13 @@ def test_learning_again_from_one_snapshot_gives_a_later_one(shop: Shop) -> None:
     assert len(again) == 32
     with pytest.raises(SnapshotError, match="an older and a newer"):
         snapshots.verify(shop.folder / "heft.toml", last.file, first.file, lambda _: None)
+
+
+@pytest.mark.parametrize("shop", [{"session": "3s", "teacher": {"model": "on-another-host"}}], indirect=True)
+def test_a_worker_that_joins_and_learns_needs_nothing_of_its_shops_teacher(shop: Shop) -> None:
+    shop.publish(traffic(20, seed=6))
+    worker = shop.worker("join", "learn", heft=heft_without((*TORCH, *LOOK_UP)))
+    shop.until(lambda: shop.joined_all())
+    shop.append("scored", *shop.read("samples"))
+    shop.until(lambda: shop.scraped(worker).get('heft_samples_total{shard="0"}', 0.0) >= 60)
+    shop.stop(worker)
