@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models import exact
 from models.policies import Input
@@ -51,7 +52,6 @@ PATIENCE_SECONDS = 0.5
 
 WORSE = 0.002
 """How much more than `uniform` the mixture may lose."""
-
 
 FAULTS = ("killed", "hanging", "ten times slower", "no numbers", "exchanged")
 
@@ -115,7 +115,7 @@ class Again:
         seen = outcome.vectors.seen
         p = np.clip(outcome.shown.p[seen].astype(np.float64)[:, [0, -1]], exact.LEAST_P, 1.0 - exact.LEAST_P)
 
-        def losses(y: np.ndarray) -> tuple[float, float]:
+        def losses(y: NDArray[np.float64]) -> tuple[float, float]:
             uniform, mixture = -(y @ np.log(p) + (1.0 - y) @ np.log1p(-p))
             return float(uniform), float(mixture)
 
