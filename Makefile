@@ -23,7 +23,7 @@ demo: $(TEACHER_READY)  ## a simulated shop, a broker, a worker and its teacher;
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY)  ## format, lint, types, import contracts, tests: what CI runs
+check: $(READY)  ## format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check $(WHAT)
 	$(BIN)/ruff check $(WHAT)
 	$(BIN)/mypy
