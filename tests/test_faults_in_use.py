@@ -312,6 +312,8 @@ def test_what_is_served_is_as_good_as_uniform_in_every_fault_and_the_hour_after(
             worse.append(again.worse(f"{name}, and the hour after", begins[name], begins[after] + HOUR))
     worse.append(again.worse("from the first fault to the end", begins["killed"], begins["end"]))
     assert len(worse) == 2 * len(FAULTS) + 1
+    for hour, at_ms in enumerate(range(begins["exchanged"], begins["end"] - HOUR, HOUR), start=1):
+        worse.append(again.worse(f"hour {hour} of the other teacher", at_ms, at_ms + HOUR))
     assert max(worse) <= WORSE
 
 
