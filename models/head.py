@@ -109,7 +109,7 @@ class Head:
         """Return what could be served now, ``told`` being what the teacher had said in time; changes nothing."""
         inputs = _NOTHING
         if self.reference is not None and told:
-            scores = self.reference.of(told, len(vectors))
+            scores = self.reference.of(told)
             why = self.reference.why(scores, vectors.at_ms)
             inputs = self.reference.inputs(scores.logits(self._label), why)
         q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
@@ -211,7 +211,7 @@ class Head:
             q = np.zeros((n, len(self.policies)))
         r, why = np.full(n, np.nan), np.full(n, Missing.ABSENT, np.uint8)
         if self.reference is not None and told:
-            scores = self.reference.of(told, n)
+            scores = self.reference.of(told)
             why = self.reference.why(scores, vectors.at_ms)
             r = self.reference.probability(scores.logits(self._label), vectors.positions, surface)
             r[(why != Missing.PRESENT) & (why != Missing.LATE)] = np.nan

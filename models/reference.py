@@ -68,15 +68,15 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
     version: str
     """Digest of the teacher, ``@``, and the time its data ends, in milliseconds; empty: nothing was said."""
     click: NDArray[np.float64]
-    """Logits of a click [n]; NaN where missing."""
+    """Logits of a click [n], within 15 of 0; NaN where missing."""
     order: NDArray[np.float64]
     """Logits of an order after a click [n]; NaN where missing."""
     missing: NDArray[np.uint8]
     """`Missing` [n]: present, absent, late, or of another version."""
 
     @classmethod
-    def none(cls, n: int, version: str = "") -> Scores:
-        """Return what is known of n items that nothing was said of."""
+    def none(cls, n: int, version: str) -> Scores:
+        """Return what is known of n items that a version said nothing of."""
         nothing = np.full(n, np.nan)
         return cls(version, nothing, nothing, np.full(n, Missing.ABSENT, np.uint8))
 
@@ -87,8 +87,8 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
             row = rows.get(item_hash(score.item_id))
             if row is None or missing[row] == Missing.PRESENT:
                 continue
-            click[row] = score.logit_256 / 256.0
-            order[row] = np.nan if score.order_256 is None else score.order_256 / 256.0
+            click[row] = _logit(score.logit_256)
+            order[row] = np.nan if score.order_256 is None else _logit(score.order_256)
             missing[row] = as_
         return Scores(self.version, click, order, missing)
 
@@ -104,6 +104,10 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
     def state(self) -> tuple[Any, ...]:
         """Return a string and arrays; ``Scores(*state)`` is the same again."""
         return self.version, self.click, self.order, self.missing
+
+
+def _logit(steps: int) -> float:
+    return min(max(steps / 256.0, -_MOST_LOGIT), _MOST_LOGIT)
 
 
 Told: TypeAlias = tuple[Scores, ...]
@@ -221,17 +225,13 @@ class Reference:
         """The a of sigmoid(a z + ...) of the version in use: near 0, the teacher tells nothing here."""
         return self._current.slope
 
-    def of(self, told: Told, n: int) -> Scores:
-        """Return what the version in use said of a slate of n items; or what another said, which `why` refuses."""
-        if not told:
-            return Scores.none(n)
-        mine = next((scores for scores in told if scores.version == self.version), None)
-        if mine is None:
-            return told[-1]
-        missing = mine.missing
-        for other in told:
-            said = (missing == Missing.ABSENT) & (other.missing != Missing.ABSENT)
-            missing = np.where(said, np.uint8(Missing.OTHER_VERSION), missing)
+    def of(self, told: Told) -> Scores:
+        """Return what the version in use said of a slate, of which something was; or another, which `why` refuses."""
+        mine = next((scores for scores in told if scores.version == self.version), told[-1])
+        if len(told) == 1 or mine.version != self.version:
+            return mine
+        said = np.any([scores.missing != Missing.ABSENT for scores in told], axis=0)
+        missing = np.where(said & (mine.missing == Missing.ABSENT), np.uint8(Missing.OTHER_VERSION), mine.missing)
         return Scores(mine.version, mine.click, mine.order, missing)
 
     def why(self, scores: Scores, at_ms: int) -> NDArray[np.uint8]:
@@ -251,13 +251,11 @@ class Reference:
         Slope and centre are those with which the version took over, so that a number means the same from then on.
         """
         usable = (why == Missing.PRESENT) & (self.births > 0)
-        said = z.clip(-_MOST_LOGIT, _MOST_LOGIT)
-        return np.where(usable, self._slope * (said - self._centre) / self.unit, np.nan).astype(np.float32)
+        return np.where(usable, self._slope * (z - self._centre) / self.unit, np.nan).astype(np.float32)
 
     def probability(self, z: NDArray[np.float64], positions: NDArray[np.uint16], surface: str) -> NDArray[np.float64]:
         """Return r [n] of logits [n]; NaN where there is none."""
-        said = z.clip(-_MOST_LOGIT, _MOST_LOGIT)
-        return np.asarray(_probability(self._current.theta, said, positions, self._surfaces.place(surface)))
+        return np.asarray(_probability(self._current.theta, z, positions, self._surfaces.place(surface)))
 
     def learn(
         self,
@@ -284,9 +282,9 @@ class Reference:
         """
         place = self._surfaces.place(surface)
         heard = [scores for scores in told if at_ms > data_ends_ms(scores.version)]
+        versions = {scores.version for scores in heard}
         for scores in heard:
-            which = self._calibration(scores.version, {each.version for each in heard})
-            z = scores.logits(self._label).clip(-_MOST_LOGIT, _MOST_LOGIT)
+            which, z = self._calibration(scores.version, versions), scores.logits(self._label)
             _learn(which.theta, which.covariance, which.moments, z, labels, learned, positions, place)
         for scores in reversed(heard):  # the newest first
             if scores.version in self._coming and self._settled(self._coming[scores.version]):

@@ -84,11 +84,11 @@ def test_two_versions_in_one_slate_are_kept_apart() -> None:
     assert versions_of(told) == [VERSION, NEW]
     reference = Reference()
     teach(reference, SETTLED)
-    mine = reference.of(told, 4)
+    mine = reference.of(told)
     assert mine.version == VERSION
     assert mine.missing.tolist() == [Missing.PRESENT, Missing.OTHER_VERSION, Missing.ABSENT, Missing.ABSENT]
     teach(reference, SETTLED, versions=(NEW,))
-    mine = reference.of(told, 4)
+    mine = reference.of(told)
     assert mine.version == NEW
     assert mine.missing.tolist() == [Missing.OTHER_VERSION, Missing.LATE, Missing.ABSENT, Missing.ABSENT]
 
@@ -229,8 +229,7 @@ def test_one_absurd_logit_bends_nothing() -> None:
     reference = Reference()
     teach(reference, 12_000)
     before = reference.slope
-    z = np.array([1_000.0, np.nan, np.nan, np.nan])
-    told = (Scores(VERSION, z, z, np.array([0, 1, 1, 1], np.uint8)),)
+    told = told_in_time(ITEMS, [score("a", 1_000.0)])
     reference.learn(told, np.zeros(4, np.uint8), SEEN, PLACES, "search", AFTER)
     assert reference.slope == pytest.approx(before, rel=0.05)
 

@@ -35,6 +35,9 @@ FEWEST_QUERIES = 50
 Pairs = list[tuple[str, str]]
 
 
+_NOTHING_CLOSED = "the log has no slate whose click window has ended"
+
+
 class DataError(ValueError):
     """Data that no teacher can be trained on or measured with; the message says what is missing and where."""
 
@@ -208,8 +211,7 @@ class Log:
     def _known(self) -> NDArray[np.int64]:
         known = np.sort(np.array([row.known_ms for row in self._rows if row.head == 0], np.int64))
         if not len(known):
-            msg = "the log has no slate whose click window has ended"
-            raise DataError(msg)
+            raise DataError(_NOTHING_CLOSED)
         return known
 
     def time_at(self, share: float) -> int:
@@ -342,8 +344,7 @@ def base_rates(rows: Iterable[_Row]) -> BaseRates:
             of_surface = counts.setdefault(row.surface, np.zeros((2, _MOST_POSITIONS)))
             of_surface[:, min(row.position, _MOST_POSITIONS - 1)] += (1.0, row.label)
     if not counts:
-        msg = "the log has no slate whose click window has ended"
-        raise DataError(msg)
+        raise DataError(_NOTHING_CLOSED)
     shows, clicks = np.sum([each.sum(1) for each in counts.values()], axis=0)
     overall = clicks / shows
     surfaces = {}
