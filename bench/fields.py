@@ -1,4 +1,4 @@
-"""heft's fields in plain Python, as strings: what the peers see of a slate, by the definitions of `models.features`.
+"""heft's fields in plain Python, as strings: what the peers see of a slate, as defined there (`models.features`).
 
 Written to be fast as Python goes: what belongs to the slate is computed once for all its rows, words are remembered by
 text, and only the fields that some feature reads are computed. A *term* is what a declared feature names: a field, or

@@ -15,12 +15,12 @@ from time import sleep, time  # noqa: TID251 - a benchmark is a shell: it asks t
 import msgspec
 
 from bench.worker import Delays, best_kind, cluster
-from models.sample import Slate
-from stream.demo import running_worker
-from stream.events import Click
-from stream.log import read_lines
-from stream.metrics import Seen
-from stream.publish import Publisher
+from heft.models.records import Slate
+from heft.stream.demo.run import running_worker
+from heft.stream.events.log import read_lines
+from heft.stream.events.wire import Click
+from heft.stream.kafka.publish import Publisher
+from heft.stream.observe.exporter import Seen
 
 SLATES_A_SECOND = 300
 _WARM_SECONDS = 30

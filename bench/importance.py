@@ -17,16 +17,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models import exact, policies
-from models.ranker import Arm, RankerConfig
-from models.sample import Closed, Record, Shown, data_ends_ms
-from stream.config import load
-from stream.learn import Learner, LearnerConfig, Outcome
-from stream.score import Scorer
-from stream.scoring import replay_references
-from stream.shop.simulate import truth_path
-from stream.shop.truth import SlateTruth, read_truth
-from stream.teach import read_log
+from heft.models.evaluate import formulas as exact
+from heft.models.importance import weightings as policies
+from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.records import Closed, Record, Shown, data_ends_ms
+from heft.stream.config.settings import load
+from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
+from heft.stream.score.scorer import Scorer
+from heft.stream.shop.simulate import truth_path
+from heft.stream.shop.truth import SlateTruth, read_truth
+from heft.stream.teacher.clients import replay_references
+from heft.stream.teacher.commands import read_log
 
 RATES = (0.3, 0.45, 0.7)
 POLICIES = (

@@ -19,10 +19,10 @@ from typing import Any
 
 from bench.replay import repeat
 from bench.worker import Delays, best_kind, cluster
-from stream.config import load
-from stream.demo import running_worker
-from stream.metrics import Seen
-from stream.publish import publish
+from heft.stream.config.settings import load
+from heft.stream.demo.run import running_worker
+from heft.stream.kafka.publish import publish
+from heft.stream.observe.exporter import Seen
 
 _TIMES = 2
 _QUIET_SECONDS = 4.0
@@ -86,7 +86,7 @@ def _run_quix(file: Path, records: int) -> dict[str, float]:
     from quixstreams import Application
 
     from bench.peers import MODELS, Pipeline
-    from models.features import DEFAULT_FEATURES
+    from heft.models.features.featurizer import DEFAULT_FEATURES
 
     config = load(file, {})
     app = Application(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stream import events
-from stream.config import environment
-from stream.importers import trivago
-from stream.importers.ordered import in_order, write_log
-from stream.log import open_log
-from stream.shop.traffic import Shop
+from heft.stream.config.settings import environment
+from heft.stream.events import wire as events
+from heft.stream.events.log import open_log
+from heft.stream.importers import trivago
+from heft.stream.importers.ordered import in_order, write_log
+from heft.stream.shop.traffic import Shop
 
 REQUESTS = 15_000
 SEED = 1

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.teacher import measure
-from models.teacher.data import Examples, Split, examples_of, take
-from models.teacher.settings import OF_FROZEN
-from stream.config import environment
+from heft.models.teacher.data.log_samples import Examples, Split, examples_of, take
+from heft.models.teacher.settings import OF_FROZEN
+from heft.models.teacher.train import measure
+from heft.stream.config.settings import environment
 
 FOLDS = 5
 EPOCHS = 2
@@ -114,8 +114,8 @@ def _features(pair: tuple[str, str]) -> list[str]:
 
 def cosine(train: Examples, test: Examples) -> Floats:
     """The cosine of the two texts' vectors as the base has them, scaled to a logit."""
-    from models.teacher.finetune import cosines
-    from models.teacher.model import Model, load_base, pooling_of
+    from heft.models.teacher.network.model import Model, load_base, pooling_of
+    from heft.models.teacher.train.finetune import cosines
 
     encoder, tokenizer = load_base("minilm", list, 128, 0.0)
     model = Model(encoder, ["relevance"], pooling_of(encoder))
@@ -124,10 +124,10 @@ def cosine(train: Examples, test: Examples) -> Floats:
 
 def fine_tuned(train: Examples, test: Examples, **how: Any) -> Floats:
     """What `heft teacher finetune --base minilm` learns; no query is held out to stop early or to calibrate."""
-    from models.teacher.encoded import encode
-    from models.teacher.finetune import finetune, learning_rate_of
-    from models.teacher.model import load_teacher, predict
-    from models.teacher.settings import FinetuneSettings
+    from heft.models.teacher.network.encoded import encode
+    from heft.models.teacher.network.model import load_teacher, predict
+    from heft.models.teacher.settings import FinetuneSettings
+    from heft.models.teacher.train.finetune import finetune, learning_rate_of
 
     nothing = take(train, np.zeros(0, np.int64))
     rate = learning_rate_of("minilm", 0, "static" in how or "frozen" in how)

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from stream.log import open_log, read_lines
+from heft.stream.events.log import open_log, read_lines
 
 _WARM_LINES = 3_000
 _MAX_AHEAD_MS = 3_600_000
@@ -38,8 +38,8 @@ def one(side: str, log: Path) -> dict[str, Any]:
 
 
 def _heft(log: Path) -> tuple[int, float, dict[str, float]]:
-    from stream.config import Config
-    from stream.replay import replay_logs
+    from heft.stream.config.settings import Config
+    from heft.stream.replay.replay import replay_logs
 
     with TemporaryDirectory() as folder:
         warm = Path(folder) / "warm.jsonl"
@@ -53,7 +53,7 @@ def _heft(log: Path) -> tuple[int, float, dict[str, float]]:
 
 def _peer(side: str, log: Path) -> tuple[int, float, dict[str, float]]:
     from bench.peers import MODELS, Pipeline
-    from models.features import DEFAULT_FEATURES
+    from heft.models.features.featurizer import DEFAULT_FEATURES
 
     gc.disable()
     Pipeline(MODELS[side](DEFAULT_FEATURES), DEFAULT_FEATURES).run(islice(read_lines(log), _WARM_LINES))

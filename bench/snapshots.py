@@ -20,15 +20,15 @@ from typing import Any
 
 import msgspec
 
-from models.sample import Slate
-from stream import events
-from stream.config import Config
-from stream.events import Click
-from stream.join import Joiner
-from stream.learn import Learner
-from stream.log import read_lines
-from stream.replay import replay_logs
-from stream.snapshot import Name, SnapshotStore
+from heft.models.records import Slate
+from heft.stream.config.settings import Config
+from heft.stream.events import wire as events
+from heft.stream.events.log import read_lines
+from heft.stream.events.wire import Click
+from heft.stream.join.joiner import Joiner
+from heft.stream.learn.learner import Learner
+from heft.stream.replay.replay import replay_logs
+from heft.stream.state.store import Name, SnapshotStore
 
 OPEN = 100_000
 STEP = 2_000  # slates between two snapshots of a worker at some hundred slates a second

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sample import Slate
-from models.teacher.text import Pair, TeacherConfig, Template
-from stream import events
-from stream.config import environment
-from stream.log import read_lines
+from heft.models.records import Slate
+from heft.models.teacher.template import Pair, TeacherConfig, Template
+from heft.stream.config.settings import environment
+from heft.stream.events import wire as events
+from heft.stream.events.log import read_lines
 
 _ROUNDS = 5
 _TIMED = 320  # pairs a round
@@ -51,7 +51,7 @@ def compare(log: Path) -> None:
 def _compare(teacher: Path, folder: Path, pairs: list[Pair], labels: NDArray[np.float64]) -> None:
     import torch
 
-    from models.teacher.scoring import Engine
+    from heft.models.teacher.score.engine import Engine
 
     torch.set_num_threads(1)
     peer = _cross_encoder(teacher, folder)
@@ -123,8 +123,8 @@ def _unseen(query: str) -> bool:
 
 
 def _trained(data: Path, folder: Path) -> Path:
-    from models.teacher.finetune import FinetuneSettings, Source, finetune, learning_rate_of
-    from models.teacher.judgements import read_relevance, split_by_query
+    from heft.models.teacher.data.judgements import read_relevance, split_by_query
+    from heft.models.teacher.train.finetune import FinetuneSettings, Source, finetune, learning_rate_of
 
     file = folder / "judged.csv"
     pairs, labels = _judged(data, unseen=False)
@@ -145,7 +145,7 @@ def _cross_encoder(teacher: Path, folder: Path) -> Any:
     from transformers import BertForSequenceClassification
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-    from models.teacher.model import load_teacher
+    from heft.models.teacher.network.model import load_teacher
 
     class MeanPooled(BertForSequenceClassification):
         def forward(

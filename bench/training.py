@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bench.relevance import SOURCE, judgements
-from models.teacher.data import Examples, take
-from stream.config import environment
+from heft.models.teacher.data.log_samples import Examples, take
+from heft.stream.config.settings import environment
 
 PAIRS = 480
 ROUNDS = 3
@@ -58,11 +58,11 @@ def heft(examples: Examples, lora: int) -> float:
     """Return pairs a second of our loop."""
     import torch
 
-    from models.teacher.encoded import Encoded
-    from models.teacher.finetune import learning_rate_of, loss_of, prepare
-    from models.teacher.model import Model, load_base
-    from models.teacher.settings import FinetuneSettings
-    from models.teacher.train import Trainer
+    from heft.models.teacher.network.encoded import Encoded
+    from heft.models.teacher.network.model import Model, load_base
+    from heft.models.teacher.settings import FinetuneSettings
+    from heft.models.teacher.train.finetune import learning_rate_of, loss_of, prepare
+    from heft.models.teacher.train.train import Trainer
 
     torch.manual_seed(0)
     settings = FinetuneSettings(
@@ -92,7 +92,7 @@ def hugging_face(examples: Examples) -> float:
         TrainingArguments,
     )
 
-    from models.teacher.model import resolve_base
+    from heft.models.teacher.network.model import resolve_base
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_arguments: Any, **_more: Any) -> None:

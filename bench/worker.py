@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stream.broker import Kind, free_port, kafka_available, running_broker
-from stream.config import Config, load
-from stream.topics import Topics
+from heft.stream.config.settings import Config, load
+from heft.stream.kafka.local_broker import Kind, free_port, kafka_available, running_broker
+from heft.stream.kafka.topics import Topics
 
 CORES = 2
 _DELAYS = "heft_stage_delay_seconds"

@@ -11,7 +11,7 @@ from numba.core import config as _numba
 
 _here = Path(__file__).parent
 _sources = blake2b(digest_size=8)
-for _source in sorted(_here.glob("*.py")):
+for _source in sorted(_here.rglob("*.py")):
     _sources.update(_source.read_bytes())
 _folder = Path(_numba.CACHE_DIR or _here / "__pycache__") / f"compiled-{_sources.hexdigest()}"  # type: ignore[attr-defined]
 # Where this cannot be written, numba looks for another place. Its settings have no declared types.

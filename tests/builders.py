@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from models.sample import Record
-from stream.events import Action, Click, Event, Impression, Item, Order, encode
-from stream.join import JoinConfig, Joiner
+from heft.models.records import Record
+from heft.stream.events.wire import Action, Click, Event, Impression, Item, Order, encode
+from heft.stream.join.joiner import JoinConfig, Joiner
 
 T0 = 1_600_000_000_000
 SECOND = 1_000

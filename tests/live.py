@@ -18,15 +18,16 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from msgspec.structs import replace
 
-from models.sample import Closed, Record, Shown
-from stream import events, messages
-from stream.config import Config, load
-from stream.events import Action, Click, Event, Impression, Order
-from stream.fence import Owner, Rightful
-from stream.join import JoinConfig, Joiner
-from stream.learn import Learner
-from stream.messages import Message, ScoredReader
-from stream.snapshot import SnapshotStore
+from heft.models.records import Closed, Record, Shown
+from heft.stream.config.settings import Config, load
+from heft.stream.events import messages
+from heft.stream.events import wire as events
+from heft.stream.events.messages import Message, ScoredReader
+from heft.stream.events.wire import Action, Click, Event, Impression, Order
+from heft.stream.join.joiner import JoinConfig, Joiner
+from heft.stream.kafka.partition_log import Owner, Rightful
+from heft.stream.learn.learner import Learner
+from heft.stream.state.store import SnapshotStore
 from tests.builders import HOUR, MINUTE, SECOND, action, click, impression, order
 
 ROOT = Path(__file__).parent.parent
@@ -44,11 +45,12 @@ _WITHOUT = """
 import sys
 for name in sys.argv.pop(1).split(","):
     sys.modules[name] = None  # an import of it fails from here on
-import stream.app, stream.learn, stream.replay, stream.teach, models.teacher.data, models.teacher.text
-from stream.cli import main
+import heft.stream.worker.app, heft.stream.learn.learner, heft.stream.replay.replay, heft.stream.teacher.commands
+import heft.models.teacher.data.log_samples, heft.models.teacher.template
+from heft.stream.cli.main import main
 main()
 """
-HEFT = ("-m", "stream.cli")
+HEFT = ("-m", "heft")
 
 
 def heft_without(libraries: Sequence[str]) -> tuple[str, ...]:

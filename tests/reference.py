@@ -1,4 +1,4 @@
-"""The definitions of `models.features` in plain Python, as readable as they come: what a slate's features are.
+"""The fields of `models.features` in plain Python, as readable as they come: what a slate's features are.
 
 Of the code under test it knows nothing but the names of fields; every count of the past is a sum over all
 that happened.
@@ -13,7 +13,7 @@ from itertools import product
 from math import floor, log2
 from typing import Any
 
-from models.sample import Act, Item, Slate, Value
+from heft.models.records import Act, Item, Slate, Value
 
 Named = tuple[tuple[str, ...], tuple[Any, ...]]
 """A feature as people read it: its fields, and a value of each."""
@@ -30,7 +30,7 @@ def octave(x: float) -> int:
 
 
 class Reference:
-    """The definitions of `models.features`, one after the other, over everything that ever happened."""
+    """The definitions of `models.features.featurizer`, one after the other, over everything that ever happened."""
 
     def __init__(self, declared: Sequence[str], half_life_ms: int) -> None:
         self.half_life_ms = half_life_ms

@@ -13,8 +13,8 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from stream import events
-from stream.broker import Broker, kafka_available
+from heft.stream.events import wire as events
+from heft.stream.kafka.local_broker import Broker, kafka_available
 from tests.builders import DAY, MINUTE, SECOND, T0, click, impression
 from tests.live import NEVER_IDLE, Shop, closing, traffic
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from stream.broker import Broker, BrokerError, free_port, kafka_available, running_broker
-from stream.clients import client_settings
-from stream.config import Config, KafkaConfig
-from stream.reader import read_partition
-from stream.topics import Topics
+from heft.stream.config.settings import Config, KafkaConfig
+from heft.stream.kafka.bulk_reader import read_partition
+from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.local_broker import Broker, BrokerError, free_port, kafka_available, running_broker
+from heft.stream.kafka.topics import Topics
 
 pytestmark = pytest.mark.kafka
 
@@ -110,7 +110,7 @@ def test_temporary_data_goes_with_the_broker() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a child of its parent's death")
 def test_a_broker_dies_with_its_parent() -> None:
-    start = "import sys; from stream.broker import Broker; b = Broker(); b.start(); "
+    start = "import sys; from heft.stream.kafka.local_broker import Broker; b = Broker(); b.start(); "
     code = start + "print(b.pid, flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -127,7 +127,7 @@ def test_a_broker_dies_with_its_parent() -> None:
 
 def test_the_command_ends_on_sigterm_and_leaves_nothing() -> None:
     port = free_port()
-    command = [sys.executable, "-m", "stream.cli", "broker", "run", "--port", str(port)]
+    command = [sys.executable, "-m", "heft", "broker", "run", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert f"127.0.0.1:{port}" in process.stderr.readline()

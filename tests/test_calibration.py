@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models import exact
-from models.calibration import Platt
+from heft.models.evaluate import formulas as exact
+from heft.models.rankers.calibration import Platt
 
 DELAY = 40  # slates in flight: their labels are not known yet
 SIZE = 25

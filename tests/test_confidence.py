@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.confidence import ConfidenceSequence
+from heft.models.evaluate.confidence import ConfidenceSequence
 
 START = 500
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stream.clients import client_settings
-from stream.config import (
+from heft.stream.config.as_toml import explanations, to_toml
+from heft.stream.config.settings import (
     BadValueError,
     Config,
     ConfigError,
@@ -20,7 +20,7 @@ from stream.config import (
     load,
     parse_ms,
 )
-from stream.explain import explanations, to_toml
+from heft.stream.kafka.connect import client_settings
 
 
 def loaded(tmp_path: Path, text: str, **environ: str) -> Config:

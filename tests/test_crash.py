@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import pytest
 
-from stream import messages
-from stream.broker import Broker, kafka_available
+from heft.stream.events import messages
+from heft.stream.kafka.local_broker import Broker, kafka_available
 from tests.live import NEVER_IDLE, Shop, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

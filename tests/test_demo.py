@@ -11,20 +11,20 @@ from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from models.ranker import RankerConfig
-from models.teacher.data import Log
-from models.teacher.text import Template
-from stream import teacher_cli
-from stream.cli import app
-from stream.config import Config
-from stream.demo import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker
-from stream.events import Impression, encode
-from stream.log import read_lines
-from stream.metrics import Seen
-from stream.race import race_table, runners, verdict
-from stream.shop.simulate import write_until
-from stream.shop.traffic import Shop, ShopConfig
-from stream.teach import read_log
+from heft.models.rankers.bank import RankerConfig
+from heft.models.teacher.data.log_samples import Log
+from heft.models.teacher.template import Template
+from heft.stream.cli import teacher as teacher_cli
+from heft.stream.cli.main import app
+from heft.stream.config.settings import Config
+from heft.stream.demo.leaderboard import race_table, runners, verdict
+from heft.stream.demo.run import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker
+from heft.stream.events.log import read_lines
+from heft.stream.events.wire import Impression, encode
+from heft.stream.observe.exporter import Seen
+from heft.stream.shop.simulate import write_until
+from heft.stream.shop.traffic import Shop, ShopConfig
+from heft.stream.teacher.commands import read_log
 from tests.builders import HOUR
 
 TAUGHT = RankerConfig().taught()

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sample import ReferenceScore, Slate
-from models.teacher.logits import Logits
-from models.teacher.text import Pair
-from stream.desk import Answer, Clocks, Desk, LiveReference, ScorerTimeoutError, ScoringThread
-from stream.pair_queue import Asked, PairQueue
+from heft.models.records import ReferenceScore, Slate
+from heft.models.teacher.logits import Logits
+from heft.models.teacher.template import Pair
+from heft.stream.score.queue import Asked, PairQueue
+from heft.stream.score.requests import Answer, Clocks, Desk, LiveReference, ScorerTimeoutError, ScoringThread
 from tests.builders import MINUTE, SECOND, T0, impression
 
 TEMPLATE = "{query} | {item.text}"

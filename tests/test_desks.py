@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from models.sample import ReferenceScore
-from models.teacher.text import Pair
-from stream import desks
-from stream.desk import Answer, Desk, LiveReference, ScoringThread
-from stream.desks import Desks
+from heft.models.records import ReferenceScore
+from heft.models.teacher.template import Pair
+from heft.stream.score import rollout as desks
+from heft.stream.score.requests import Answer, Desk, LiveReference, ScoringThread
+from heft.stream.score.rollout import Desks
 from tests.builders import MINUTE, SECOND
 from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, said, slate
 

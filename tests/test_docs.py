@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from stream.cli import app
-from stream.config import Config, load
-from stream.events import Click, Impression, Order, decode, encode
-from stream.explain import to_toml
-from stream.mapping import MappingTable
+from heft.stream.cli.main import app
+from heft.stream.config.as_toml import to_toml
+from heft.stream.config.settings import Config, load
+from heft.stream.events.mapping import MappingTable
+from heft.stream.events.wire import Click, Impression, Order, decode, encode
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,14 +10,14 @@ import pytest
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
-from stream import cli
-from stream.broker import free_port, running_broker
-from stream.config import Config, KafkaConfig, SnapshotConfig
-from stream.config import Topics as TopicNames
-from stream.doctor import Finding, check_snapshots, check_topics, examine
-from stream.events import encode
-from stream.publish import Publisher
-from stream.topics import Found, Topics, wanted_topics
+from heft.stream.cli import main as cli
+from heft.stream.config.settings import Config, KafkaConfig, SnapshotConfig
+from heft.stream.config.settings import Topics as TopicNames
+from heft.stream.events.wire import encode
+from heft.stream.kafka.doctor import Finding, check_snapshots, check_topics, examine
+from heft.stream.kafka.local_broker import free_port, running_broker
+from heft.stream.kafka.publish import Publisher
+from heft.stream.kafka.topics import Found, Topics, wanted_topics
 from tests.builders import DAY, HOUR, T0, action, click, impression, order
 
 WANTED = wanted_topics(Config())

@@ -18,8 +18,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 
-from stream.broker import running_broker
-from stream.driver import TP, OffsetGoneError
+from heft.stream.kafka.batch_consumer import TP, OffsetGoneError
+from heft.stream.kafka.local_broker import running_broker
 
 pytestmark = pytest.mark.kafka
 ROOT = Path(__file__).parent.parent
@@ -188,7 +188,7 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
     """Run an app whose state is the next offset of each partition, and which notes every batch that changed it."""
     import faust
 
-    from stream.driver import Batch, consumer_of, drive, faust_settings
+    from heft.stream.kafka.batch_consumer import Batch, consumer_of, drive, faust_settings
 
     quick = {"broker_session_timeout": 6, "broker_heartbeat_interval": 1, "datadir": tempfile.mkdtemp()}
     app = faust.App(topic, broker=f"kafka://{broker}", **(faust_settings() | quick))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from models import exact
-from models.evaluate import Cohorts, Prequential, merge
-from models.exact import ECE_BINS
+from heft.models.evaluate import formulas as exact
+from heft.models.evaluate.formulas import ECE_BINS
+from heft.models.evaluate.prequential import Cohorts, Prequential, merge
 
 HOUR = 3_600_000
 NAMES = ("uniform", "shifted", "mixture")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream import events
-from stream.events import EventError, decode, encode
-from stream.log import open_log, read_lines
+from heft.stream.events import wire as events
+from heft.stream.events.log import open_log, read_lines
+from heft.stream.events.wire import EventError, decode, encode
 from tests.builders import T0, action, click, impression, order
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,19 +20,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models import exact
-from models.policies import Input
-from models.sample import Closed, Record, Shown
-from models.teacher.text import Pair, Template
-from stream import messages
-from stream.broker import running_broker
-from stream.desk import ScorerError
-from stream.events import Event, Impression
-from stream.learn import Learner, Outcome
-from stream.messages import ScoredReader
-from stream.scoring import RemoteTeacher
-from stream.shop import traffic
-from stream.shop.truth import SlateTruth
+from heft.models.evaluate import formulas as exact
+from heft.models.importance.weightings import Input
+from heft.models.records import Closed, Record, Shown
+from heft.models.teacher.template import Pair, Template
+from heft.stream.events import messages
+from heft.stream.events.messages import ScoredReader
+from heft.stream.events.wire import Event, Impression
+from heft.stream.kafka.local_broker import running_broker
+from heft.stream.learn.learner import Learner, Outcome
+from heft.stream.score.requests import ScorerError
+from heft.stream.shop import traffic
+from heft.stream.shop.truth import SlateTruth
+from heft.stream.teacher.clients import RemoteTeacher
 from tests.builders import HOUR, SECOND, T0, action, click, impression, order
 from tests.live import NEVER_IDLE, Shop, learned_late
 from tests.scorer import TEMPLATE, Scorer

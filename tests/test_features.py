@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import features
-from models.features import DEFAULT_FEATURES, FeatureConfig, Featurizer, Vectors
-from models.sample import Act, Item, Slate, Value
+from heft.models.features import featurizer as features
+from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig, Featurizer, Vectors
+from heft.models.records import Act, Item, Slate, Value
 from tests.builders import DAY, HOUR, MINUTE, SECOND, T0
 from tests.reference import Named, Reference
 
@@ -349,7 +349,7 @@ def test_what_is_remembered_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         assert same(warm.shown(slate, RICH_SESSION), Featurizer().shown(slate, RICH_SESSION))
     monkeypatch.setattr(features, "_MAX_CACHED_ITEMS", 2)
     monkeypatch.setattr(features, "_MAX_CACHED_TEXTS", 2)
-    monkeypatch.setattr("models.hashing._MAX_CACHED", 2)
+    monkeypatch.setattr("heft.models.hashing._MAX_CACHED", 2)
     full = Featurizer()
     for slate in (*slates, *slates):
         assert same(warm.shown(slate, RICH_SESSION), full.shown(slate, RICH_SESSION))

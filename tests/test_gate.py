@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from models.gate import COUNTS, SURFACES, Gate
+from heft.models.importance.gate import COUNTS, SURFACES, Gate
 
 SIZE = 500
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import hashing
-from models.hashing import TextHashes, hash_text, mix, unit, words
+from heft.models import hashing
+from heft.models.hashing import TextHashes, hash_text, mix, unit, words
 
 _MASK = 2**64 - 1
 

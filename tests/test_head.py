@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.features import FeatureConfig, Featurizer, Vectors
-from models.head import PROBATION, Head
-from models.ranker import Arm, RankerConfig
-from models.reference import Missing, Scores
+from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
+from heft.models.importance.teacher_scores import Missing, Scores
+from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.head import PROBATION, Head
 from tests.builders import SECOND, T0, impression
 
 ARMS = (Arm("uniform", alpha=0.2), Arm("quick", alpha=2.0), Arm("thinned", alpha=0.2, keep=0.3))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.history import ITEM, QUERY_ITEM, USER, USER_ITEM, History
-from models.sample import MIN_AT_MS
+from heft.models.features.history import ITEM, QUERY_ITEM, USER, USER_ITEM, History
+from heft.models.records import MIN_AT_MS
 
 DAY = 86_400_000
 T0 = 1_600_000_000_000

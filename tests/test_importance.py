@@ -13,10 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.importance import LEAST_P, Evidence, Importance, Weights, measured
-from models.normaliser import EPOCH, MEAN, STRENGTH
-from models.policies import AS_WRITTEN, POLICIES, Input, Measure, Mode, Pipeline, Policy, Reading, Update, as_written
-from models.reference import Missing
+from heft.models.importance.normaliser import EPOCH, MEAN, STRENGTH
+from heft.models.importance.teacher_scores import Missing
+from heft.models.importance.weigh import LEAST_P, Evidence, Importance, Weights, measured
+from heft.models.importance.weightings import (
+    AS_WRITTEN,
+    POLICIES,
+    Input,
+    Measure,
+    Mode,
+    Pipeline,
+    Policy,
+    Reading,
+    Update,
+    as_written,
+)
 
 IMMEDIATE = Pipeline(quiet=0, ramp=0)
 UNCUT = Pipeline(quiet=0, ramp=0, ess_target=0.0, low=0.0, high=1_000.0, mix=1.0)

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from stream.cli import app
-from stream.events import Click, Event, Impression, Order, decode, encode
-from stream.importers import open_bandit, trivago
-from stream.importers.ordered import in_order, write_log
-from stream.importers.table import SourceError, Table
-from stream.log import read_lines
+from heft.stream.cli.main import app
+from heft.stream.events.log import read_lines
+from heft.stream.events.wire import Click, Event, Impression, Order, decode, encode
+from heft.stream.importers import open_bandit, trivago
+from heft.stream.importers.ordered import in_order, write_log
+from heft.stream.importers.table import SourceError, Table
 from tests.builders import T0, action
 
 DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sample import Act, Clicked, Closed, Converted, Matured, Record, Shown
-from stream import snapshot
-from stream.events import Action, Click, Event, Impression, Order, encode
-from stream.join import JoinConfig, Joiner, Mark
+from heft.models.records import Act, Clicked, Closed, Converted, Matured, Record, Shown
+from heft.stream.events.wire import Action, Click, Event, Impression, Order, encode
+from heft.stream.join.joiner import JoinConfig, Joiner, Mark
+from heft.stream.state import store as snapshot
 from tests.builders import DAY, HOUR, MINUTE, SECOND, T0, action, click, crowd, impression, joined, order
 
 END = crowd(3 * DAY)

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.features import FeatureConfig
-from models.ranker import Arm, RankerConfig
-from models.sample import Clicked, Closed, Matured, Record, ReferenceScore, Shown
-from stream import snapshot
-from stream.events import Event
-from stream.learn import LearnConfig, Learner, LearnerConfig
+from heft.models.features.featurizer import FeatureConfig
+from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.records import Clicked, Closed, Matured, Record, ReferenceScore, Shown
+from heft.stream.events.wire import Event
+from heft.stream.learn.learner import LearnConfig, Learner, LearnerConfig
+from heft.stream.state import store as snapshot
 from tests.builders import DAY, MINUTE, SECOND, T0, click, crowd, impression, joined, order
 
 ARMS = (Arm("uniform", alpha=0.1), Arm("thinned", alpha=0.1, keep=0.5))
@@ -233,7 +233,7 @@ def test_uniform_does_not_depend_on_what_learns_beside_it(seed: int) -> None:
 AFTER_THE_WARM_UP = """
 import sys
 from numba.core.dispatcher import Dispatcher
-from stream.learn import warm_up
+from heft.stream.learn.learner import warm_up
 from tests.test_learn import RECORDS, SMALL, learned
 
 def loaded():

@@ -10,8 +10,8 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import NewPartitions
 
-from stream import messages
-from stream.broker import Broker, kafka_available
+from heft.stream.events import messages
+from heft.stream.kafka.local_broker import Broker, kafka_available
 from tests.builders import HOUR
 from tests.live import NEVER_IDLE, Shop, closing, traffic
 

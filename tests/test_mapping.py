@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from stream.events import Action, Click, EventError, Impression, Order, encode
-from stream.mapping import Mapper, MappingError, MappingTable
+from heft.stream.events.mapping import Mapper, MappingError, MappingTable
+from heft.stream.events.wire import Action, Click, EventError, Impression, Order, encode
 from tests.builders import T0, click, impression
 
 LISTS = MappingTable(

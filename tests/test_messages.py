@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sample import FIRST_KEY, Clicked, Closed, Key, Record, ReferenceScore
-from stream import messages
-from stream.join import Mark
-from stream.messages import GapError, Message, MessageError, ScoredReader, read_scored
+from heft.models.records import FIRST_KEY, Clicked, Closed, Key, Record, ReferenceScore
+from heft.stream.events import messages
+from heft.stream.events.messages import GapError, Message, MessageError, ScoredReader, read_scored
+from heft.stream.join.joiner import Mark
 from tests.builders import T0, click, crowd, impression, joined, order
 
 RECORDS, _ = joined([impression(), click(), order(), *crowd(3 * 86_400_000)])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from prometheus_client import generate_latest
 
-from models.features import FeatureConfig
-from models.mixture import Decision
-from models.ranker import Arm, RankerConfig
-from stream.desk import Clocks, Desk
-from stream.join import Joiner
-from stream.learn import Learner, LearnerConfig
-from stream.metrics import Metrics, Scores
+from heft.models.features.featurizer import FeatureConfig
+from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.mixture import Decision
+from heft.stream.join.joiner import Joiner
+from heft.stream.learn.learner import Learner, LearnerConfig
+from heft.stream.observe.exporter import Metrics, Scores
+from heft.stream.score.requests import Clocks, Desk
 from tests.builders import click, crowd, impression, joined
 
 SMALL = LearnerConfig(

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models import exact
-from models.mixture import Hedge
+from heft.models.evaluate import formulas as exact
+from heft.models.rankers.mixture import Hedge
 
 SIZE = 25
 ARMS = ("uniform", "better", "worse", "noisy")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.normaliser import COUNT, EPOCH, SQUARES, STRENGTH, SUM, Normaliser, effective, tempered
-from models.policies import Measure, Pipeline, Policy
+from heft.models.importance.normaliser import COUNT, EPOCH, SQUARES, STRENGTH, SUM, Normaliser, effective, tempered
+from heft.models.importance.weightings import Measure, Pipeline, Policy
 
 
 def masses(weights: list[float]) -> float:

@@ -10,12 +10,12 @@ import pytest
 
 from bench.fields import Act, Fields
 from bench.peers import River, auc
-from models import exact
-from models.features import DEFAULT_FEATURES, FeatureConfig, Featurizer
-from models.sample import Act as SessionAct
-from models.sample import Slate
-from stream import events
-from stream.shop.traffic import Shop
+from heft.models.evaluate import formulas as exact
+from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig, Featurizer
+from heft.models.records import Act as SessionAct
+from heft.models.records import Slate
+from heft.stream.events import wire as events
+from heft.stream.shop.traffic import Shop
 
 
 def slates(many: int) -> Iterator[tuple[Slate, list[Act]]]:

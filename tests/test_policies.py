@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from models.policies import (
+from heft.models.importance.weightings import (
     AS_WRITTEN,
     POLICIES,
     Input,

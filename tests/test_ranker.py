@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import linear_model, optim
 
-from models.features import FeatureConfig, Featurizer, Vectors
-from models.policies import Input, Measure, Policy
-from models.ranker import CLICK_ARMS, Arm, Bank, RankerConfig
-from models.sample import Item, Slate
+from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
+from heft.models.importance.weightings import Input, Measure, Policy
+from heft.models.rankers.bank import CLICK_ARMS, Arm, Bank, RankerConfig
+from heft.models.records import Item, Slate
 
 BITS = 12
 UNIFORM = Arm("uniform", alpha=0.6, beta=0.4)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.ranker import Arm, RankerConfig
-from models.sample import Shown
-from models.teacher.data import sample_key
-from stream.config import Config
-from stream.events import Impression, encode
-from stream.learn import Learner, LearnerConfig, Outcome
-from stream.ranker_said import RankerSaid
-from stream.teach import read_log
+from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.records import Shown
+from heft.models.teacher.data.log_samples import sample_key
+from heft.stream.config.settings import Config
+from heft.stream.events.wire import Impression, encode
+from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
+from heft.stream.teacher.commands import read_log
+from heft.stream.teacher.ranker_baseline import RankerSaid
 from tests.builders import joined
 from tests.test_teacher_cli import events
 

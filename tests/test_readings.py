@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.features import Vectors
-from models.importance import Evidence, Importance
-from models.policies import AS_WRITTEN, Measure, Policy, Reading, as_written
-from models.ranker import Arm, Bank
+from heft.models.features.featurizer import Vectors
+from heft.models.importance.weigh import Evidence, Importance
+from heft.models.importance.weightings import AS_WRITTEN, Measure, Policy, Reading, as_written
+from heft.models.rankers.bank import Arm, Bank
 
 CELLS = 24
 TRUTH = np.linspace(-5.0, -0.5, CELLS)

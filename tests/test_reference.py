@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.features import item_hash
-from models.reference import (
+from heft.models.features.featurizer import item_hash
+from heft.models.importance.teacher_scores import (
     SETTLED_POSITIVES,
     SETTLED_SAMPLES,
     VERSIONS,
@@ -19,7 +19,7 @@ from models.reference import (
     told_by_now,
     told_in_time,
 )
-from models.sample import ReferenceScore, data_ends_ms
+from heft.models.records import ReferenceScore, data_ends_ms
 from tests.builders import T0
 
 VERSION = f"abc@{T0}"

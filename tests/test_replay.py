@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from models.teacher.logits import Logits
-from models.teacher.text import Pair, Template
-from stream.broker import running_broker
-from stream.config import load
-from stream.events import Event, encode
-from stream.log import open_log
-from stream.publish import publish
-from stream.replay import replay_logs, replay_topics, write_report
-from stream.score import PairScores, Reference, ReplayReference
-from stream.topics import Topics
+from heft.models.teacher.logits import Logits
+from heft.models.teacher.template import Pair, Template
+from heft.stream.config.settings import load
+from heft.stream.events.log import open_log
+from heft.stream.events.wire import Event, encode
+from heft.stream.kafka.local_broker import running_broker
+from heft.stream.kafka.publish import publish
+from heft.stream.kafka.topics import Topics
+from heft.stream.replay.replay import replay_logs, replay_topics, write_report
+from heft.stream.score.scorer import PairScores, Reference, ReplayReference
 from tests.builders import DAY, crowd
 from tests.test_learn import traffic
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sample import Closed, Matured, Record, ReferenceScore, Shown
-from models.teacher.logits import Logits, quantise, wire_version
-from models.teacher.text import Pair, Template
-from stream.score import PairScores, ReplayReference, Scorer
+from heft.models.records import Closed, Matured, Record, ReferenceScore, Shown
+from heft.models.teacher.logits import Logits, quantise, wire_version
+from heft.models.teacher.template import Pair, Template
+from heft.stream.score.scorer import PairScores, ReplayReference, Scorer
 from tests.builders import MINUTE, SECOND, T0, impression
 
 TEMPLATE = Template("{query} | {item.name}")

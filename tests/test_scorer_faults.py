@@ -16,9 +16,9 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from models.sample import Closed, ReferenceScore
-from stream.broker import running_broker
-from stream.events import Event
+from heft.models.records import Closed, ReferenceScore
+from heft.stream.events.wire import Event
+from heft.stream.kafka.local_broker import running_broker
 from tests.builders import HOUR, MINUTE, SECOND, click, impression
 from tests.live import NEVER_IDLE, Shop, closing, learned_late
 from tests.scorer import Scorer

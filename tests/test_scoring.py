@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.teacher.text import Pair
+from heft.models.teacher.template import Pair
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
@@ -21,16 +21,17 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
-from models.teacher import reader, ways
-from models.teacher.encoded import Encoded
-from models.teacher.explain import explain
-from models.teacher.model import Model, load_base, load_teacher, predict, save_teacher
-from models.teacher.scoring import Engine
-from models.teacher.state import HeadState, TeacherError, TeacherState
-from models.teacher.tokens import Tokens
-from models.teacher.vocabulary import train_tokenizer
-from models.teacher.ways import Way, fastest, input_names, run_through, ways_of_gpu
-from stream.cli import app
+from heft.models.teacher.network.encoded import Encoded
+from heft.models.teacher.network.model import Model, load_base, load_teacher, predict, save_teacher
+from heft.models.teacher.network.tokens import Tokens
+from heft.models.teacher.network.vocabulary import train_tokenizer
+from heft.models.teacher.score import backends as ways
+from heft.models.teacher.score import model_reader as reader
+from heft.models.teacher.score.backends import Way, fastest, input_names, run_through, ways_of_gpu
+from heft.models.teacher.score.engine import Engine
+from heft.models.teacher.score.explain import explain
+from heft.models.teacher.state import HeadState, TeacherError, TeacherState
+from heft.stream.cli.main import app
 from tests.builders import DAY, MINUTE, T0, crowd, impression
 from tests.test_replay import written
 

@@ -8,7 +8,7 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.segments import MOST, Segments
+from heft.stream.learn.segments import MOST, Segments
 
 
 class Thing:

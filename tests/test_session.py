@@ -7,7 +7,7 @@ from copy import deepcopy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.session import Sessions
+from heft.stream.join.sessions import Sessions
 from tests.builders import SECOND, impression
 
 TTL, ACTS, USERS = 10 * SECOND, 3, 4

@@ -13,19 +13,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.features import DEFAULT_FEATURES, FeatureConfig
-from models.ranker import Arm, RankerConfig
-from models.sample import Record
-from models.teacher.judgements import read_relevance
-from stream.events import Click, Impression, Order, decode, encode
-from stream.join import JoinConfig, Joiner
-from stream.learn import Learner, LearnerConfig, Observer, Outcome
-from stream.log import read_lines
-from stream.shop.delays import DAY
-from stream.shop.judge import Judge
-from stream.shop.simulate import judgements_path, truth_path, write_log
-from stream.shop.traffic import Shop, ShopConfig
-from stream.shop.truth import SlateTruth, encode_truth, read_truth
+from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig
+from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.records import Record
+from heft.models.teacher.data.judgements import read_relevance
+from heft.stream.events.log import read_lines
+from heft.stream.events.wire import Click, Impression, Order, decode, encode
+from heft.stream.join.joiner import JoinConfig, Joiner
+from heft.stream.learn.learner import Learner, LearnerConfig, Observer, Outcome
+from heft.stream.shop.delays import DAY
+from heft.stream.shop.judge import Judge
+from heft.stream.shop.simulate import judgements_path, truth_path, write_log
+from heft.stream.shop.traffic import Shop, ShopConfig
+from heft.stream.shop.truth import SlateTruth, encode_truth, read_truth
 
 SMALL = ShopConfig(products=300, new_each_day=20, shoppers=100, requests_per_day=400)
 REQUESTS = 30_000  # of ten items: 300,000 samples

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from stream import snapshot
-from stream.snapshot import Name, SnapshotError, SnapshotStore
+from heft.stream.state import store as snapshot
+from heft.stream.state.store import Name, SnapshotError, SnapshotStore
 
 STATE: dict[str, Any] = {
     "text": "ü",

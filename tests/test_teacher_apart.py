@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.teacher.data import Examples, Split, examples_of
-from models.teacher.text import Pair, TeacherConfig
+from heft.models.teacher.data.log_samples import Examples, Split, examples_of
+from heft.models.teacher.template import Pair, TeacherConfig
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 
 import torch
 
-from models.teacher.encoded import Encoded, encode
-from models.teacher.evaluate import evaluate
-from models.teacher.explain import explain
-from models.teacher.finetune import Source, finetune
-from models.teacher.model import Model, load_base, load_teacher, predict, save_teacher
-from models.teacher.scoring import Engine
-from models.teacher.settings import FinetuneSettings
-from models.teacher.state import STATIC, TOWERS, HeadState, TeacherError, TeacherState, read_state
-from stream.scoring import LocalTeacher
+from heft.models.teacher.network.encoded import Encoded, encode
+from heft.models.teacher.network.model import Model, load_base, load_teacher, predict, save_teacher
+from heft.models.teacher.score.engine import Engine
+from heft.models.teacher.score.explain import explain
+from heft.models.teacher.settings import FinetuneSettings
+from heft.models.teacher.state import STATIC, TOWERS, HeadState, TeacherError, TeacherState, read_state
+from heft.models.teacher.train.evaluate import evaluate
+from heft.models.teacher.train.finetune import Source, finetune
+from heft.stream.teacher.clients import LocalTeacher
 
 THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
 TEXTS = [(THINGS[n % 8], f"a {THINGS[(n // 3) % 8]} of size {n % 5}") for n in range(60)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.teacher.augment import augment, learn_synonyms
-from models.teacher.data import Examples, examples_of
+from heft.models.teacher.data.augment import augment, learn_synonyms
+from heft.models.teacher.data.log_samples import Examples, examples_of
 
 PAIRS = [
     ("red couch", "Sofa A"),

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from models.sample import Item
-from stream.cli import app
-from stream.events import Event, Impression, encode
+from heft.models.records import Item
+from heft.stream.cli.main import app
+from heft.stream.events.wire import Event, Impression, encode
 from tests.builders import HOUR, MINUTE, SECOND, T0, click, crowd, order
 from tests.live import LOOK_UP, TORCH, heft_without
 

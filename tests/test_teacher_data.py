@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.sample import Item
-from models.teacher import measure
-from models.teacher.data import CLICK, CONVERSION, HEADS, RELEVANCE, DataError, Examples, Log, sample_key, together
-from models.teacher.judgements import read_relevance, split_by_query
-from models.teacher.text import Template
-from stream.events import Event, Impression
+from heft.models.records import Item
+from heft.models.teacher.data.judgements import read_relevance, split_by_query
+from heft.models.teacher.data.log_samples import (
+    CLICK,
+    CONVERSION,
+    HEADS,
+    RELEVANCE,
+    DataError,
+    Examples,
+    Log,
+    sample_key,
+    together,
+)
+from heft.models.teacher.template import Template
+from heft.models.teacher.train import measure
+from heft.stream.events.wire import Event, Impression
 from tests.builders import DAY, HOUR, MINUTE, SECOND, T0, click, crowd, joined, order
 
 TEMPLATE = Template("{query} | {item.text}")

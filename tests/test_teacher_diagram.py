@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from models.teacher.diagram import Panel, Rows, reliability
+from heft.models.teacher.train.diagram import Panel, Rows, reliability
 
 SVG = "{http://www.w3.org/2000/svg}"
 BEFORE = [{"labels": 100.0, "predicted": 0.01, "actual": 0.02}, {"labels": 25.0, "predicted": 0.2, "actual": 0.11}]

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import fromstring
 import numpy as np
 import pytest
 
-from models.teacher.data import Examples, Split, examples_of
+from heft.models.teacher.data.log_samples import Examples, Split, examples_of
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
@@ -28,17 +28,17 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from models.teacher import finetune as finetuning
-from models.teacher.encoded import Encoded
-from models.teacher.evaluate import evaluate
-from models.teacher.finetune import Source, finetune
-from models.teacher.model import load_teacher, predict, reads_left_to_right
-from models.teacher.pretrain import pretrain
-from models.teacher.settings import FinetuneSettings, PretrainSettings
-from models.teacher.state import TeacherError, read_state
-from models.teacher.train import CHECKPOINT
-from models.teacher.translate import back_translate
-from models.teacher.vocabulary import train_tokenizer
+from heft.models.teacher.network.encoded import Encoded
+from heft.models.teacher.network.model import load_teacher, predict, reads_left_to_right
+from heft.models.teacher.network.vocabulary import train_tokenizer
+from heft.models.teacher.settings import FinetuneSettings, PretrainSettings
+from heft.models.teacher.state import TeacherError, read_state
+from heft.models.teacher.train import finetune as finetuning
+from heft.models.teacher.train.evaluate import evaluate
+from heft.models.teacher.train.finetune import Source, finetune
+from heft.models.teacher.train.pretrain import pretrain
+from heft.models.teacher.train.train import CHECKPOINT
+from heft.models.teacher.train.translate import back_translate
 from tests.test_teacher_diagram import SVG, measured, points
 
 SOURCES = [Source("log.jsonl", 12, "abc")]

@@ -17,10 +17,10 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 import torch
 from huggingface_hub import constants
 
-from models.teacher.finetune import finetune
-from models.teacher.hub import folder_of
-from models.teacher.model import load_base, resolve_base
-from models.teacher.state import TeacherError
+from heft.models.teacher.network.hub import folder_of
+from heft.models.teacher.network.model import load_base, resolve_base
+from heft.models.teacher.state import TeacherError
+from heft.models.teacher.train.finetune import finetune
 from tests.test_teacher_finetune import SOURCES, settings, split
 
 COMMIT = "0" * 40

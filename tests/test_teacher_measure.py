@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from models.teacher import measure
-from models.teacher.data import FEWEST_QUERIES, examples_of
+from heft.models.teacher.data.log_samples import FEWEST_QUERIES, examples_of
+from heft.models.teacher.train import measure
 
 
 def counted(seed: int, n: int = 300) -> tuple[measure.Floats, measure.Floats, measure.Floats]:

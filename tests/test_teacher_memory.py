@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.teacher.memory import TextVectors, Vector
+from heft.models.teacher.text_vectors import TextVectors, Vector
 
 
 def vector(n: int) -> Vector:

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 
-from models.teacher.model import load_teacher
+from heft.models.teacher.network.model import load_teacher
 from tests.test_teacher_cli import judged
 
 HOW = (
@@ -27,7 +27,7 @@ def finetune(file: Path, out: Path, processes: int, *more: str) -> dict[str, Any
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    command += ["stream.cli", "teacher", "finetune", "--relevance", str(file), "--out", str(out), *HOW, *more]
+    command += ["heft", "teacher", "finetune", "--relevance", str(file), "--out", str(out), *HOW, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("card.md") == 1  # one of them speaks

@@ -16,13 +16,13 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 import msgspec
 import torch
 
-from models.teacher.data import DataError, Later, Split
-from models.teacher.finetune import finetune
-from models.teacher.model import load_teacher
-from models.teacher.refresh import Verdict, compare, promote
-from models.teacher.state import TeacherError, TeacherState, read_state, write_atomically
-from models.teacher.train import CHECKPOINT
-from stream.events import encode
+from heft.models.teacher.data.log_samples import DataError, Later, Split
+from heft.models.teacher.network.model import load_teacher
+from heft.models.teacher.state import TeacherError, TeacherState, read_state, write_atomically
+from heft.models.teacher.train.finetune import finetune
+from heft.models.teacher.train.refresh import Verdict, compare, promote
+from heft.models.teacher.train.train import CHECKPOINT
+from heft.stream.events.wire import encode
 from tests.test_teacher_cli import events, judged, run
 from tests.test_teacher_finetune import SOURCES, settings, shop
 

@@ -18,12 +18,12 @@ from urllib.request import urlopen
 import pytest
 from aiohttp import web
 
-from models.teacher.logits import Logits
-from models.teacher.text import Pair, TeacherConfig
-from stream.config import ConfigError
-from stream.desk import Answer, ScorerError, ScorerTimeoutError
-from stream.scoring import LocalTeacher, RemoteTeacher
-from stream.teacher_server import application
+from heft.models.teacher.logits import Logits
+from heft.models.teacher.template import Pair, TeacherConfig
+from heft.stream.config.settings import ConfigError
+from heft.stream.score.requests import Answer, ScorerError, ScorerTimeoutError
+from heft.stream.serve.teacher import application
+from heft.stream.teacher.clients import LocalTeacher, RemoteTeacher
 from tests.live import ROOT
 
 PAIRS = [Pair("shoe", "red shoe"), Pair("naïve", "")]
@@ -154,7 +154,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Told],
 def test_a_worker_whose_turn_would_be_far_off_is_told_so(
     served: Callable[[Told], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.teacher_server._MOST_WAITING", 1)
+    monkeypatch.setattr("heft.stream.serve.teacher._MOST_WAITING", 1)
     teacher = Slow()
     url = served(teacher)
     with ThreadPoolExecutor() as pool:
@@ -223,8 +223,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
     import torch
 
-    from models.teacher.model import Model, load_base, save_teacher
-    from models.teacher.state import HeadState, TeacherState
+    from heft.models.teacher.network.model import Model, load_base, save_teacher
+    from heft.models.teacher.state import HeadState, TeacherState
 
     folders = []
     for seed in (1, 2):
@@ -242,7 +242,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_new_version_in_the_folder_is_taken_while_the_one_before_goes_on(
     teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.scoring._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
     folder = shutil.copytree(teachers[0], tmp_path / "teacher")
     local = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", ways="exact"))
     before = local.score(PAIRS)
@@ -262,7 +262,7 @@ def test_a_new_version_in_the_folder_is_taken_while_the_one_before_goes_on(
 
 @pytest.mark.slow
 def test_the_server_of_a_teacher_scores_as_the_teacher_itself(teachers: list[Path]) -> None:
-    command = [sys.executable, "-m", "stream.cli", "teacher", "serve", "--model", str(teachers[0]), "--port", "0"]
+    command = [sys.executable, "-m", "heft", "teacher", "serve", "--model", str(teachers[0]), "--port", "0"]
     server = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.teacher.logits import wire_version
-from models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
-from models.teacher.text import Pair, TeacherConfig
-from stream.config import Config
-from stream.desk import Answer, ScoringThread
-from stream.scoring import LocalTeacher, Scoring
+from heft.models.teacher.logits import wire_version
+from heft.models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
+from heft.models.teacher.template import Pair, TeacherConfig
+from heft.stream.config.settings import Config
+from heft.stream.score.requests import Answer, ScoringThread
+from heft.stream.teacher.clients import LocalTeacher, Scoring
 from tests.builders import SECOND
 from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, place, slate
 from tests.test_score import Teacher as Said
@@ -32,7 +32,7 @@ pytest.importorskip("tokenizers", reason="a static teacher's libraries are not i
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from models.teacher.scoring import Engine
+from heft.models.teacher.score.engine import Engine
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "shoe", "boot", "red", "blue", "##s")
 SPECIAL = 4
@@ -162,7 +162,7 @@ def test_live_its_scores_are_on_time_for_texts_that_nobody_has_shown_before() ->
 
 
 def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.scoring._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
     local = LocalTeacher(TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
     desk, reference = place()
     thread = ScoringThread(desk, lambda: local, 10, 0.0)
@@ -185,7 +185,7 @@ def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monk
 def test_in_a_worker_a_new_version_scores_beside_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.scoring._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
     config = Config(teacher=TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
     scoring = Scoring(config, Clock().clocks(), lambda _: None)
     try:
@@ -237,7 +237,7 @@ def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:
 
 
 def test_a_replay_scores_with_it_where_torch_is_not_installed(tmp_path: Path) -> None:
-    from stream.events import encode
+    from heft.stream.events.wire import encode
     from tests.live import TORCH
     from tests.test_teacher_cli import events, without
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from models.sample import Act, Item, Slate
-from models.teacher.text import Pair, TeacherConfig, Template, TemplateError
-from stream.config import BadValueError, load
+from heft.models.records import Act, Item, Slate
+from heft.models.teacher.template import Pair, TeacherConfig, Template, TemplateError
+from heft.stream.config.settings import BadValueError, load
 from tests.builders import T0
 
 SHOP = "{query} | {item.text} | brand {item.brand} | {context.device}"

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.teacher.logits import Logits
-from models.teacher.text import Pair
-from stream.desk import Answer, ScoringThread
+from heft.models.teacher.logits import Logits
+from heft.models.teacher.template import Pair
+from heft.stream.score.requests import Answer, ScoringThread
 from tests.builders import MINUTE, SECOND
 from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, items, place, slate
 

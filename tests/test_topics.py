@@ -16,22 +16,30 @@ from hypothesis import strategies as st
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
-from models.sample import FIRST_KEY
-from stream.broker import running_broker
-from stream.cli import app
-from stream.clients import TopicError, client_settings
-from stream.config import Config, KafkaConfig
-from stream.config import Topics as TopicNames
-from stream.events import Action, Click, Event, EventError, Impression, Order, decode, encode
-from stream.explain import to_toml
-from stream.log import read_lines
-from stream.mapping import MappingTable
-from stream.messages import Message
-from stream.messages import encode as encode_message
-from stream.publish import newest_json, publish, record
-from stream.reader import Ended, Merged, TopicRecord, input_partitions, merge, read_inputs, read_partition
-from stream.topics import Topics
-from stream.watermark import Input
+from heft.models.records import FIRST_KEY
+from heft.stream.cli.main import app
+from heft.stream.config.as_toml import to_toml
+from heft.stream.config.settings import Config, KafkaConfig
+from heft.stream.config.settings import Topics as TopicNames
+from heft.stream.events.log import read_lines
+from heft.stream.events.mapping import MappingTable
+from heft.stream.events.messages import Message
+from heft.stream.events.messages import encode as encode_message
+from heft.stream.events.watermark import Input
+from heft.stream.events.wire import Action, Click, Event, EventError, Impression, Order, decode, encode
+from heft.stream.kafka.bulk_reader import (
+    Ended,
+    Merged,
+    TopicRecord,
+    input_partitions,
+    merge,
+    read_inputs,
+    read_partition,
+)
+from heft.stream.kafka.connect import TopicError, client_settings
+from heft.stream.kafka.local_broker import running_broker
+from heft.stream.kafka.publish import newest_json, publish, record
+from heft.stream.kafka.topics import Topics
 from tests.builders import HOUR, MINUTE, SECOND, T0, action, click, impression, order
 
 LATENESS = 10 * SECOND

@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import pytest
 
-from stream import snapshots
-from stream.broker import running_broker
-from stream.events import Order
-from stream.snapshot import SnapshotError, SnapshotStore
+from heft.stream.cli import snapshots
+from heft.stream.events.wire import Order
+from heft.stream.kafka.local_broker import running_broker
+from heft.stream.state.store import SnapshotError, SnapshotStore
 from tests.live import LOOK_UP, NEVER_IDLE, TORCH, Shop, heft_without, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

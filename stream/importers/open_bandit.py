@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from models.sample import MIN_AT_MS, Value
-from stream.events import Click, Event, Impression, Item
-from stream.importers.table import SourceError, Table
+from heft.models.records import MIN_AT_MS, Value
+from heft.stream.events.wire import Click, Event, Impression, Item
+from heft.stream.importers.table import SourceError, Table
 
 COLUMNS = ("timestamp", "item_id", "position", "click", "propensity_score")
 CLICKED_AFTER_MS = 1_000

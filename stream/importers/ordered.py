@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from stream.events import Event, encode
-from stream.log import new_log
+from heft.stream.events.log import new_log
+from heft.stream.events.wire import Event, encode
 
 RUN_BYTES = 64 * 1024 * 1024
 """Lines sorted in memory at a time."""

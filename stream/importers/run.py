@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stream.events import Event
-from stream.importers.ordered import in_order, write_log
-from stream.importers.table import Table
+from heft.stream.events.wire import Event
+from heft.stream.importers.ordered import in_order, write_log
+from heft.stream.importers.table import Table
 
 _EVERY = 1_000  # events between two moves of the bar
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.sample import MIN_AT_MS, Value
-from stream.events import Action, Click, Event, Impression, Item
-from stream.importers.table import Table
+from heft.models.records import MIN_AT_MS, Value
+from heft.stream.events.wire import Action, Click, Event, Impression, Item
+from heft.stream.importers.table import Table
 
 COLUMNS = (
     "user_id", "session_id", "timestamp", "step", "action_type", "reference", "platform", "city", "device",

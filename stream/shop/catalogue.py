@@ -10,8 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from models.sample import Value
-from stream.shop.words import BRANDS, CATEGORIES, COLOURS, KINDS, MATERIALS, SERIES, USES, Meaning
+from heft.models.records import Value
+from heft.stream.shop.words import BRANDS, CATEGORIES, COLOURS, KINDS, MATERIALS, SERIES, USES, Meaning
 
 CATEGORY_NAMES = tuple(CATEGORIES)
 ABSENT = -1

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
-from stream.shop.shoppers import Intent, Shoppers, spread
-from stream.shop.words import BRANDS, COLOURS, KINDS
+from heft.stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
+from heft.stream.shop.shoppers import Intent, Shoppers, spread
+from heft.stream.shop.words import BRANDS, COLOURS, KINDS
 
 MOBILE = 0  # in `stream.shop.shoppers.DEVICES`
 

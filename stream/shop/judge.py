@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.exact import LEAST_P, entropy
-from models.features import item_hash
-from stream.learn import Outcome
-from stream.shop.truth import SlateTruth
+from heft.models.evaluate.formulas import LEAST_P, entropy
+from heft.models.features.featurizer import item_hash
+from heft.stream.learn.learner import Outcome
+from heft.stream.shop.truth import SlateTruth
 
 _ORACLE, _CLICKS, _SAMPLES = 0, 1, 2
 _POLICIES = 3
@@ -62,7 +62,7 @@ class Judge:
 
     Examples
     --------
-    >>> from stream.learn import Learner
+    >>> from heft.stream.learn.learner import Learner
     >>> judge = Judge([], ["uniform"])
     >>> learner = Learner(observer=judge)
     """

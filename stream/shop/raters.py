@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.random import SeedSequence, default_rng
 
-from stream.events import Impression
-from stream.shop.truth import SlateTruth
+from heft.stream.events.wire import Impression
+from heft.stream.shop.truth import SlateTruth
 
 _DIFFER = 1.0  # standard deviation of what they find, in the logits of the truth
 _BOUNDS = (-1.5, 0.3, 2.0)  # of the grades

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, KIND_MATERIALS, KIND_USES
-from stream.shop.words import BRANDS, COLOURS, KINDS, MATERIALS, USES
+from heft.stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, KIND_MATERIALS, KIND_USES
+from heft.stream.shop.words import BRANDS, COLOURS, KINDS, MATERIALS, USES
 
 AGES = ("18-24", "25-34", "35-49", "50-64", "65+")
 MEMBERSHIPS = ("none", "silver", "gold")

@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO
 
-from stream.config import Config
-from stream.events import Impression, encode
-from stream.log import new_log
-from stream.publish import Publisher
-from stream.shop.raters import Raters
-from stream.shop.traffic import Arrival, Shop, ShopConfig
-from stream.shop.truth import encode_truth
+from heft.stream.config.settings import Config
+from heft.stream.events.log import new_log
+from heft.stream.events.wire import Impression, encode
+from heft.stream.kafka.publish import Publisher
+from heft.stream.shop.raters import Raters
+from heft.stream.shop.traffic import Arrival, Shop, ShopConfig
+from heft.stream.shop.truth import encode_truth
 
 Progress = Callable[[int], None]
 """Told the number of events since the last call."""

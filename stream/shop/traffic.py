@@ -19,13 +19,13 @@ import msgspec
 import numpy as np
 from numpy.random import SeedSequence, default_rng
 
-from models.sample import Value
-from stream.events import Action, Click, Event, Impression, Item, Order
-from stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
-from stream.shop.delays import DAY, HOUR, MINUTE, SECOND, exponential, order_delay, within
-from stream.shop.demand import MOBILE, Demand, Floats, Ints, relevance
-from stream.shop.shoppers import AGES, DEVICES, MEMBERSHIPS, Intent, Shoppers, ask
-from stream.shop.truth import Drift, SlateTruth, World, rounded
+from heft.models.records import Value
+from heft.stream.events.wire import Action, Click, Event, Impression, Item, Order
+from heft.stream.shop.catalogue import ABSENT, CATEGORY_NAMES, KIND_CATEGORY, Catalogue
+from heft.stream.shop.delays import DAY, HOUR, MINUTE, SECOND, exponential, order_delay, within
+from heft.stream.shop.demand import MOBILE, Demand, Floats, Ints, relevance
+from heft.stream.shop.shoppers import AGES, DEVICES, MEMBERSHIPS, Intent, Shoppers, ask
+from heft.stream.shop.truth import Drift, SlateTruth, World, rounded
 
 
 class ShopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

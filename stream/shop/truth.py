@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from stream.log import read_lines
+from heft.stream.events.log import read_lines
 
 FORMAT = 1
 

@@ -1,0 +1,1 @@
+"""How good predictions were: metrics as shown, cohorts of orders, confidence sequences."""

@@ -1,0 +1,413 @@
+"""Prequential metrics of one head: every sample is predicted when shown, and measured when its label is known.
+
+Never weighted. The whole log is held in bounded memory, in blocks of integer counts (`tally`): when there are
+too many, neighbours are merged and the block size doubles, so the second half of a log of unknown length can be told
+from the first, to within half a block, a sixteenth of the half at most. The last samples are held as they are, and a
+window of them is measured exactly (`models.evaluate.formulas`) when asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heft.models.bounded_names import Surfaces
+from heft.models.evaluate import formulas as exact
+from heft.models.evaluate.tally import (
+    EDGE,
+    OTHER_SURFACE,
+    POSITIVES,
+    SLICES,
+    UNIT,
+    USER_AUC,
+    USER_SAMPLES,
+    Tally,
+    count,
+    weigh,
+)
+
+_FIRST_BLOCK = 1_024
+_MOST_BLOCKS = 32
+_USERS_WITHIN = 16_384  # samples among which slates of one user meet for GAUC
+
+_SLICE_BINS = 2 * EDGE * 16
+_MOST_SURFACES = 16
+
+Metrics = dict[str, float]
+
+
+class Prequential:
+    """Metrics of K policies on the same samples.
+
+    Parameters
+    ----------
+    policies
+        Names, in the order of the columns of every array.
+    window
+        How many of the last samples `window` measures.
+
+    Examples
+    --------
+    >>> metrics = Prequential(("uniform",))
+    >>> p = np.array([[0.75], [0.25]], np.float32)
+    >>> q = np.log(p / (1 - p))
+    >>> seen, new = np.array([True, True]), np.array([False, True])
+    >>> metrics.add(7, np.array([1, 0], np.uint8), q, p, q, seen, np.array([0, 1], np.uint16), new)
+    >>> metrics.report()["policies"]["uniform"]["auc"]
+    1.0
+    """
+
+    def __init__(self, policies: Iterable[str], window: int = 50_000) -> None:
+        self.policies = tuple(policies)
+        K = len(self.policies)
+        if not K or window < 1:
+            msg = f"metrics: expected at least one policy and a window of 1 or more, got {K} and {window}"
+            raise ValueError(msg)
+        self._window = window
+        self._block_size = _FIRST_BLOCK
+        self._blocks: list[Tally] = []
+        self._block = Tally(K)
+        self._surfaces = Surfaces(_MOST_SURFACES)
+        slices = len(SLICES) + _MOST_SURFACES
+        self._slice_counts = np.zeros((slices, 2), np.int64)
+        self._slice_sums = np.zeros((slices, 2, K), np.int64)
+        self._slice_histogram = np.zeros((slices, K, 2, _SLICE_BINS), np.uint32)
+        # The last samples, and the slates they came in; rows before those still needed are thrown away now and then.
+        self._labels = np.zeros(0, np.uint8)
+        self._p = np.zeros((0, K), np.float32)
+        self._raw = np.zeros((0, K), np.float32)
+        self._rank = np.zeros((0, K), np.float32)
+        self._rows = 0
+        self._starts = np.zeros(1, np.int64)
+        self._users = np.zeros(0, np.uint64)
+        self._slates = 0
+        self._grouped = 0  # slates already counted in GAUC
+
+    @property
+    def samples(self) -> int:
+        """How many samples were measured."""
+        return sum(block.samples for block in self._blocks) + self._block.samples
+
+    def add(
+        self,
+        user: int,
+        labels: NDArray[np.uint8],
+        raw: NDArray[np.float32],
+        p: NDArray[np.float32],
+        rank: NDArray[np.float32],
+        measured: NDArray[np.bool_],
+        positions: NDArray[np.uint16],
+        new: NDArray[np.bool_],
+        surface: str = "",
+    ) -> None:
+        """Measure one slate, or one matured click, with the predictions as they were when it was shown.
+
+        Parameters
+        ----------
+        user
+            Hash of the user, unsigned.
+        labels, measured, positions, new
+            [n] label 0 or 1, whether the row counts, position shown, whether the item was new.
+        raw, p, rank
+            [n, K] raw logits, calibrated probabilities in [0, 1], position-free scores on a logit's scale.
+        surface
+            Where it was shown; beyond 16 different ones they share a slice.
+        """
+        if not measured.all():
+            labels, raw, p, rank = labels[measured], raw[measured], p[measured], rank[measured]
+            positions, new = positions[measured], new[measured]
+        n = len(labels)
+        if not n:
+            return
+        block = self._block
+        count(
+            labels, raw, p, rank, positions, new, self._surface(surface), exact.DISCOUNTS,
+            block.counts, block.sums, block.histogram, block.rank_histogram,
+            self._slice_counts, self._slice_sums, self._slice_histogram,
+        )  # fmt: skip
+        self._remember(labels, raw, p, rank, user)
+        if block.samples >= self._block_size:
+            self._close_block()
+        elif self._rows - self._starts[self._grouped] >= _USERS_WITHIN:
+            self._group_users()
+
+    def weigh(self, labels: NDArray[np.uint8], weights: NDArray[np.float64]) -> None:
+        """Note the weights [n, K'] with which the first K' policies learn, for their effective sample size."""
+        weigh(labels, weights, self._block.weights)
+
+    def _surface(self, surface: str) -> int:
+        place = self._surfaces.place(surface)
+        return OTHER_SURFACE if place == _MOST_SURFACES else len(SLICES) + place
+
+    def _remember(
+        self,
+        labels: NDArray[np.uint8],
+        raw: NDArray[np.float32],
+        p: NDArray[np.float32],
+        rank: NDArray[np.float32],
+        user: int,
+    ) -> None:
+        n = len(labels)
+        if self._rows + n > len(self._labels) or self._slates + 1 > len(self._users):
+            self._make_room(n)
+        rows = slice(self._rows, self._rows + n)
+        self._labels[rows] = labels
+        self._p[rows] = p
+        self._raw[rows] = raw
+        self._rank[rows] = rank
+        self._users[self._slates] = user
+        self._rows += n
+        self._slates += 1
+        self._starts[self._slates] = self._rows
+
+    def _kept_from(self) -> int:
+        """The first slate that is still needed: of the window, or not yet grouped by user."""
+        from_row = max(self._rows - self._window, 0)
+        first = int(np.searchsorted(self._starts[: self._slates + 1], from_row, "right")) - 1
+        return min(first, self._grouped)
+
+    def _make_room(self, n: int) -> None:
+        kept = self._kept_from()
+        self._load(self._tail(kept), self._grouped - kept, n)
+
+    def _tail(self, first: int) -> dict[str, NDArray[Any]]:
+        row = int(self._starts[first])
+        rows, slates = slice(row, self._rows), slice(first, self._slates)
+        return {
+            "labels": self._labels[rows],
+            "p": self._p[rows],
+            "raw": self._raw[rows],
+            "rank": self._rank[rows],
+            "users": self._users[slates],
+            "starts": self._starts[first : self._slates + 1] - row,
+        }
+
+    def _load(self, tail: dict[str, NDArray[Any]], grouped: int, n: int = 0) -> None:
+        """Lay the samples out anew with room for at least n more."""
+        held = len(tail["labels"])
+        size = min(2 * held + 4 * n + 1_024, held + n + self._window)
+        for name in ("labels", "p", "raw", "rank"):
+            old = tail[name]
+            fresh = np.zeros((size, *old.shape[1:]), old.dtype)
+            fresh[:held] = old
+            setattr(self, f"_{name}", fresh)
+        slates = len(tail["users"])
+        self._users = np.zeros(2 * slates + 64, np.uint64)
+        self._users[:slates] = tail["users"]
+        self._starts = np.zeros(len(self._users) + 1, np.int64)
+        self._starts[: slates + 1] = tail["starts"]
+        self._rows, self._slates, self._grouped = held, slates, grouped
+
+    def _pending_users(self) -> tuple[int, NDArray[np.int64]]:
+        first, last = self._grouped, self._slates
+        weight, sums = self._gauc(first, last)
+        return weight, np.rint(sums * UNIT).astype(np.int64)
+
+    def _gauc(self, first: int, last: int) -> tuple[int, NDArray[np.float64]]:
+        users = self._users[first:last]
+        order = np.argsort(users, kind="stable")
+        weight, sums = exact.grouped_auc(self._labels, self._rank, self._starts[first : last + 1], users, order)
+        return weight, sums
+
+    def _group_users(self) -> None:
+        weight, sums = self._pending_users()
+        self._block.counts[USER_SAMPLES] += weight
+        self._block.sums[USER_AUC] += sums
+        self._grouped = self._slates
+
+    def _close_block(self) -> None:
+        self._group_users()
+        self._blocks.append(self._block.take())
+        if len(self._blocks) == _MOST_BLOCKS:
+            pairs = zip(self._blocks[::2], self._blocks[1::2], strict=True)
+            self._blocks = [_sum((first, second)) for first, second in pairs]
+            self._block_size *= 2
+
+    def _current(self) -> Tally:
+        """The unfinished block, with the users that are not grouped yet."""
+        current = _sum((self._block,))
+        weight, sums = self._pending_users()
+        current.counts[USER_SAMPLES] += weight
+        current.sums[USER_AUC] += sums
+        return current
+
+    def total(self) -> Tally:
+        """Return the counts of the whole log; those of several logs or shards add up, see `merge`."""
+        return _sum((*self._blocks, self._current()))
+
+    def second_half(self) -> Tally:
+        """Return the counts of the samples after the first half, cut at the block bound nearest to it."""
+        blocks = [*self._blocks, self._current()]
+        before = np.cumsum([0] + [block.samples for block in blocks])
+        first = int(np.argmin(np.abs(before[:-1] - before[-1] / 2)))
+        return _sum(blocks[first:])
+
+    def report(self) -> dict[str, Any]:
+        """Return counts, metrics by policy with those of the second half beside them, and metrics by slice."""
+        whole, half = self.total(), self.second_half()
+        return {
+            "samples": whole.samples,
+            "positives": int(whole.counts[POSITIVES]),
+            "second_half": {"samples": half.samples, "positives": int(half.counts[POSITIVES])},
+            "policies": {
+                name: whole.metrics(k) | {"second_half": half.metrics(k)} for k, name in enumerate(self.policies)
+            },
+            "slices": self.slices(),
+        }
+
+    def slices(self) -> dict[str, dict[str, Any]]:
+        """Return, by slice that has samples: counts, and log loss, NE, calibration and AUC by policy."""
+        names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces.names)]
+        out: dict[str, dict[str, Any]] = {}
+        for s, name in enumerate(names):
+            n, positives = (int(each) for each in self._slice_counts[s])
+            if not n:
+                continue
+            entropy = exact.entropy(positives / n)
+            policies = {}
+            for k, policy in enumerate(self.policies):
+                loss, predicted = self._slice_sums[s, :, k] / UNIT
+                negative, positive = self._slice_histogram[s, k, :, ::-1].astype(np.float64)
+                policies[policy] = {
+                    "logloss": float(loss / n),
+                    "ne": float(loss / n / entropy),
+                    "calibration": float(predicted / positives) if positives else nan,
+                    "auc": exact.auc_of_groups(positive, negative),
+                }
+            out[name] = {"samples": n, "positives": positives, "policies": policies}
+        return out
+
+    def window(self) -> dict[str, Any]:
+        """Return counts and metrics by policy of the last samples (`window` of them, in whole slates), exactly."""
+        first = int(np.searchsorted(self._starts[: self._slates + 1], max(self._rows - self._window, 0)))
+        row = int(self._starts[first])
+        rows = slice(row, self._rows)
+        labels = self._labels[rows]
+        n, positives = len(labels), int(labels.sum())
+        entropy = exact.entropy(positives / n) if n else nan
+        weight, user_sums = self._gauc(first, self._slates)
+        starts = self._starts[first : self._slates + 1]
+        slates, ranking = exact.rankings(self._labels, self._rank, starts, exact.DISCOUNTS)
+        policies: dict[str, Metrics] = {}
+        for k, name in enumerate(self.policies):
+            p, rank = self._p[rows, k], self._rank[rows, k]
+            loss = exact.logloss(labels, p)
+            policies[name] = {
+                "auc": exact.auc(labels, p),
+                "logloss": loss,
+                "ne": loss / entropy,
+                "calibration": float(p.sum(dtype=np.float64)) / positives if positives else nan,
+                "ece": exact.ece(labels, p),
+                "gauc": float(user_sums[k]) / weight if weight else nan,
+                "ndcg_at_10": float(ranking[0, k]) / slates if slates else nan,
+                "mrr": float(ranking[1, k]) / slates if slates else nan,
+                "auc_rank": exact.auc(labels, rank),
+                "pr_auc": exact.pr_auc(labels, p),
+                "ne_raw": exact.raw_logloss(labels, self._raw[rows, k]) / entropy,
+            }
+        return {"samples": n, "positives": positives, "policies": policies}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything, as plain values and arrays; resting blocks are shared, they never change."""
+        kept = self._kept_from()
+        return {
+            "policies": list(self.policies),
+            "block_size": self._block_size,
+            "blocks": [block.state() for block in self._blocks],
+            "block": self._block.state(),
+            "surfaces": self._surfaces.names,
+            "slice_counts": self._slice_counts.copy(),
+            "slice_sums": self._slice_sums.copy(),
+            "slice_histogram": self._slice_histogram.copy(),
+            "tail": {name: each.copy() for name, each in self._tail(kept).items()},
+            "grouped": self._grouped - kept,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises
+        ------
+        ValueError
+            If the state is of other policies.
+        """
+        if tuple(state["policies"]) != self.policies:
+            msg = f"metrics: expected a state of {', '.join(self.policies)}, got {', '.join(state['policies'])}"
+            raise ValueError(msg)
+        self._block_size = int(state["block_size"])
+        self._blocks = [Tally.of(each, resting=True) for each in state["blocks"]]
+        self._block = Tally.of(state["block"], resting=False)
+        self._surfaces = Surfaces(_MOST_SURFACES, state["surfaces"])
+        self._slice_counts = state["slice_counts"].copy()
+        self._slice_sums = state["slice_sums"].copy()
+        self._slice_histogram = state["slice_histogram"].copy()
+        self._load(state["tail"], int(state["grouped"]))
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    tallies = list(tallies)
+    whole = Tally(tallies[0].policies)
+    for each in tallies:
+        whole.add(each)
+    if len(tallies) > 1:
+        whole.rest()
+    return whole
+
+
+def merge(first: Prequential, second: Prequential) -> Tally:
+    """Return the counts of two logs together, the same bit for bit in either order.
+
+    Equal to what one would have counted over both, except that users are grouped within each alone.
+    """
+    return _sum((first.total(), second.total()))
+
+
+class Cohorts:
+    """p(click) p(order) against orders, over all matured impressions, by the hour they were shown.
+
+    Orders come a day after impressions, so sums are kept by hour, and only hours whose every click has matured count.
+    """
+
+    _HOUR_MS = 3_600_000
+    _KEPT = 24 * 14
+
+    def __init__(self) -> None:
+        self._hours: dict[int, list[float]] = {}  # hour -> expected orders, orders, clicks waiting
+
+    def shown(self, at_ms: int, expected: float, clicks: int) -> None:
+        """Add the expected orders of a closed slate, and how many of its clicks wait to mature."""
+        hour = self._hours.setdefault(at_ms // self._HOUR_MS, [0.0, 0.0, 0.0])
+        hour[0] += expected
+        hour[2] += clicks
+        if len(self._hours) > self._KEPT:
+            del self._hours[min(self._hours)]
+
+    def matured(self, at_ms: int, converted: bool) -> None:
+        """Add what became of a click on a slate shown at ``at_ms``."""
+        hour = self._hours.get(at_ms // self._HOUR_MS)
+        if hour is not None:
+            hour[1] += converted
+            hour[2] -= 1
+
+    def report(self) -> dict[str, float]:
+        """Return expected orders, orders and their ratio over the hours before the first one that still waits."""
+        expected = orders = 0.0
+        newest = max(self._hours, default=0)
+        for hour in sorted(self._hours):
+            if self._hours[hour][2] > 0 or hour == newest:
+                break
+            expected += self._hours[hour][0]
+            orders += self._hours[hour][1]
+        return {"expected_orders": expected, "orders": orders, "calibration": expected / orders if orders else nan}
+
+    def state(self) -> list[Any]:
+        """Return everything, by hour."""
+        return [[hour, *sums] for hour, sums in sorted(self._hours.items())]
+
+    def restore(self, state: list[Any]) -> None:
+        """Go on from what `state` returned."""
+        self._hours = {hour: sums for hour, *sums in state}

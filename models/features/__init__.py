@@ -1,0 +1,1 @@
+"""A slate becomes hashed slots: fields, crosses, and what the past knows of an item."""

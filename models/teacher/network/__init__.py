@@ -1,0 +1,1 @@
+"""The networks that read texts, and the folders they lie in."""

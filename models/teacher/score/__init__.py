@@ -1,0 +1,1 @@
+"""A teacher's folder becomes scores, each backend timed where it runs."""

@@ -1,0 +1,573 @@
+"""Four unordered, repeating streams become one ordered log of records (docs/architecture.md, "Join").
+
+The joiner is a discrete-event simulation in event time. On arrival an event only waits: everything but three fates
+(invalid, late, duplicate by ``event_id``) is decided when the *frontier* passes it, in the order of the keys. So the
+order in which topics are read changes nothing, and a crash is mended by doing the same again.
+
+No clock, no network: wall time enters only through `Joiner.tick`, offsets only as numbers to remember.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from heft.models.records import Clicked, Closed, Converted, Matured, Record, Shown, Slate
+from heft.stream.events import wire as events
+from heft.stream.events.watermark import Input, frontier_of
+from heft.stream.events.wire import Action, Click, Event, EventError, Order
+from heft.stream.join.fifo_map import Fifo
+from heft.stream.join.sessions import Sessions
+from heft.stream.join.state import Early, JoinState, OpenClick, OpenSlate, Step
+from heft.stream.state.store import InOrder
+
+Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
+FATES: tuple[Fate, ...] = ("joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted")
+
+Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
+"""Topic and raw record to events; raises `EventError`."""
+
+REJECTED_BYTES = 64 * 1024
+_NEVER = sys.maxsize
+_NTH_BITS = 12  # a record that a mapping splits has at most this many bits of events
+_ACTION, _SHOWN, _CLICKED, _CONVERTED, _GIVE_UP = -1, 0, 1, 2, 5
+_NO_STEP = Step(_NEVER, _GIVE_UP, "", "", 0, 0, None)
+
+
+class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Windows and bounds of the join; all times in milliseconds, all windows include their start, not their end."""
+
+    click_window_ms: int = 600_000
+    """A click counts for a slate within this time after it was shown."""
+    conversion_window_ms: int = 86_400_000
+    """An order counts for a click within this time after it; at least click window + 2 clock skews."""
+    clock_skew_ms: int = 5_000
+    """How far the clocks of the producers may differ: a click may seem this much older than its impression."""
+    lateness_ms: int = 10_000
+    """How long the join waits for stragglers of a topic."""
+    idle_after_ms: int = 500
+    """Wall time without a record after which an exhausted topic no longer holds the others back."""
+    max_ahead_ms: int = 3_600_000
+    """Events further than this ahead of their topic's watermark come from a broken clock; 1,000 of them may wait."""
+    align_ms: int = 60_000
+    """A topic this far ahead of the slowest is not read on."""
+    session_ttl_ms: int = 1_800_000
+    """How far back the visitor's actions are attached to a slate."""
+    session_acts: int = 200
+    """At most this many actions of a visitor are kept; the oldest go first."""
+    max_open_slates: int = 400_000
+    """Slates whose click window runs, at most; the oldest goes first, and is never closed."""
+    max_open_clicks: int = 1_000_000
+    """Clicks whose conversion window runs, at most; the oldest goes first, and never matures."""
+    max_sessions: int = 400_000
+    """Visitors whose actions are kept, at most; the longest quiet goes first."""
+    max_waiting_clicks: int = 100_000
+    """Clicks that wait for an impression still to come, at most; the oldest is evicted."""
+    max_remembered_ids: int = 400_000
+    """Closed slates, orders and event ids are remembered for a conversion window, but no more of each than this."""
+    max_ahead_events: int = 1_000
+    """Events too far ahead that may wait in one input; beyond that the oldest is invalid."""
+    shard_by: str = ""
+    """Which field of an impression chooses the model: ``surface`` or ``context.NAME``; empty: one model."""
+    shards: list[str] = msgspec.field(default_factory=list)
+    """The values of ``shard_by``, in order of their partitions of `scored`; a value not listed goes to the first."""
+
+    def __post_init__(self) -> None:
+        least = self.click_window_ms + 2 * self.clock_skew_ms
+        if self.conversion_window_ms < least:
+            msg = (
+                f"join.conversion_window is {self.conversion_window_ms} ms; "
+                f"at least click_window + 2 clock_skew = {least} ms is needed"
+            )
+            raise ValueError(msg)
+        if self.shard_by and self.shard_by != "surface" and not self.shard_by.startswith("context."):
+            msg = f"join.shard_by is {self.shard_by!r}; expected 'surface' or 'context.NAME'"
+            raise ValueError(msg)
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """An input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
+
+    input: int
+    idle: bool
+    offsets: tuple[int, ...]
+
+
+class Rejected(NamedTuple):
+    """A record that is no event: where it came from, its first 64 KB, its length and hash, and why."""
+
+    input: int
+    offset: int
+    raw: bytes
+    length: int
+    blake2b: str
+    reason: str
+
+    @classmethod
+    def of(cls, input: int, offset: int, raw: bytes, reason: str) -> Rejected:
+        """Keep of a record what `rejected` carries."""
+        return cls(input, offset, raw[:REJECTED_BYTES], len(raw), blake2b(raw, digest_size=16).hexdigest(), reason)
+
+
+def _one_event(_topic: str, raw: bytes) -> Sequence[Event]:
+    return (events.decode(raw),)
+
+
+_KIND_OF: dict[type, str] = {Slate: "impression", Click: "click", Order: "order", Action: "action"}
+
+
+class Joiner:
+    """The join of one partition.
+
+    Parameters
+    ----------
+    config
+        Windows and bounds.
+    inputs
+        Names of the topics read, in a fixed order; a log file counts as one.
+    decode
+        Turns ``(topic, raw)`` into events; the wire format by default, a mapping of a shop's own JSON otherwise.
+
+    Notes
+    -----
+    Call `push` for each record of each input in the order of its offsets, `tick` when an input has run dry, and
+    `drain` after either. ``fates`` counts what became of each event by its type; ``dropped`` counts joined state that
+    had to go. Events are pending until they have a fate: see `pending`.
+    """
+
+    def __init__(self, config: JoinConfig, inputs: Sequence[str], decode: Decode = _one_event) -> None:
+        self.config = config
+        self.names = tuple(inputs)
+        self.frontier = 0
+        self.fates: dict[str, Counter[str]] = {
+            kind: Counter() for kind in ("impression", "click", "order", "action", "unknown")
+        }
+        self.dropped: Counter[str] = Counter()
+        self.rejected: list[Rejected] = []
+        self.marks: list[Mark] = []
+        self._decode = decode
+        self._inputs = [Input() for _ in self.names]
+        self._ids: list[Fifo[str, int]] = [Fifo() for _ in self.names]  # event id -> forget at
+        self._steps: list[Step] = []
+        self._open: Fifo[str, OpenSlate] = Fifo()  # request -> slate, in the order shown
+        self._clicked: dict[str, tuple[str, ...]] = {}  # request -> items, of the open slates that have clicks
+        self._closed: Fifo[str, tuple[int, str]] = Fifo()  # request -> (shown, fate of its later clicks)
+        self._clicks: Fifo[tuple[str, str], OpenClick] = Fifo()  # (request, item), in the order joined
+        self._values: dict[tuple[str, str], float] = {}  # (request, item) -> summed value, of clicks that converted
+        self._pairs: dict[tuple[str, str], tuple[str, ...]] = {}  # (user, item) -> requests with a click that waits
+        self._orders: Fifo[tuple[str, str], int] = Fifo()  # (order, item) -> due
+        self._waiting: OrderedDict[str, tuple[Early, ...]] = OrderedDict()  # clicks ahead of their slate, by request
+        self._waiting_clicks = 0
+        self._sessions = Sessions(config.session_ttl_ms, config.session_acts, config.max_sessions)
+        self._shards = {value: shard for shard, value in enumerate(config.shards)}
+
+    # ---------------------------------------------------------------- what comes in
+
+    def push(self, input: int, offset: int, raw: bytes) -> None:
+        """Take the record at ``offset`` of an input; an idle input is active again."""
+        source = self._inputs[input]
+        if source.idle:
+            self.apply(Mark(input, False, tuple(self.offsets)))
+        source.offset = offset + 1
+        try:
+            found = self._decode(self.names[input], raw)
+            events.require_travelling(raw, found)
+            for nth, event in enumerate(found):
+                self._arrive(input, source, offset << _NTH_BITS | nth, event)
+        except EventError as error:
+            self.fates["unknown"]["invalid"] += 1
+            self.rejected.append(Rejected.of(input, offset, raw, str(error)))
+
+    def tick(self, input: int) -> None:
+        """Wall time has passed and this input has nothing left: it no longer holds the others back."""
+        if not self._inputs[input].idle:
+            self.apply(Mark(input, True, tuple(self.offsets)))
+
+    def apply(self, mark: Mark) -> None:
+        """Make an input idle or active; a recovery repeats the noted marks at the noted offsets."""
+        if mark.offsets != tuple(self.offsets):
+            name, now = self.names[mark.input], tuple(self.offsets)
+            msg = f"idle mark of {name} was made at offsets {mark.offsets}, not at {now}"
+            raise ValueError(msg)
+        self._inputs[mark.input].idle = mark.idle
+        self.marks.append(mark)
+        self._advance()
+
+    def held(self, input: int) -> bool:
+        """Whether this input is too far ahead of the others to be read on (``align_ms``)."""
+        return self._inputs[input].watermark > self.frontier + self.config.align_ms
+
+    def _arrive(self, input: int, source: Input, serial: int, event: Event) -> None:
+        at_ms = event.at_ms
+        kind = _KIND_OF[type(event)]
+        if source.see(event.user_id, at_ms, self.config.lateness_ms):
+            self._advance()
+        event_id = event.event_id
+        if event_id is not None:
+            event_id = f"{kind}:{event_id}"
+            if event_id in self._ids[input]:
+                self.fates[kind]["duplicate"] += 1
+                return
+        if at_ms < source.watermark or at_ms < self.frontier:
+            self.fates[kind]["late"] += 1
+            return
+        if event_id is not None:
+            self._remember(input, source.watermark, event_id, at_ms)
+        heapq.heappush(self._steps, self._step(input, serial, event))
+        overdue = source.wait_ahead(at_ms, serial, self.config.max_ahead_ms, self.config.max_ahead_events)
+        if overdue is not None:
+            self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == overdue])
+
+    def _step(self, input: int, serial: int, event: Event) -> Step:
+        if type(event) is Action:
+            return Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
+        if type(event) is Slate:
+            return Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
+        if type(event) is Click:
+            return Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
+        assert type(event) is Order
+        due = event.at_ms + self.config.clock_skew_ms
+        return Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
+
+    def _remember(self, input: int, watermark: int, event_id: str, at_ms: int) -> None:
+        ids = self._ids[input]
+        while ids and (len(ids) >= self.config.max_remembered_ids or ids.oldest < watermark):
+            ids.pop_oldest()
+        ids.add(event_id, at_ms + self.config.conversion_window_ms)
+
+    def _refuse_ahead(self, steps: list[Step]) -> None:
+        refused = {(step.input, step.serial) for step in steps}
+        self._steps = [step for step in self._steps if (step.input, step.serial) not in refused]
+        heapq.heapify(self._steps)
+        for step in sorted(steps, key=lambda step: step[:6]):
+            assert step.event is not None
+            ahead = self.config.max_ahead_ms
+            reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
+            self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
+            # The raw record is not kept so long: the event says the same.
+            self.rejected.append(Rejected.of(step.input, step.serial >> _NTH_BITS, events.encode(step.event), reason))
+
+    def _advance(self) -> None:
+        frontier = frontier_of(self._inputs)
+        if frontier > self.frontier:
+            self.frontier = frontier
+
+    # ---------------------------------------------------------------- what goes out
+
+    def drain(self) -> list[tuple[int, Record]]:
+        """Return ``(shard, record)`` for all that is due below the frontier, in the order of the keys, exactly once."""
+        out: list[tuple[int, Record]] = []
+        steps, frontier = self._steps, self.frontier
+        open_slates, open_clicks = self._open.queue, self._clicks.queue
+        click_window = self.config.click_window_ms
+        maturity = self.config.conversion_window_ms + self.config.clock_skew_ms
+        while True:
+            close_due = open_slates[0][1].shown_ms + click_window if open_slates else _NEVER
+            mature_due = open_clicks[0][1].due_ms + maturity if open_clicks else _NEVER
+            ends = close_due if close_due < mature_due else mature_due
+            step = steps[0] if steps else _NO_STEP
+            due = step.due_ms
+            if due < ends or (due == ends and step.kind != _GIVE_UP):
+                if due >= frontier:
+                    return out
+                self._take(heapq.heappop(steps), out)
+            elif ends >= frontier:
+                return out
+            elif close_due == ends:
+                self._close(ends, out)
+            else:
+                self._mature(ends, out)
+
+    def finish(self) -> list[tuple[int, Record]]:
+        """End of the log: move the frontier just past the newest event and drain.
+
+        What is further ahead than ``max_ahead_ms`` is refused. Slates whose window has not ended stay open.
+        """
+        watermark = max(source.watermark for source in self._inputs)
+        if watermark:
+            limit = watermark + self.config.max_ahead_ms
+            self._refuse_ahead([step for step in self._steps if step.event is not None and step.event.at_ms > limit])
+        newest = max((step.event.at_ms for step in self._steps if step.event is not None), default=0)
+        self.frontier = max(self.frontier, newest + 1)
+        return self.drain()
+
+    def _take(self, step: Step, out: list[tuple[int, Record]]) -> None:
+        event = step.event
+        if type(event) is Action:
+            self.fates["action"]["joined"] += 1
+            self._sessions.add(event.user_id, event.at_ms, event.item_id, event.kind)
+        elif type(event) is Slate:
+            self._show(event, out)
+        elif type(event) is Click:
+            self._click(step, event, out)
+        elif type(event) is Order:
+            self._order(step.due_ms, event, out)
+        else:
+            self._give_up(step)
+
+    def _show(self, slate: Slate, out: list[tuple[int, Record]]) -> None:
+        request = slate.request_id
+        if request in self._open or request in self._closed:
+            self.fates["impression"]["duplicate"] += 1
+            return
+        waiting = self._waiting.pop(request, ())
+        self._waiting_clicks -= len(waiting)
+        if slate.bot:
+            self.fates["impression"]["bot"] += 1
+            self._forget(request, slate.at_ms, "bot")
+            for _, _, click in waiting:
+                self.fates["click"]["bot"] += 1
+                self._sessions.forget(click.user_id, request)
+            return
+        self.fates["impression"]["joined"] += 1
+        if slate.session is None:
+            session = self._sessions.before(slate)
+        else:
+            session = [act for act in slate.session if act.at_ms < slate.at_ms]
+            slate = msgspec.structs.replace(slate, session=None)
+        shard = self._shard(slate)
+        items = tuple([sys.intern(item.item_id) for item in slate.items])
+        self._open.add(request, OpenSlate(slate.at_ms, shard, items))
+        out.append((shard, Shown(slate.at_ms, slate, session)))
+        for input, serial, click in waiting:
+            step = Step(slate.at_ms, _CLICKED, request, click.item_id, input, serial, click)
+            heapq.heappush(self._steps, step)
+        if len(self._open) > self.config.max_open_slates:
+            oldest, state = self._open.pop_oldest()
+            self._clicked.pop(oldest, None)
+            self.dropped["slates"] += 1
+            self._forget(oldest, state.shown_ms, "evicted")
+
+    def _click(self, step: Step, click: Click, out: list[tuple[int, Record]]) -> None:
+        request, item = click.request_id, click.item_id
+        slate = self._open.get(request)
+        waited = step.due_ms > click.at_ms
+        fate = self._click_fate(click, slate)
+        # A second click that waits may be the one that joins, when the first was too early; the session has it once.
+        again = fate == "waits" and any(each.item_id == item for _, _, each in self._waiting.get(request, ()))
+        if fate in ("joined", "after_window", "orphan", "waits") and not waited and not again:
+            self._sessions.add(click.user_id, click.at_ms, item, "click", request)
+        if fate == "waits":
+            self._wait(step, click)
+            return
+        self.fates["click"][fate] += 1
+        if fate != "joined" or slate is None:
+            return
+        self._clicked[request] = (*self._clicked.get(request, ()), item)
+        out.append((slate.shard, Clicked(step.due_ms, request, item)))
+        self._clicks.add((request, item), OpenClick(step.due_ms, click.at_ms, slate.shard, click.user_id))
+        self._pair(click.user_id, item, request)
+        if len(self._clicks) > self.config.max_open_clicks:
+            (oldest, its_item), state = self._clicks.pop_oldest()
+            self._values.pop((oldest, its_item), None)
+            self._unpair(state.user_id, its_item, oldest)
+            self.dropped["clicks"] += 1
+
+    def _click_fate(self, click: Click, slate: OpenSlate | None) -> str:
+        if click.bot:
+            return "bot"
+        if slate is None:
+            closed = self._closed.get(click.request_id)
+            if closed is not None:
+                return closed[1]
+            return "waits"
+        key = click.request_id, click.item_id
+        if click.item_id in self._clicked.get(click.request_id, ()) or key in self._clicks:
+            return "duplicate"
+        if click.item_id not in slate.items:
+            return "orphan"
+        return "joined" if click.at_ms < slate.shown_ms + self.config.click_window_ms else "after_window"
+
+    def _wait(self, step: Step, click: Click) -> None:
+        early = self._waiting.get(click.request_id, ())
+        self._waiting[click.request_id] = (*early, (step.input, step.serial, click))
+        self._waiting_clicks += 1
+        due = click.at_ms + self.config.clock_skew_ms
+        heapq.heappush(self._steps, step._replace(due_ms=due, kind=_GIVE_UP, event=None))
+        if self._waiting_clicks > self.config.max_waiting_clicks:
+            request, clicks = self._waiting.popitem(last=False)
+            self.fates["click"]["evicted"] += 1
+            self._waiting_clicks -= 1
+            if len(clicks) > 1:
+                self._waiting[request] = clicks[1:]
+                self._waiting.move_to_end(request, last=False)
+
+    def _give_up(self, step: Step) -> None:
+        clicks = self._waiting.get(step.id, ())
+        left = tuple([entry for entry in clicks if entry[:2] != (step.input, step.serial)])
+        if len(left) == len(clicks):
+            return
+        self.fates["click"]["orphan"] += 1
+        self._waiting_clicks -= 1
+        if left:
+            self._waiting[step.id] = left
+        else:
+            del self._waiting[step.id]
+
+    def _order(self, due_ms: int, order: Order, out: list[tuple[int, Record]]) -> None:
+        key = (order.order_id, order.item_id)
+        if key in self._orders:
+            self.fates["order"]["duplicate"] += 1
+            return
+        orders, horizon = self._orders, due_ms - self.config.conversion_window_ms
+        while orders and (len(orders) >= self.config.max_remembered_ids or orders.oldest < horizon):
+            orders.pop_oldest()
+        orders.add(key, due_ms)
+        request = self._credited(order)
+        if request is None:
+            self.fates["order"]["orphan"] += 1
+            return
+        clicked = request, order.item_id
+        self._values[clicked] = self._values.get(clicked, 0.0) + order.value
+        self.fates["order"]["joined"] += 1
+        out.append(
+            (self._clicks[clicked].shard, Converted(due_ms, order.order_id, order.item_id, request, order.value))
+        )
+
+    def _credited(self, order: Order) -> str | None:
+        """Return the request of the click this order is credited to."""
+        if order.request_id is not None:
+            named = self._clicks.get((order.request_id, order.item_id))
+            in_window = named is not None and order.at_ms < named.due_ms + self.config.conversion_window_ms
+            return order.request_id if in_window else None
+        best: tuple[int, str] | None = None
+        for request in self._pairs.get((order.user_id, order.item_id), ()):
+            click = self._clicks[request, order.item_id]
+            in_window = click.at_ms <= order.at_ms < click.due_ms + self.config.conversion_window_ms
+            if in_window and (best is None or (click.at_ms, request) > best):
+                best = (click.at_ms, request)
+        return None if best is None else best[1]
+
+    def _close(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
+        request, slate = self._open.pop_oldest()
+        self._clicked.pop(request, None)
+        out.append((slate.shard, Closed(due_ms, request)))
+        self._forget(request, slate.shown_ms, "after_window")
+
+    def _mature(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
+        (request, item), click = self._clicks.pop_oldest()
+        self._unpair(click.user_id, item, request)
+        value = self._values.pop((request, item), None)
+        out.append((click.shard, Matured(due_ms, request, item, value is not None, value or 0.0)))
+
+    def _pair(self, user: str, item: str, request: str) -> None:
+        self._pairs[user, item] = (*self._pairs.get((user, item), ()), request)
+
+    def _unpair(self, user: str, item: str, request: str) -> None:
+        left = tuple([other for other in self._pairs[user, item] if other != request])
+        if left:
+            self._pairs[user, item] = left
+        else:
+            del self._pairs[user, item]
+
+    def _forget(self, request: str, shown_ms: int, fate: str) -> None:
+        """Keep only the id of a slate, and what becomes of its later clicks."""
+        closed, horizon = self._closed, shown_ms - self.config.conversion_window_ms
+        while closed and (len(closed) >= self.config.max_remembered_ids or closed.oldest[0] < horizon):
+            closed.pop_oldest()
+        closed.add(request, (shown_ms, fate))
+
+    def _shard(self, slate: Slate) -> int:
+        shard_by = self.config.shard_by
+        if not shard_by:
+            return 0
+        value = slate.surface if shard_by == "surface" else slate.context.get(shard_by.removeprefix("context."))
+        return self._shards.get(str(value), 0)
+
+    # ---------------------------------------------------------------- what is known
+
+    @property
+    def offsets(self) -> list[int]:
+        """The next offset of each input."""
+        return [source.offset for source in self._inputs]
+
+    def seek(self, offsets: Sequence[int]) -> None:
+        """Say where inputs start that begin above 0; only before the first `push`."""
+        for source, offset in zip(self._inputs, offsets, strict=True):
+            source.offset = offset
+
+    @property
+    def watermarks(self) -> list[int]:
+        """The watermark of each input in milliseconds; 0 before its fifth user."""
+        return [source.watermark for source in self._inputs]
+
+    @property
+    def idle(self) -> list[bool]:
+        """Which inputs are idle."""
+        return [source.idle for source in self._inputs]
+
+    @property
+    def pending(self) -> int:
+        """Events that wait for the frontier, or for their impression, and have no fate yet."""
+        return sum(step.event is not None for step in self._steps) + self._waiting_clicks
+
+    @property
+    def open_slates(self) -> int:
+        """Slates whose click window has not ended."""
+        return len(self._open)
+
+    @property
+    def open_clicks(self) -> int:
+        """Clicks whose conversion window has not ended."""
+        return len(self._clicks)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on, for `stream.state.store.encode`.
+
+        The lists are copies and nothing in them ever changes, so it may be encoded later; the same state gives the same
+        bytes.
+        """
+        return {
+            "inputs": [source.state() for source in self._inputs],
+            "ids": [ids.pairs() for ids in self._ids],
+            "frontier": self.frontier,
+            "steps": [InOrder(step) for step in sorted(self._steps)],  # features are handed on in the order they came
+            "open": self._open.pairs(),
+            "clicked": list(self._clicked.items()),
+            "closed": self._closed.pairs(),
+            "clicks": self._clicks.pairs(),
+            "values": list(self._values.items()),
+            "orders": self._orders.pairs(),
+            "waiting": list(self._waiting.items()),
+            "sessions": self._sessions.state(),
+            "fates": {kind: dict(fates) for kind, fates in self.fates.items()},
+            "dropped": dict(self.dropped),
+        }
+
+    @classmethod
+    def restore(
+        cls, config: JoinConfig, inputs: Sequence[str], state: dict[str, Any], decode: Decode = _one_event
+    ) -> Joiner:
+        """Return a joiner that goes on where `state` was taken, from what `stream.state.store.decode` returned."""
+        saved = msgspec.convert(state, JoinState)
+        joiner = cls(config, inputs, decode)
+        if len(saved.inputs) != len(joiner.names):
+            had, names = len(saved.inputs), ", ".join(joiner.names)
+            msg = f"the snapshot has {had} inputs, the configuration names {len(joiner.names)}: {names}"
+            raise ValueError(msg)
+        joiner._inputs = [Input.of(each) for each in saved.inputs]
+        joiner._ids = [Fifo(ids) for ids in saved.ids]
+        joiner.frontier = saved.frontier
+        step = msgspec.msgpack.Decoder(Step)
+        joiner._steps = [step.decode(raw) for raw in saved.steps]  # sorted, so a heap
+        joiner._open = Fifo(saved.open)
+        joiner._clicked = dict(saved.clicked)
+        joiner._closed = Fifo(saved.closed)
+        joiner._clicks = Fifo(saved.clicks)
+        joiner._values = dict(saved.values)
+        for (request, item), click in saved.clicks:
+            joiner._pair(click.user_id, item, request)
+        joiner._orders = Fifo(saved.orders)
+        joiner._waiting = OrderedDict(saved.waiting)
+        joiner._waiting_clicks = sum(len(clicks) for clicks in joiner._waiting.values())
+        joiner._sessions.restore(saved.sessions.users, saved.sessions.acts)
+        for kind, fates in saved.fates.items():
+            joiner.fates[kind] = Counter(fates)
+        joiner.dropped = Counter(saved.dropped)
+        return joiner

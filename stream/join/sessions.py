@@ -1,0 +1,87 @@
+"""What each visitor did lately: the part of the join's state that is attached to slates."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from heft.models.records import Act, Slate
+
+_Entry = tuple[int, str, str, str]  # at_ms, item, kind, request of a click
+
+
+class Sessions:
+    """Acts by user, bounded in time and in number; the users longest quiet go first.
+
+    Parameters
+    ----------
+    ttl_ms
+        How far back acts are remembered.
+    max_acts
+        At most this many a user; the oldest go first.
+    max_users
+        At most this many users.
+    """
+
+    def __init__(self, ttl_ms: int, max_acts: int, max_users: int) -> None:
+        self._ttl_ms = ttl_ms
+        self._max_acts = max_acts
+        self._max_users = max_users
+        # In the order in which they last acted. Tuples: a snapshot takes them along, and is written later.
+        self._users: dict[str, tuple[_Entry, ...]] = {}
+        # Finds the longest quiet, which a dict that loses its first entries does not: one turn an act, the last counts.
+        self._turns: deque[tuple[str, int]] = deque()
+        self._last_turn: dict[str, int] = {}
+        self._turn = 0
+
+    def add(self, user_id: str, at_ms: int, item_id: str, kind: str, request_id: str = "") -> None:
+        """Remember an act; called in the order of time."""
+        users, horizon = self._users, at_ms - self._ttl_ms
+        acts = (*users.pop(user_id, ()), (at_ms, item_id, kind, request_id))
+        if len(acts) > self._max_acts or acts[0][0] < horizon:
+            acts = tuple([act for act in acts[-self._max_acts :] if act[0] >= horizon])
+        users[user_id] = acts
+        self._take_turn(user_id)
+        while True:
+            oldest, turn = self._turns[0]
+            if self._last_turn.get(oldest) == turn:
+                if len(users) <= self._max_users and users[oldest][-1][0] >= horizon:
+                    break
+                del users[oldest], self._last_turn[oldest]
+            self._turns.popleft()
+
+    def _take_turn(self, user_id: str) -> None:
+        self._turn += 1
+        self._turns.append((user_id, self._turn))
+        self._last_turn[user_id] = self._turn
+
+    def forget(self, user_id: str, request_id: str) -> None:
+        """Take back the clicks of a slate that turned out to be a bot's."""
+        acts = self._users.get(user_id)
+        if acts is None:
+            return
+        left = tuple([act for act in acts if act[3] != request_id])
+        if left:
+            self._users[user_id] = left
+        else:
+            del self._users[user_id], self._last_turn[user_id]
+
+    def before(self, slate: Slate) -> list[Act]:
+        """Return what the visitor did strictly before a slate, oldest first; never clicks on the slate itself."""
+        acts = self._users.get(slate.user_id)
+        if acts is None:
+            return []
+        end, own = slate.at_ms, slate.request_id
+        start = end - self._ttl_ms
+        return [Act(item, kind, at) for at, item, kind, of in acts if start <= at < end and (not of or of != own)]
+
+    def state(self) -> dict[str, list[Any]]:
+        """Return a copy of everything: users, the longest quiet first, and what each did."""
+        return {"users": list(self._users), "acts": list(self._users.values())}
+
+    def restore(self, users: Sequence[str], acts: Sequence[tuple[_Entry, ...]]) -> None:
+        """Go on from what `state` returned."""
+        self._users = dict(zip(users, acts, strict=True))
+        for user in users:
+            self._take_turn(user)

@@ -1,0 +1,1 @@
+"""Everything that speaks to a Kafka cluster, the brokers on this machine among it."""

@@ -1,0 +1,205 @@
+"""Reading and writing one partition of Kafka exactly: a range of offsets, and a log with one rightful writer.
+
+Who takes over a partition appends a marker whose epoch is one above the highest there. A predecessor that was only
+stalled finds out at its next append, because the offset it is given is not the one after its last; what it wrote
+after the marker, every reader drops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.structs import TopicPartition
+
+from heft.models.records import FIRST_KEY
+from heft.stream.events import due_header as due
+from heft.stream.events import messages
+from heft.stream.events.messages import Message
+from heft.stream.kafka.batch_consumer import TP, OffsetGoneError, Received
+
+_PATIENCE_SECONDS = 60.0
+
+
+class FencedError(RuntimeError):
+    """Another worker has taken over a partition that this one still wrote to."""
+
+
+class MissingRecordsError(RuntimeError):
+    """Records that a topic should hold did not come."""
+
+
+class Bounds(NamedTuple):
+    """What a partition holds: offsets from ``beginning`` to below ``end``; and how many partitions its topic has."""
+
+    beginning: int
+    end: int
+    partitions: int
+
+
+class Owner(NamedTuple):
+    """Who may write a partition."""
+
+    epoch: int = 0
+    writer: str = ""
+
+
+class Cursor:
+    """Reads one partition from an offset on, without a group. An async context manager.
+
+    Parameters
+    ----------
+    client
+        What every aiokafka client is given: ``bootstrap_servers`` and security.
+    tp, offset
+        What to read, and where to start; an offset below 0 stands for the beginning.
+    """
+
+    def __init__(self, client: Mapping[str, Any], tp: TP, offset: int) -> None:
+        self.offset = offset
+        self._tp = TopicPartition(*tp)
+        # "none": an offset that is gone is an error, not a reason to start elsewhere.
+        self._consumer = AIOKafkaConsumer(
+            **client, group_id=None, auto_offset_reset="none", enable_auto_commit=False, fetch_max_wait_ms=50
+        )
+
+    async def __aenter__(self) -> Cursor:
+        await self._consumer.start()
+        self._consumer.assign([self._tp])
+        if self.offset < 0:
+            self.offset = (await self._consumer.beginning_offsets([self._tp]))[self._tp]
+        self._consumer.seek(self._tp, self.offset)
+        # aiokafka hangs in stop() when that comes before its own tasks have seen the assignment.
+        await asyncio.sleep(0.001)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def bounds(self) -> Bounds:
+        """Return what the partition holds now; the cursor has moved then."""
+        consumer, tp = self._consumer, self._tp
+        beginning = (await consumer.beginning_offsets([tp]))[tp]
+        end = (await consumer.end_offsets([tp]))[tp]
+        if end > beginning:
+            # Tansu tells the second offset of the last batch; a fetch of that batch knows better.
+            consumer.seek(tp, end - 1)
+            await consumer.getmany(tp, timeout_ms=2000, max_records=1)
+            end = max(end, consumer.highwater(tp) or 0)
+        return Bounds(beginning, end, len(consumer.partitions_for_topic(tp.topic) or ()))
+
+    async def up_to(self, end: int) -> AsyncIterator[Received]:
+        """Yield the records from where the cursor is to ``end``, which is not included.
+
+        Raises
+        ------
+        OffsetGoneError
+            If retention has taken records of the range.
+        MissingRecordsError
+            If for a minute nothing comes.
+        """
+        while self.offset < end:
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    taken: list[Any] = []
+                    while not taken and self.offset < end:
+                        limit = min(1000, end - self.offset)
+                        got = await self._consumer.getmany(self._tp, timeout_ms=500, max_records=limit)
+                        taken = got.get(self._tp, [])
+                        self.offset = await self._consumer.position(self._tp)
+            except OffsetOutOfRangeError:
+                begin = (await self._consumer.beginning_offsets([self._tp]))[self._tp]
+                last = (await self._consumer.end_offsets([self._tp]))[self._tp]
+                raise OffsetGoneError(TP(*self._tp), self.offset, begin, last) from None
+            except TimeoutError:
+                msg = f"{self._tp.topic}-{self._tp.partition}: expected records {self.offset} to {end}, none came"
+                raise MissingRecordsError(msg) from None
+            for each in taken:
+                if each.offset < end:
+                    yield Received(each.offset, each.timestamp, each.key, each.value, due.since_ms(each))
+
+
+class Writer:
+    """The rightful writer of one source partition of `samples`; one message is unacknowledged at a time."""
+
+    def __init__(self, client: Mapping[str, Any], producer: AIOKafkaProducer, tp: TP) -> None:
+        self.owner = Owner()
+        self.tp = tp
+        self.next_offset = -1
+        self.checksum = 0  # of the last message written, at the offset before the next
+        self._client = client
+        self._producer = producer
+
+    async def claim(self, start: int, owner: Owner, offsets: tuple[int, ...]) -> int:
+        """Take the partition over; return the offset of the marker, before which the log is final.
+
+        ``start``: from where the log is read for higher epochs, ``owner``: who was known to own it there.
+        """
+        writer, highest, seen = uuid4().hex, owner.epoch, start
+        while True:
+            epoch = highest + 1
+            marker = Message(self.tp.partition, 0, epoch, writer, FIRST_KEY, offsets, marker=True)
+            at = await self._send(messages.encode(marker))
+            async with Cursor(self._client, self.tp, seen) as log:
+                async for record in log.up_to(at):
+                    message = messages.decode(record.value or b"")
+                    if message.marker:
+                        highest = max(highest, message.epoch)
+            seen = at + 1
+            if highest < epoch:
+                self.owner, self.next_offset = Owner(epoch, writer), at + 1
+                self.checksum = zlib.crc32(messages.encode(marker))
+                return at
+            highest = max(highest, epoch)
+
+    async def append(self, message: Message, due_since_ms: int | None = None) -> int:
+        """Append and wait for all replicas; return the offset. ``due_since_ms``: since when its records are due.
+
+        Raises
+        ------
+        FencedError
+            If another worker has taken the partition over.
+        """
+        value = messages.encode(message)
+        at = await self._send(value, due_since_ms)
+        if at != self.next_offset:
+            await self._look_between(self.next_offset, at)
+        self.next_offset, self.checksum = at + 1, zlib.crc32(value)
+        return at
+
+    async def _send(self, value: bytes, due_since_ms: int | None = None) -> int:
+        sent = await self._producer.send_and_wait(
+            self.tp.topic, value, partition=self.tp.partition, headers=due.headers(due_since_ms)
+        )
+        return int(sent.offset)
+
+    async def _look_between(self, start: int, end: int) -> None:
+        async with Cursor(self._client, self.tp, start) as log:
+            async for record in log.up_to(end):
+                message = messages.decode(record.value or b"")
+                if message.marker and message.epoch > self.owner.epoch:
+                    msg = (
+                        f"{self.tp.topic}-{self.tp.partition}: this worker wrote with epoch {self.owner.epoch}, "
+                        f"another took over with epoch {message.epoch} at offset {record.offset}; it goes on there"
+                    )
+                    raise FencedError(msg)
+
+
+class Rightful:
+    """Passes on the messages of a log that were written by who owned it then."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+
+    def passes(self, message: Message) -> bool:
+        """Whether to take this message; markers change the owner and are not taken."""
+        if message.marker:
+            if message.epoch > self.owner.epoch:
+                self.owner = Owner(message.epoch, message.writer)
+            return False
+        return (message.epoch, message.writer) == self.owner

@@ -1,0 +1,393 @@
+"""The last stage: the ordered log of one shard becomes a model, and what is known about how good it is.
+
+A slate is predicted when it is shown and kept, features and predictions frozen, until its labels act. Labels act
+``serve_delay_ms`` after they are due, by the learner's clock: the largest due time read. So every prediction is one
+that a ranker fed by this learner's snapshots could have served, live and in replay alike.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from heft.models.evaluate.prequential import Cohorts
+from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors, item_hash
+from heft.models.importance.teacher_scores import Scores, Told, told_by_now, told_in_time
+from heft.models.rankers.bank import RankerConfig
+from heft.models.rankers.head import Head, Prediction
+from heft.models.records import (
+    MIN_AT_MS,
+    Act,
+    Clicked,
+    Closed,
+    Item,
+    Key,
+    Matured,
+    Record,
+    ReferenceScore,
+    Shown,
+    Slate,
+)
+from heft.stream.learn.segments import Segments
+from heft.stream.state import store as snapshot
+
+_ABSTAIN_BELOW_ORDERS = 100
+
+
+class LearnConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When labels act, and how much is kept."""
+
+    serve_delay_ms: int = 70_000
+    """How long after its due time a label acts: lateness plus the interval of snapshots."""
+    max_skew_ms: int = 60_000
+    """A slate further behind the newest of its shard is learned and not measured."""
+    max_open_slates: int = 400_000
+    """Slates that wait for their labels, at most; the oldest goes first, and is not learned."""
+    max_clicked_items: int = 1_000_000
+    """Clicked items that wait to mature, at most; the oldest goes first, and its order is not learned."""
+
+
+class LearnerConfig(msgspec.Struct, frozen=True):
+    """All that determines what a learner makes of a log."""
+
+    learn: LearnConfig = LearnConfig()
+    features: FeatureConfig = FeatureConfig()
+    ranker: RankerConfig = RankerConfig()
+
+    @property
+    def lineage(self) -> str:
+        """A digest of this configuration: learners of different lineage share no snapshots."""
+        return snapshot.digest(msgspec.to_builtins(self))[:12]
+
+
+class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A slate as it was shown; never changed."""
+
+    number: int
+    request_id: str
+    surface: str
+    measured: bool
+    vectors: Vectors
+    order: Prediction
+    click: Prediction
+    told: Told
+    """What the teacher had said in time."""
+
+
+class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A clicked item that waits for its order: its row of the slate, as it was shown. Never changed."""
+
+    number: int
+    request_id: str
+    surface: str
+    measured: bool
+    vectors: Vectors
+    order: Prediction
+    told: Told
+    """All that the teacher had said by the time the slate closed."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.request_id, int(self.vectors.items[0])
+
+
+class Outcome(NamedTuple):
+    """Labels that have become known, beside what had been predicted: a slate of clicks, or a click's order."""
+
+    head: Literal["click", "conversion"]
+    request_id: str
+    vectors: Vectors
+    """The slate as it was shown; of a click, its row alone."""
+    shown: Prediction
+    """What each policy and, in the last column, the mixture said when it was shown."""
+    labels: NDArray[np.uint8]
+    """[n]"""
+    measured: bool
+    """Whether it counts in the metrics."""
+
+
+Observer = Callable[[Outcome], None]
+
+
+class Learner:
+    """The learner of one shard.
+
+    Call `apply` with each record that `read_scored` yields. ``counts`` tells what was dropped or not measured;
+    ``samples`` how many were learned.
+
+    Parameters
+    ----------
+    config
+        Determines, with the log, all that is learned.
+    observer
+        Told each outcome before it is learned; must change nothing of it. For backtests that measure what the
+        learner itself does not.
+    """
+
+    def __init__(self, config: LearnerConfig | None = None, observer: Observer | None = None) -> None:
+        self.config = config or LearnerConfig()
+        self._observer = observer
+        self.clock_ms = 0
+        self.samples = 0
+        self.counts: Counter[str] = Counter()
+        self.featurizer = Featurizer(self.config.features)
+        ranker = self.config.ranker
+        clicks, orders = ranker.click_arms, ranker.conversion_arms
+        self.click = Head(clicks, ranker.click_bits, ranker.seed, 0, ranker.policies_of(clicks))
+        self.order = Head(
+            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.policies_of(orders), "order"
+        )
+        self._taught = any(head.reference is not None for head in (self.click, self.order))
+        self.cohorts = Cohorts()
+        self._open: OrderedDict[str, _Slate] = OrderedDict()
+        self._clicked_rows: dict[str, list[int]] = {}
+        self._clicks: OrderedDict[tuple[str, int], _Click] = OrderedDict()
+        self._waiting: list[tuple[Key, int, Record]] = []  # labels that are due and do not act yet
+        self._slates: Segments[_Slate] = Segments(self.config.lineage)
+        self._clicked_items: Segments[_Click] = Segments(f"{self.config.lineage}-clicks")
+
+    def apply(self, source: int, record: Record) -> None:
+        """Take the next record of a source partition."""
+        if record.due_ms > self.clock_ms:
+            self.clock_ms = record.due_ms
+            self._act(record.due_ms - self.config.learn.serve_delay_ms)
+        if type(record) is Shown:
+            self._show(record)
+        elif type(record) is Clicked or type(record) is Closed or type(record) is Matured:
+            heapq.heappush(self._waiting, (record.key, source, record))
+
+    def flush(self) -> None:
+        """End of a log: let the labels that still wait act, so that a report covers all that closed."""
+        self._act(self.clock_ms)
+
+    def _act(self, until_ms: int) -> None:
+        waiting = self._waiting
+        while waiting and waiting[0][0][0] <= until_ms:
+            record = heapq.heappop(waiting)[2]
+            match record:
+                case Clicked():
+                    self._click(record)
+                case Closed():
+                    self._close(record)
+                case Matured():
+                    self._mature(record)
+
+    def _show(self, record: Shown) -> None:
+        slate = record.slate
+        if slate.request_id in self._open:
+            self.counts["repeated_requests"] += 1
+            return
+        vectors = self.featurizer.shown(slate, record.session)
+        measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
+        told = told_in_time(vectors.items, record.scores) if self._taught else ()
+        shown = _Slate(
+            self._slates.next_number,
+            slate.request_id,
+            slate.surface,
+            measured,
+            vectors,
+            self.order.predict(vectors, told),
+            self.click.predict(vectors, told),
+            told,
+        )
+        self._open[slate.request_id] = shown
+        self._slates.add(shown)
+        if not measured:
+            self.counts["shown_out_of_order"] += 1
+        if len(self._open) > self.config.learn.max_open_slates:
+            request, dropped = self._open.popitem(last=False)
+            self._slates.remove(dropped.number)
+            self._clicked_rows.pop(request, None)
+            self.counts["dropped_slates"] += 1
+
+    def _click(self, record: Clicked) -> None:
+        slate = self._open.get(record.request_id)
+        row = -1 if slate is None else slate.vectors.row(record.item_id)
+        if slate is None or row < 0:
+            self.counts["clicks_without_slate"] += 1
+            return
+        self._clicked_rows.setdefault(record.request_id, []).append(row)
+        self.featurizer.clicked(slate.vectors, row)
+
+    def _close(self, record: Closed) -> None:
+        slate = self._open.pop(record.request_id, None)
+        if slate is None:
+            self.counts["closed_without_slate"] += 1
+            return
+        self._slates.remove(slate.number)
+        rows = self._clicked_rows.pop(record.request_id, [])
+        vectors = slate.vectors
+        labels = np.zeros(len(vectors), np.uint8)
+        labels[rows] = 1
+        seen = vectors.seen
+        self.samples += int(seen.sum())
+        self.counts["unseen"] += len(vectors) - int(seen.sum())
+        if self._observer is not None:
+            self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
+        told = told_by_now(slate.told, vectors.items, record.scores) if self._taught else ()
+        counts = self._counts(self.click, vectors)
+        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, told, counts)
+        self.featurizer.closed(vectors, labels)
+        expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
+        counted = slate.measured and not np.isnan(expected)
+        if counted:
+            self.cohorts.shown(vectors.at_ms, float(expected), len(rows))
+        for row in rows:
+            self._keep_click(slate, row, counted, told)
+
+    def _keep_click(self, slate: _Slate, row: int, counted: bool, told: Told) -> None:
+        number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
+        its = tuple(scores.one(row) for scores in told)
+        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, its)
+        dropped = self._clicks.pop(click.key, None)  # of a slate long closed whose id has come again
+        self._clicks[click.key] = click
+        self._clicked_items.add(click)
+        if len(self._clicks) > self.config.learn.max_clicked_items:
+            dropped = self._clicks.popitem(last=False)[1]
+        if dropped is not None:
+            self._clicked_items.remove(dropped.number)
+            self.counts["dropped_clicks"] += 1
+
+    def _mature(self, record: Matured) -> None:
+        click = self._clicks.pop((record.request_id, item_hash(record.item_id)), None)
+        if click is None:
+            self.counts["matured_without_click"] += 1
+            return
+        self._clicked_items.remove(click.number)
+        labels = np.array([record.converted], np.uint8)
+        if self._observer is not None:
+            self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
+        counts = self._counts(self.order, click.vectors)
+        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.told, counts)
+        if click.measured:
+            self.cohorts.matured(click.vectors.at_ms, record.converted)
+
+    def _counts(self, head: Head, vectors: Vectors) -> NDArray[np.float64] | None:
+        """Return how often each item had been shown [n], where a policy of the head asks."""
+        return self.featurizer.history.shows_of(vectors.items, vectors.at_ms) if head.importance else None
+
+    # ---------------------------------------------------------------- what is known
+
+    @property
+    def open_slates(self) -> int:
+        """Slates whose labels have not acted."""
+        return len(self._open)
+
+    @property
+    def open_clicks(self) -> int:
+        """Clicked items whose conversion window has not ended."""
+        return len(self._clicks)
+
+    def report(self) -> dict[str, Any]:
+        """Return both heads' metrics, and p(click) p(order) against orders over matured impressions."""
+        return {
+            "click": self.click.report(),
+            "conversion": self.order.report() | {"product": self.cohorts.report()},
+        }
+
+    def digest(self) -> str:
+        """Return what identifies all that determines future predictions and reports."""
+        state = self._core() | {
+            "slates": [_plain(slate) for slate in self._open.values()],
+            "clicks": [_plain(click) for click in self._clicks.values()],
+        }
+        return snapshot.digest(state)
+
+    def state(self) -> tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]:
+        """Return the state and the segments it needs, for `SnapshotStore.save`.
+
+        All is copied or never changes, and may be encoded later.
+        """
+        slates, shown = self._slates.state()
+        clicks, clicked = self._clicked_items.state()
+        segments: list[tuple[str, Callable[[], snapshot.State]]] = []
+        segments += [(name, partial(_plain_all, things)) for name, things in shown]
+        segments += [(name, partial(_plain_all, things)) for name, things in clicked]
+        return self._core() | {"slates": slates, "clicks": clicks}, segments
+
+    def _core(self) -> dict[str, Any]:
+        return {
+            "clock_ms": self.clock_ms,
+            "samples": self.samples,
+            "counts": {kind: n for kind, n in sorted(self.counts.items()) if n},
+            "features": self.featurizer.state(),
+            "click": self.click.state(),
+            "order": self.order.state(),
+            "cohorts": self.cohorts.state(),
+            "clicked_rows": [(request, tuple(rows)) for request, rows in sorted(self._clicked_rows.items())],
+            "waiting": [(source, record) for _, source, record in sorted(self._waiting)],
+        }
+
+    @classmethod
+    def restore(cls, config: LearnerConfig, state: snapshot.State, segments: dict[str, snapshot.State]) -> Learner:
+        """Return a learner that goes on where `state` was taken."""
+        learner = cls(config)
+        learner.clock_ms = state["clock_ms"]
+        learner.samples = state["samples"]
+        learner.counts = Counter(state["counts"])
+        learner.featurizer.restore(state["features"])
+        learner.click.restore(state["click"])
+        learner.order.restore(state["order"])
+        learner.cohorts.restore(state["cohorts"])
+        shown = {name: map(_slate, segments[name]) for name, *_ in state["slates"]["segments"]}
+        clicked = {name: map(_click, segments[name]) for name, *_ in state["clicks"]["segments"]}
+        for slate in learner._slates.restore(state["slates"], shown):
+            learner._open[slate.request_id] = slate
+        for click in learner._clicked_items.restore(state["clicks"], clicked):
+            learner._clicks[click.key] = click
+        learner._clicked_rows = dict(state["clicked_rows"])
+        for source, plain in state["waiting"]:
+            record: Record = msgspec.convert(plain, Record)
+            learner._waiting.append((record.key, source, record))  # sorted, so a heap
+        return learner
+
+
+def warm_up(config: LearnerConfig) -> None:
+    """Make a learner do each thing once and forget it, so that everything compiled is compiled and loaded."""
+    learner = Learner(config)
+    at_ms = MIN_AT_MS
+    items = [Item("a", features={"number": 1.0, "text": "a"}, text="a"), Item("b")]
+    scores = [ReferenceScore("a", 0, "v@0", True, 0), ReferenceScore("b", 0, "v@0", False)]
+    for request in "rs":
+        slate = Slate(request_id=request, user_id="u", at_ms=at_ms, items=items, query="a", context={"text": "a"})
+        learner.apply(0, Shown(at_ms, slate, [Act("a", "click", at_ms - 1)], scores[:1]))
+        learner.apply(0, Clicked(at_ms + 1, request, "a"))
+        learner.apply(0, Closed(at_ms + 2, request, scores[1:]))
+        learner.apply(0, Matured(at_ms + 3, request, "a", True, 1.0))
+        learner.flush()
+        at_ms += 4
+    learner.report()
+    learner.state()
+
+
+def _plain(each: _Slate | _Click) -> tuple[Any, ...]:
+    told = tuple(scores.state() for scores in each.told)
+    plain = (
+        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), told,
+    )  # fmt: skip
+    return (*plain, each.click.state()) if isinstance(each, _Slate) else plain
+
+
+def _plain_all(things: Sequence[_Slate] | Sequence[_Click]) -> list[tuple[Any, ...]]:
+    return [_plain(each) for each in things]
+
+
+def _slate(plain: list[Any]) -> _Slate:
+    number, request, surface, measured, vectors, order, told, click = plain
+    return _Slate(
+        number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click),
+        tuple(Scores(*scores) for scores in told),
+    )  # fmt: skip
+
+
+def _click(plain: list[Any]) -> _Click:
+    number, request, surface, measured, vectors, order, told = plain
+    its = tuple(Scores(*scores) for scores in told)
+    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), its)

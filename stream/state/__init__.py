@@ -1,0 +1,1 @@
+"""How the state of a stage is encoded, and where its snapshots lie."""

@@ -1,0 +1,309 @@
+"""The shell around the teacher: reads logs and files, shows progress, and leaves the learning to models/teacher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from heapq import merge
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import msgspec
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from heft.models.records import Record
+from heft.models.teacher.data.judgements import read_relevance, split_by_query
+from heft.models.teacher.data.log_samples import RELEVANCE, Examples, Log, Split, together
+from heft.models.teacher.settings import FinetuneSettings, PretrainSettings
+from heft.models.teacher.template import Template
+from heft.stream.config.settings import Config
+from heft.stream.events.log import read_lines
+from heft.stream.join.joiner import Joiner
+from heft.stream.teacher.ranker_baseline import RankerSaid
+from heft.stream.terminal.report_tables import console, progress_over
+
+if TYPE_CHECKING:
+    from heft.models.teacher.score.explain import Explanation
+    from heft.models.teacher.train.finetune import Source
+    from heft.models.teacher.train.refresh import Verdict
+
+_Grades: TypeAlias = tuple[float, float]
+
+_BAR_WIDTH = 20
+_METRICS = ("spearman", "auc", "logloss", "ne", "calibration")
+
+
+class TeachError(ValueError):
+    """A command that names no data, or data that does not fit."""
+
+
+def read_log(paths: Sequence[Path], config: Config) -> Iterator[Record]:
+    """Yield the records of logs, joined as live: what the teacher learns from is what the learner learns from.
+
+    Several, days or partitions, are joined each by itself and come in the order of time.
+    """
+    with progress_over(paths, "Reading") as advance:
+        yield from merge(*(_joined(path, config, advance) for path in paths), key=lambda record: record.key)
+
+
+def _joined(path: Path, config: Config, advance: Callable[[int], None]) -> Iterator[Record]:
+    joiner = Joiner(config.join, ["log"], config.decoder())
+    for offset, raw in enumerate(read_lines(path)):
+        joiner.push(0, offset, raw)
+        if offset % 256 == 255:
+            for _, record in joiner.drain():
+                yield record
+            advance(256)
+    for _, record in [*joiner.drain(), *joiner.finish()]:
+        yield record
+
+
+def labelled(paths: Sequence[Path], config: Config, template: str, residual: bool = False) -> Log:
+    """Return the labelled samples of logs; ``residual``: with what the ranker said of each, learned alongside."""
+    records = read_log(paths, config)
+    if not residual:
+        return Log(records, Template(template))
+    said = RankerSaid(config.learner)
+    return Log(said.read(records), Template(template), said.clicks)
+
+
+class Material(NamedTuple):
+    """What a teacher is made of: logs, a file of judgements, or both.
+
+    Attributes
+    ----------
+    logs
+        Event logs: of one partition or of several, of one day or of several.
+    relevance, grade_range
+        Judgements, and the grades that mean 0 and 1.
+    until_ms
+        Event time at which the training data ends; what became known later is for measuring.
+    """
+
+    logs: Sequence[Path]
+    relevance: Path | None = None
+    grade_range: str | None = None
+    until_ms: int | None = None
+
+
+def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
+    """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
+    from heft.models.teacher.network.model import resolve_base
+    from heft.models.teacher.network.processes import joined, number
+    from heft.models.teacher.train.finetune import finetune as run
+
+    resolve_base(settings.base)  # fetched, or found to be nowhere, before a log is read for minutes
+    split, grades = _split(material, config, settings)
+    with joined(), steps("Fine-tuning") as progress:
+        return run(split, out, settings, _sources(material), grades, None if number() else progress)
+
+
+def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
+    """Pre-train a model on the texts of the material; return its card."""
+    from heft.models.teacher.network.model import resolve_base
+    from heft.models.teacher.train.pretrain import pretrain as run
+
+    resolve_base(settings.base)  # likewise
+    pairs = []
+    if material.logs:
+        log = labelled(material.logs, config, config.teacher.template)
+        pairs += log.texts(material.until_ms, settings.keep_negatives, settings.seed)
+    if material.relevance:
+        pairs += read_relevance(material.relevance, 0.0, 1.0)[0].pairs
+    if not pairs:
+        msg = "give a log, or --relevance"
+        raise TeachError(msg)
+    with steps("Pre-training") as progress:
+        return run(pairs, out, settings, progress)
+
+
+def evaluate(
+    model: Path, logs: Sequence[Path], relevance: Path | None, grade_range: str | None, device: str, config: Config
+) -> dict[str, Any]:
+    """Measure a teacher on logs or on a file of judgements."""
+    from heft.models.teacher.state import require_state
+    from heft.models.teacher.train.evaluate import evaluate as run
+
+    state = require_state(model)
+    if bool(logs) == (relevance is not None):
+        msg = "give a log to evaluate on, or --relevance FILE.csv"
+        raise TeachError(msg)
+    if relevance:
+        low, high = _grades(grade_range) if grade_range else state.grades or (None, None)
+        examples: Examples = read_relevance(relevance, low, high)[0]
+    else:
+        log = labelled(logs, config, state.template, state.residual)
+        # At the beginning of a log the ranker that learns it alongside knows nothing that a teacher could add to.
+        after_ms = state.data_ends_ms or 0 if state.residual else 0
+        examples = log.examples(state.rates or log.base_rates(), after_ms)
+    with steps("Scoring") as progress:
+        return run(model, examples, device, progress)
+
+
+def refresh(
+    material: Material, running: Path, held_back: float, fewest_clicks: int, device: str, config: Config
+) -> Verdict:
+    """Make the running teacher anew, by its own recipe, on logs up to now; put it in its place if it is surely better.
+
+    Parameters
+    ----------
+    material
+        Logs, and judgements where the running teacher was made of some.
+    running
+        Folder of the running teacher, or the link to it.
+    held_back
+        Share of the log's samples, its last ones, on which the two are compared.
+    fewest_clicks
+        Clicks among them that are needed at least.
+    device
+        Where to compute.
+    config
+        For the join and the template.
+
+    Raises
+    ------
+    TeachError
+        If the running teacher is not of a log, or was made of judgements and none are given.
+    """
+    from heft.models.teacher.state import OtherRunError, read_state
+    from heft.models.teacher.train.finetune import finetune as run
+    from heft.models.teacher.train.refresh import compare, promote
+
+    if not material.logs:
+        msg = "give the log up to now: what came last in it decides between the two"
+        raise TeachError(msg)
+    state = read_state(running)
+    if state is None or state.data_ends_ms is None:
+        msg = f"{running}: no teacher of a log; `heft teacher finetune LOG --out {running}` makes one"
+        raise TeachError(msg)
+    if RELEVANCE in state.heads and material.relevance is None:
+        msg = f"{running} was made of human judgements too: give them with --relevance FILE.csv"
+        raise TeachError(msg)
+    recipe = msgspec.convert(json.loads((running / "card.json").read_text())["settings"], FinetuneSettings)
+    settings = msgspec.structs.replace(recipe, template=config.teacher.template, device=device)
+    candidate = running.with_name(f"{running.name}.next")
+    if (candidate / "teacher.json").exists():
+        shutil.rmtree(candidate)  # the one that was not promoted last time; an unfinished one goes on
+    log = labelled(material.logs, config, settings.template, settings.residual)
+    of_log = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
+    split, grades = _with_judgements(of_log, material, state.grades)
+    with steps("Fine-tuning") as progress:
+        try:
+            run(split, candidate, settings, _sources(material), grades, progress)
+        except OtherRunError:  # an earlier refresh was killed, and the log has grown since
+            shutil.rmtree(candidate)
+            run(split, candidate, settings, _sources(material), grades, progress)
+    after_ms = max(state.data_ends_ms, split.ends_ms or 0)
+    same = state.template == settings.template
+    of_running = log if same else labelled(material.logs, config, state.template, state.residual)
+    samples = of_running.later(after_ms), log.later(after_ms)
+    verdict = compare(running, candidate, samples, after_ms, device, fewest_clicks)
+    (candidate / "refresh.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+    if verdict.promote:
+        promote(running, candidate)
+    return verdict
+
+
+def show_evaluation(report: dict[str, Any]) -> None:
+    """Print the metrics of each head."""
+    table = Table("head", *_METRICS, "labels", "positive", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name, head in report["heads"].items():
+        values = (f"{head[metric]:.4f}" for metric in _METRICS)
+        table.add_row(name, *values, f"{head['labels']:,.0f}", f"{head['positives']:,.1f}")
+    console.print(table)
+
+
+def show_card(card: dict[str, Any]) -> None:
+    """Print what fine-tuning brought."""
+    table = Table("head", "", *_METRICS, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name, head in card["heads"].items():
+        for label, key in (
+            ("before", "before"),
+            ("after", "after_calibrated"),
+            ("text alone", "after_without_position"),
+        ):
+            table.add_row(name, label, *(f"{head[key][metric]:.4f}" for metric in _METRICS))
+    console.print(table)
+
+
+def show_explanation(found: Explanation) -> None:
+    """Print what a teacher looked at, a bar for each token."""
+    console.print(f"{found.head} {found.probability:.4f} (logit {found.logit:+.3f}), teacher {found.version}")
+    bar = Column("", min_width=_BAR_WIDTH, no_wrap=True)
+    table = Table("token", "attention", bar, "gradient x input", bar.copy(), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    most = max(token.attention for token in found.tokens)
+    strongest = max(abs(token.gradient_input) for token in found.tokens)
+    for token in found.tokens:
+        share = token.gradient_input
+        colour = "green" if share > 0 else "red"
+        bars = Text(_bar(token.attention / most)), Text(_bar(abs(share) / strongest if strongest else 0.0), colour)
+        table.add_row(Text(token.token), f"{token.attention:.3f}", bars[0], f"{share:+.4f}", bars[1])
+    console.print(table)
+
+
+def _bar(share: float) -> str:
+    return "█" * round(share * _BAR_WIDTH)
+
+
+@contextmanager
+def steps(title: str) -> Iterator[Any]:
+    """Show a bar over steps; yield what to tell steps done, steps in all, and a note."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+def _split(material: Material, config: Config, settings: FinetuneSettings) -> tuple[Split, _Grades | None]:
+    if settings.residual and not material.logs:
+        msg = "--residual teaches what a ranker lacks on a log: give a log"
+        raise TeachError(msg)
+    if not material.logs:
+        return _with_judgements(None, material)
+    log = labelled(material.logs, config, settings.template, settings.residual)
+    return _with_judgements(log.split(material.until_ms, settings.keep_negatives, settings.seed), material)
+
+
+def _with_judgements(
+    of_log: Split | None, material: Material, grades: _Grades | None = None
+) -> tuple[Split, _Grades | None]:
+    """What is learned from, and the grades that mean 0 and 1: those named, or ``grades``, or those of the file."""
+    if material.relevance is None:
+        if of_log is None:
+            msg = "give a log to learn from, --relevance FILE.csv, or both"
+            raise TeachError(msg)
+        return of_log, None
+    known = _grades(material.grade_range) if material.grade_range else grades or (None, None)
+    examples, low, high = read_relevance(material.relevance, *known)
+    judged = split_by_query(examples)
+    return (together(of_log, judged) if of_log else judged), (low, high)
+
+
+def _grades(text: str) -> _Grades:
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        msg = f"--grade-range is {text!r}; expected LOW:HIGH, the grades that mean 0 and 1, such as 1:4"
+        raise TeachError(msg) from None
+
+
+def _sources(material: Material) -> list[Source]:
+    from heft.models.teacher.train.finetune import Source
+
+    files = [*material.logs, *([material.relevance] if material.relevance else [])]
+    return [Source(*_identity(path)) for path in files]
+
+
+def _identity(path: Path) -> tuple[str, int, str]:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return path.name, path.stat().st_size, digest.hexdigest()

@@ -1,0 +1,288 @@
+"""The join of one partition with its Kafka around it: takes its output over, does again what was done, goes on.
+
+The snapshot is only a short cut. Everything since then is in the output itself: each message says at which input
+offsets it was made and which inputs were idle, so the inputs are read again up to there, nothing is written while the
+records are those already in the log, and a difference ends the stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from heft.models.records import FIRST_KEY, Key, Record
+from heft.stream.events import messages
+from heft.stream.events.messages import Message, MessageError
+from heft.stream.join.joiner import Decode, JoinConfig, Joiner, Rejected
+from heft.stream.kafka.batch_consumer import TP, Batch, OffsetGoneError
+from heft.stream.kafka.partition_log import Cursor, MissingRecordsError, Owner, Rightful, Writer
+from heft.stream.state.store import Name
+from heft.stream.worker.stage import RecoveryError, Seen, Unsaved, Wires, read_message, whole_or_broken
+
+
+class JoinStage:
+    """The join of one partition: the inputs' partition in, `samples` partition out.
+
+    Parameters
+    ----------
+    wires, config, decode
+        Connections, windows, and how raw records become events.
+    partition
+        Which partition of every input.
+    inputs
+        The topics, in the order of the joiner's inputs.
+    samples, rejected
+        Topics to write.
+    """
+
+    def __init__(
+        self,
+        wires: Wires,
+        config: JoinConfig,
+        decode: Decode | None,
+        partition: int,
+        inputs: Sequence[str],
+        samples: str,
+        rejected: str,
+    ) -> None:
+        self.wires, self.config, self.partition = wires, config, partition
+        self.tps = [TP(topic, partition) for topic in inputs]
+        self.inputs = tuple(inputs)
+        self.whole, self.changed = False, False
+        self._decode: tuple[Decode, ...] = () if decode is None else (decode,)
+        self._rejected_topic = rejected
+        self._samples = TP(samples, partition)
+        self._writer = Writer(wires.client, wires.producer, self._samples)
+        self._keys: dict[int, Key] = {}
+        self._made: dict[int, list[Record]] = {}  # while doing it again: by shard, not yet found in the output
+        self._floor: dict[int, Key] = {}  # after an accepted loss: what is not above was written before
+        self._seen = [Seen(tp) for tp in self.tps]
+        self._written = Seen(self._samples)
+        self._rollbacks = 0
+        self._said: list[int] = []  # the input offsets in the last message
+        self.joiner = Joiner(config, self.inputs, *self._decode)
+
+    @property
+    def owner_name(self) -> str:
+        """The owner of this stage's snapshots."""
+        return f"join-{self.partition}"
+
+    async def open(self) -> Mapping[TP, int | None]:
+        """Restore the snapshot, take over the output, and do again what was done since."""
+        start, owner = self._restore()
+        fresh = start is None
+        losses, theirs = self.wires.losses, (*self.tps, self._samples)
+        gaps = losses.of(*theirs)
+        here = [None if fresh else offset for offset in self.joiner.offsets]
+        pairs = zip(self._seen, here, strict=True)
+        self.joiner.seek(await asyncio.gather(*[seen.verify(self.wires, at) for seen, at in pairs]))
+        start = await self._written.verify(self.wires, start)
+        marker = await self._writer.claim(start, owner, tuple(self.joiner.offsets))
+        try:
+            await self._do_again(start, marker, owner, fresh)
+        except (RecoveryError, OffsetGoneError, MissingRecordsError, MessageError) as error:
+            losses.accept(self._samples, error)
+            await self._go_on_after(start, marker, owner)
+        self.whole, self.changed = True, True  # the next snapshot spares doing the same again once more
+        self._rollbacks += losses.of(*theirs) > gaps
+        return dict(zip(self.tps, self.joiner.offsets, strict=True))
+
+    async def take(self, batch: Batch) -> None:
+        """Push a batch and write what is due."""
+        with whole_or_broken(self):
+            number, before, moved_ms = self.tps.index(batch.tp), self.joiner.frontier, None
+            for record in batch.records:
+                self.joiner.push(number, record.offset, record.value or b"")
+                if moved_ms is None and self.joiner.frontier > before:
+                    moved_ms = record.timestamp_ms  # the first of the batch that made anything due: at worst too early
+            self._seen[number].note(batch.records[-1])
+            await self._write(moved_ms)
+
+    async def tick(self, tp: TP, now_ms: int) -> None:
+        """Say that an input has run dry, and write what that makes due."""
+        with whole_or_broken(self):
+            self.joiner.tick(self.tps.index(tp))
+            await self._write(now_ms)
+
+    def idle(self, tp: TP) -> bool:
+        """Whether this input is known to have run dry."""
+        return self.joiner.idle[self.tps.index(tp)]
+
+    def held(self) -> dict[TP, bool]:
+        """Which inputs are too far ahead to be read on."""
+        return {tp: self.joiner.held(number) for number, tp in enumerate(self.tps)}
+
+    async def unsaved(self) -> Unsaved:
+        """Note where we are in the output, so that it can be done again from any older snapshot, and say what is."""
+        with whole_or_broken(self):
+            if self.joiner.marks or self._said != self.joiner.offsets:  # else the last message said it all
+                await self._append(0, [])
+        state = {
+            "joiner": self.joiner.state(),
+            "output": self._writer.next_offset,
+            "owner": tuple(self._writer.owner),
+            "keys": sorted(self._keys.items()),
+            "seen": [seen.state() for seen in self._seen],
+            "written": (self._writer.next_offset - 1, self._writer.checksum, self._written.partitions),
+            "inputs": list(self.inputs),
+        }
+        name = Name(self.owner_name, self._rollbacks, self._writer.next_offset, "join")
+        self.changed = False
+        return Unsaved(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
+
+    # ---------------------------------------------------------------- output
+
+    async def _write(self, due_since_ms: int | None) -> None:
+        drained = self.joiner.drain()
+        await self._write_rejected()
+        await self._write_records(drained, due_since_ms)
+
+    async def _write_records(self, drained: Sequence[tuple[int, Record]], due_since_ms: int | None = None) -> None:
+        shards: dict[int, list[Record]] = {}
+        for shard, record in drained:
+            if record.key > self._floor.get(shard, FIRST_KEY):
+                shards.setdefault(shard, []).append(record)
+        for shard, records in shards.items():
+            for part in messages.batches(records):
+                await self._append(shard, part, due_since_ms)
+
+    async def _append(self, shard: int, records: list[Record], due_since_ms: int | None = None) -> None:
+        epoch, writer = self._writer.owner
+        marks, self.joiner.marks = self.joiner.marks, []
+        after, offsets = self._keys.get(shard, FIRST_KEY), tuple(self.joiner.offsets)
+        message = Message(self.partition, shard, epoch, writer, after, offsets, marks, records)
+        await self._writer.append(message, due_since_ms)
+        self._said = list(offsets)
+        if records:
+            self._keys[shard] = records[-1].key
+
+    async def _write_rejected(self) -> None:
+        for each in self.joiner.rejected:
+            value = rejected_record(self.tps[each.input], each)
+            await self.wires.producer.send_and_wait(self._rejected_topic, value)
+        self.joiner.rejected.clear()
+
+    # ---------------------------------------------------------------- recovery
+
+    def _restore(self) -> tuple[int | None, Owner]:
+        """Return where the snapshot stands in the output, None without one, and who owned it then."""
+        found = self.wires.store.latest(self.owner_name, "join")
+        if found is None:
+            return None, Owner()
+        name, state, _ = found
+        if tuple(state["inputs"]) != self.inputs:
+            msg = f"{name.file}: made from the topics {state['inputs']}, the configuration names {list(self.inputs)}"
+            raise RecoveryError(msg)
+        self.joiner = Joiner.restore(self.config, self.inputs, state["joiner"], *self._decode)
+        self._keys = {shard: _key(key) for shard, key in state["keys"]}
+        self._seen = [Seen(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
+        self._written = Seen(self._samples, *state["written"])
+        self._rollbacks = name.rollbacks
+        return state["output"], Owner(*state["owner"])
+
+    async def _do_again(self, start: int, marker: int, owner: Owner, fresh: bool) -> None:
+        """Read our own output since ``start`` and the inputs it was made of; write what is missing of it."""
+        rightful = Rightful(owner)
+        made = self._made
+        before: bytes | None = b""
+        async with contextlib.AsyncExitStack() as open_inputs:
+            cursors: list[Cursor] = []
+            async with Cursor(self.wires.client, self._samples, start) as log:
+                async for record in log.up_to(marker):
+                    if record.value == before:
+                        continue  # sent again because an acknowledgement was lost
+                    before, message = record.value, messages.decode(record.value or b"")
+                    if fresh and message.marker:
+                        self.joiner.seek(message.offsets)
+                        fresh = False
+                    if not rightful.passes(message):
+                        continue
+                    if not cursors:
+                        pairs = zip(self.tps, self.joiner.offsets, strict=True)
+                        cursors = [
+                            await open_inputs.enter_async_context(Cursor(self.wires.client, tp, offset))
+                            for tp, offset in pairs
+                        ]
+                    await self._advance(cursors, message)
+                    for shard, again in self.joiner.drain():
+                        made.setdefault(shard, []).append(again)
+                    self._compare(record.offset, message, made.setdefault(message.shard, []))
+        await self._write_made()
+
+    async def _write_made(self) -> None:
+        """Write what was made again and is not written yet; marks and rejects were, by whoever went before."""
+        self.joiner.marks, self.joiner.rejected = [], []
+        made, self._made = self._made, {}
+        await self._write_records([(shard, record) for shard, rest in made.items() for record in rest])
+
+    async def _go_on_after(self, start: int, marker: int, owner: Owner) -> None:
+        """Go on from wherever doing it again has come, and write nothing again of what is there."""
+        rightful = Rightful(owner)
+        async with Cursor(self.wires.client, self._samples, start) as log:
+            async for record in log.up_to(marker):
+                message = read_message(self.wires, self._samples, record)
+                if message is not None and rightful.passes(message) and message.records:
+                    highest = self._keys.get(message.shard, FIRST_KEY)
+                    self._keys[message.shard] = max(highest, message.records[-1].key)
+        self._floor = dict(self._keys)
+        await self._write_made()
+
+    async def _advance(self, cursors: Sequence[Cursor], message: Message) -> None:
+        for mark in message.marks:
+            await self._read_to(cursors, mark.offsets)
+            try:
+                self.joiner.apply(mark)
+            except ValueError as error:
+                raise RecoveryError(str(error)) from None
+        await self._read_to(cursors, message.offsets)
+
+    async def _read_to(self, cursors: Sequence[Cursor], offsets: Sequence[int]) -> None:
+        for number, (cursor, end) in enumerate(zip(cursors, offsets, strict=True)):
+            async for record in cursor.up_to(end):
+                self.joiner.push(number, record.offset, record.value or b"")
+                self._seen[number].note(record)
+
+    def _compare(self, offset: int, message: Message, made: list[Record]) -> None:
+        after = self._keys.get(message.shard, FIRST_KEY)
+        where = f"{self._samples.topic}-{self.partition} at offset {offset}, shard {message.shard}"
+        if message.after != after:
+            msg = f"{where}: expected a message after {after}, found one after {message.after}"
+            raise RecoveryError(msg)
+        for number, written in enumerate(message.records):
+            again = made[number] if number < len(made) else None
+            if again is None or messages.payload_hash(again) != messages.payload_hash(written):
+                msg = (
+                    f"{where}: doing it again gave {again and again.key}, written was {written.key}; "
+                    "the inputs or the configuration of the join have changed since"
+                )
+                raise RecoveryError(msg)
+        if message.records:
+            self._keys[message.shard] = message.records[-1].key
+            del made[: len(message.records)]
+
+
+def rejected_record(tp: TP, rejected: Rejected) -> bytes:
+    """Return what `rejected` carries: where the record came from, why, its length and hash, its first 64 KB."""
+    fields: dict[str, Any] = {
+        "topic": tp.topic,
+        "partition": tp.partition,
+        "offset": rejected.offset,
+        "reason": rejected.reason,
+        "bytes": rejected.length,
+        "blake2b": rejected.blake2b,
+    }
+    try:
+        fields["raw"] = rejected.raw.decode()
+    except UnicodeDecodeError:
+        fields["raw_base64"] = base64.b64encode(rejected.raw).decode()
+    return msgspec.json.encode(fields)
+
+
+def _key(plain: Sequence[Any]) -> Key:
+    due_ms, kind, id_, id2 = plain
+    return due_ms, kind, id_, id2

@@ -1,0 +1,67 @@
+"""The learn stage of one shard with its Kafka around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from heft.stream.events.messages import ScoredReader
+from heft.stream.kafka.batch_consumer import TP, Batch
+from heft.stream.learn.learner import Learner, LearnerConfig
+from heft.stream.state.store import Name
+from heft.stream.worker.stage import Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
+
+
+class LearnStage:
+    """One shard of `scored` becomes a model."""
+
+    def __init__(self, wires: Wires, config: LearnerConfig, shard: int, scored: str) -> None:
+        self.wires, self.config, self.shard = wires, config, shard
+        self.whole, self.changed = False, False
+        self.tp = TP(scored, shard)
+        self.learner = Learner(config)
+        self.reader = ScoredReader()
+        self._rollbacks = 0
+        self._seen = Seen(self.tp)
+        self._offset: int | None = None
+
+    async def open(self) -> Mapping[TP, int | None]:
+        """Restore the newest snapshot of this lineage."""
+        found = self.wires.store.latest(f"learn-{self.shard}", self.config.lineage)
+        if found is not None:
+            name, state, segments = found
+            self.learner = Learner.restore(self.config, state["learner"], segments)
+            self.reader = ScoredReader.restore(state["reader"])
+            self._seen = Seen(self.tp, *state["seen"])
+            self._offset, self._rollbacks = state["offset"], name.rollbacks
+        gaps = self.wires.losses.of(self.tp)
+        self._offset = await self._seen.verify(self.wires, self._offset)
+        self._rollbacks += self.wires.losses.of(self.tp) > gaps
+        self.whole = True
+        return {self.tp: self._offset}
+
+    async def take(self, batch: Batch) -> None:
+        """Learn a batch."""
+        with whole_or_broken(self):
+            for record in batch.records:
+                message = read_message(self.wires, self.tp, record)
+                if message is not None:
+                    for each in read_records(self.wires, self.tp, record, message, self.reader):
+                        self.learner.apply(message.source, each)
+                self._seen.note(record)
+                await asyncio.sleep(0)  # a batch may hold many thousand samples: let the others have a turn
+            self._offset = batch.end_offset
+
+    async def unsaved(self) -> Unsaved:
+        """Return a copy of the model; it is encoded and written later."""
+        offset = self._offset or 0
+        learner, segments = self.learner.state()
+        state = {
+            "learner": learner,
+            "reader": self.reader.state(),
+            "seen": self._seen.state(),
+            "offset": self._offset,
+        }
+        name = Name(f"learn-{self.shard}", self._rollbacks, offset, self.config.lineage)
+        self.changed = False
+        return Unsaved(name, state, segments, {self.tp: offset})
