@@ -93,12 +93,6 @@ def test_tests_are_flat_and_of_something() -> None:
     assert not (ROOT / "tests" / "__init__.py").exists()
 
 
-def test_every_package_is_installed() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {name_of(path.parent).replace("/", ".") for path in CODE}
-    assert packages == set(project["tool"]["setuptools"]["packages"])
-
-
 def test_the_lock_pins_versions_and_says_no_address() -> None:
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pin = re.compile(r"[a-z0-9][a-z0-9.-]*(\[[a-z0-9,-]+\])?==[\w.+!-]+( ; .+)?")
