@@ -15,8 +15,9 @@ import pytest
 
 from heft.stream.events import wire as events
 from heft.stream.kafka.local_broker import Broker, kafka_available
-from tests.builders import DAY, MINUTE, SECOND, T0, click, impression
-from tests.live import NEVER_IDLE, Shop, closing, traffic
+from tests.support.builders import DAY, MINUTE, SECOND, T0, click, impression
+from tests.support.live import NEVER_IDLE, Shop
+from tests.support.live_traffic import closing, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

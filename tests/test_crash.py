@@ -18,7 +18,8 @@ import pytest
 
 from heft.stream.events import messages
 from heft.stream.kafka.local_broker import Broker, kafka_available
-from tests.live import NEVER_IDLE, Shop, traffic
+from tests.support.live import NEVER_IDLE, Shop
+from tests.support.live_traffic import traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 KILLS = {"kafka": 20, "tansu": 6}

@@ -25,7 +25,7 @@ from heft.stream.observe.exporter import Seen
 from heft.stream.shop.simulate import write_until
 from heft.stream.shop.traffic import Shop, ShopConfig
 from heft.stream.teacher.commands import read_log
-from tests.builders import HOUR
+from tests.support.builders import HOUR
 
 TAUGHT = RankerConfig().taught()
 NAMES = [arm.name for arm in TAUGHT.click_arms]

@@ -4,56 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heft.models.records import ReferenceScore, Slate
-from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
 from heft.stream.score.queue import Asked, PairQueue
-from heft.stream.score.requests import Answer, Clocks, Desk, LiveReference, ScorerTimeoutError, ScoringThread
-from tests.builders import MINUTE, SECOND, T0, impression
-
-TEMPLATE = "{query} | {item.text}"
-LATE = 10 * SECOND  # the stream is behind the shop
-DELAY = 2 * SECOND
-
-
-class Clock:
-    """Wall time in milliseconds after T0, set by hand."""
-
-    def __init__(self) -> None:
-        self.ms = 0
-
-    def clocks(self) -> Clocks:
-        return Clocks(lambda: T0 + self.ms, lambda: self.ms / 1000)
-
-
-def slate(request: str, at: int, texts: str = "a b", query: str = "shoe") -> Slate:
-    shown = impression(request, at=at, items=texts.split(), query=query)
-    items = [msgspec.structs.replace(item, text=item.item_id) for item in shown.items]
-    return msgspec.structs.replace(shown, items=items)
+from heft.stream.score.requests import Answer, Desk, ScorerTimeoutError, ScoringThread
+from tests.support.builders import MINUTE, SECOND, T0
+from tests.support.desk import DELAY, LATE, TEMPLATE, Clock, items, place, said, slate
 
 
 def answer(taken: Sequence[Asked], version: str = "v1@0", template: str = TEMPLATE) -> Answer:
     return Answer(version, template, [said(asked.pair) for asked in taken])
-
-
-def said(pair: Pair) -> Logits | None:
-    return None if pair.item == "nan" else Logits(len(pair.item))
-
-
-def place(clock: Clock | None = None, **more: Any) -> tuple[Desk, LiveReference]:
-    desk = Desk(TEMPLATE, (clock or Clock()).clocks(), lateness_ms=LATE, **more)
-    return desk, LiveReference(lambda _: (desk,), DELAY, 10 * MINUTE)
-
-
-def items(scores: Sequence[ReferenceScore]) -> list[tuple[str, bool]]:
-    return [(score.item_id, score.on_time) for score in scores]
 
 
 def score_all(desk: Desk) -> None:

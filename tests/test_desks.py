@@ -11,8 +11,8 @@ from heft.models.teacher.template import Pair
 from heft.stream.score import rollout as desks
 from heft.stream.score.requests import Answer, Desk, LiveReference, ScoringThread
 from heft.stream.score.rollout import Desks
-from tests.builders import MINUTE, SECOND
-from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, said, slate
+from tests.support.builders import MINUTE, SECOND
+from tests.support.desk import DELAY, LATE, TEMPLATE, Clock, said, slate
 
 LABELS_AFTER = 5 * MINUTE
 

@@ -113,3 +113,9 @@ def test_commands_that_documents_show_exist(document: Path) -> None:
     there = set(commands(typer.main.get_command(app)))
     shown = set(re.findall(r"(?:`|\.venv/bin/)heft ([a-z][a-z-]*)", document.read_text(encoding="utf-8")))
     assert shown <= {name.split()[1] for name in there}
+
+
+def test_make_targets_that_documents_show_exist() -> None:
+    there = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    documents = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", documents, re.MULTILINE)) <= there

@@ -18,7 +18,7 @@ from heft.stream.kafka.doctor import Finding, check_snapshots, check_topics, exa
 from heft.stream.kafka.local_broker import free_port, running_broker
 from heft.stream.kafka.publish import Publisher
 from heft.stream.kafka.topics import Found, Topics, wanted_topics
-from tests.builders import DAY, HOUR, T0, action, click, impression, order
+from tests.support.builders import DAY, HOUR, T0, action, click, impression, order
 
 WANTED = wanted_topics(Config())
 HEALTHY = {topic.name: Found(topic.name, topic.partitions, {"retention.ms": topic.retention_ms}) for topic in WANTED}

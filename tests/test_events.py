@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from heft.stream.events import wire as events
 from heft.stream.events.log import open_log, read_lines
 from heft.stream.events.wire import EventError, decode, encode
-from tests.builders import T0, action, click, impression, order
+from tests.support.builders import T0, action, click, impression, order
 
 GOLDEN = Path(__file__).parent / "golden"
 SLATE = (

@@ -33,9 +33,9 @@ from heft.stream.score.requests import ScorerError
 from heft.stream.shop import traffic
 from heft.stream.shop.truth import SlateTruth
 from heft.stream.teacher.clients import RemoteTeacher
-from tests.builders import HOUR, SECOND, T0, action, click, impression, order
-from tests.live import NEVER_IDLE, Shop, learned_late
-from tests.scorer import TEMPLATE, Scorer
+from tests.support.builders import HOUR, SECOND, T0, action, click, impression, order
+from tests.support.live import NEVER_IDLE, Shop, learned_late
+from tests.support.scorer_process import TEMPLATE, Scorer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

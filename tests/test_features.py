@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from heft.models.features import featurizer as features
 from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig, Featurizer, Vectors
 from heft.models.records import Act, Item, Slate, Value
-from tests.builders import DAY, HOUR, MINUTE, SECOND, T0
-from tests.reference import Named, Reference
+from tests.support.builders import DAY, HOUR, MINUTE, SECOND, T0
+from tests.support.reference_features import Named, Reference
 
 HALF_LIFE = DAY
 

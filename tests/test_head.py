@@ -11,7 +11,7 @@ from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
 from heft.models.importance.teacher_scores import Missing, Scores
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.rankers.head import PROBATION, Head
-from tests.builders import SECOND, T0, impression
+from tests.support.builders import SECOND, T0, impression
 
 ARMS = (Arm("uniform", alpha=0.2), Arm("quick", alpha=2.0), Arm("thinned", alpha=0.2, keep=0.3))
 FEATURIZER = Featurizer(FeatureConfig(features=("item_id", "position"), history_bits=3))

@@ -19,7 +19,7 @@ from heft.stream.events.wire import Click, Event, Impression, Order, decode, enc
 from heft.stream.importers import open_bandit, trivago
 from heft.stream.importers.ordered import in_order, write_log
 from heft.stream.importers.table import SourceError, Table
-from tests.builders import T0, action
+from tests.support.builders import T0, action
 
 DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
 

@@ -14,7 +14,7 @@ from heft.models.records import Act, Clicked, Closed, Converted, Matured, Record
 from heft.stream.events.wire import Action, Click, Event, Impression, Order, encode
 from heft.stream.join.joiner import JoinConfig, Joiner, Mark
 from heft.stream.state import store as snapshot
-from tests.builders import DAY, HOUR, MINUTE, SECOND, T0, action, click, crowd, impression, joined, order
+from tests.support.builders import DAY, HOUR, MINUTE, SECOND, T0, action, click, crowd, impression, joined, order
 
 END = crowd(3 * DAY)
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from heft.models.features.featurizer import FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.records import Clicked, Closed, Matured, Record, ReferenceScore, Shown
-from heft.stream.events.wire import Event
 from heft.stream.learn.learner import LearnConfig, Learner, LearnerConfig
 from heft.stream.state import store as snapshot
-from tests.builders import DAY, MINUTE, SECOND, T0, click, crowd, impression, joined, order
+from tests.support.builders import DAY, SECOND, T0, click, crowd, impression, joined
+from tests.support.logs import traffic
 
 ARMS = (Arm("uniform", alpha=0.1), Arm("thinned", alpha=0.1, keep=0.5))
 SMALL = LearnerConfig(
@@ -31,21 +31,6 @@ SMALL = LearnerConfig(
 )
 BOUNDED = msgspec.structs.replace(SMALL, learn=LearnConfig(max_open_slates=32, max_clicked_items=10))
 Taken = tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]
-
-
-def traffic(requests: int, seed: int = 7) -> list[Event]:
-    """A log in which item `a` is clicked more often than the others, and bought."""
-    rng = np.random.default_rng(seed)
-    events: list[Event] = []
-    for n in range(requests):
-        at, user = n * 20 * SECOND, f"u{rng.integers(20)}"
-        events.append(impression(f"r{seed}-{n:04d}", user, at, rng.permutation(list("abcdef"))[:4].tolist()))
-        for item in "abcdef":
-            if rng.random() < (0.4 if item == "a" else 0.05):
-                events.append(click(f"r{seed}-{n:04d}", item, user, at + 5 * SECOND))
-                if rng.random() < 0.3:
-                    events.append(order(f"o{seed}-{n}{item}", item, user, at + MINUTE))
-    return sorted(events, key=lambda event: event.at_ms)
 
 
 RECORDS, _ = joined([*traffic(150), *crowd(2 * DAY)])

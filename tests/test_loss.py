@@ -12,8 +12,9 @@ from kafka.admin import NewPartitions
 
 from heft.stream.events import messages
 from heft.stream.kafka.local_broker import Broker, kafka_available
-from tests.builders import HOUR
-from tests.live import NEVER_IDLE, Shop, closing, traffic
+from tests.support.builders import HOUR
+from tests.support.live import NEVER_IDLE, Shop
+from tests.support.live_traffic import closing, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

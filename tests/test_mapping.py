@@ -9,7 +9,7 @@ import pytest
 
 from heft.stream.events.mapping import Mapper, MappingError, MappingTable
 from heft.stream.events.wire import Action, Click, EventError, Impression, Order, encode
-from tests.builders import T0, click, impression
+from tests.support.builders import T0, click, impression
 
 LISTS = MappingTable(
     topic="shop.lists",

@@ -14,7 +14,7 @@ from heft.stream.join.joiner import Joiner
 from heft.stream.learn.learner import Learner, LearnerConfig
 from heft.stream.observe.exporter import Metrics, Scores
 from heft.stream.score.requests import Clocks, Desk
-from tests.builders import click, crowd, impression, joined
+from tests.support.builders import click, crowd, impression, joined
 
 SMALL = LearnerConfig(
     features=FeatureConfig(history_bits=8),

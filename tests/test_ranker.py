@@ -428,7 +428,6 @@ def test_a_state_is_a_copy_holds_touched_slots_only_and_fits_no_other_bank() -> 
     bank.learn(slate([[3, 4]]), labels(1))
     state = bank.state()
     assert state["places"].tolist() == [3, 4, 1 << BITS]
-    assert bank.touched == 3
     before = state["table"].copy()
     bank.learn(slate([[3, 4]]), labels(1))
     assert np.array_equal(state["table"], before)

@@ -12,8 +12,8 @@ from heft.stream.events.wire import Impression, encode
 from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
 from heft.stream.teacher.commands import read_log
 from heft.stream.teacher.ranker_baseline import RankerSaid
-from tests.builders import joined
-from tests.test_teacher_cli import events
+from tests.support.builders import joined
+from tests.support.teacher_log import events
 
 
 def test_logs_of_partitions_are_read_in_the_order_of_time_whatever_the_order_they_are_named_in(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from heft.models.importance.teacher_scores import (
     told_in_time,
 )
 from heft.models.records import ReferenceScore, data_ends_ms
-from tests.builders import T0
+from tests.support.builders import T0
 
 VERSION = f"abc@{T0}"
 AFTER = T0 + 1

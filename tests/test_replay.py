@@ -11,24 +11,15 @@ import pytest
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair, Template
 from heft.stream.config.settings import load
-from heft.stream.events.log import open_log
-from heft.stream.events.wire import Event, encode
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.publish import publish
 from heft.stream.kafka.topics import Topics
 from heft.stream.replay.replay import replay_logs, replay_topics, write_report
 from heft.stream.score.scorer import PairScores, Reference, ReplayReference
-from tests.builders import DAY, crowd
-from tests.test_learn import traffic
+from tests.support.builders import DAY, crowd
+from tests.support.logs import traffic, written
 
 CONFIG = {"HEFT_RANKER__CLICK_BITS": "12", "HEFT_RANKER__CONVERSION_BITS": "10", "HEFT_FEATURES__HISTORY_BITS": "8"}
-
-
-def written(path: Path, events: list[Event]) -> Path:
-    with open_log(path, "wb") as log:
-        for event in events:
-            log.write(encode(event) + b"\n")
-    return path
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])

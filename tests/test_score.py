@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import pytest
@@ -12,48 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heft.models.records import Closed, Matured, Record, ReferenceScore, Shown
-from heft.models.teacher.logits import Logits, quantise, wire_version
-from heft.models.teacher.template import Pair, Template
-from heft.stream.score.scorer import PairScores, ReplayReference, Scorer
-from tests.builders import MINUTE, SECOND, T0, impression
-
-TEMPLATE = Template("{query} | {item.name}")
-VERSION = wire_version("v1", 0)
-
-
-class Teacher:
-    """Scores a pair by the length of its texts; remembers the batches it was given."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Pair]] = []
-
-    def __call__(self, pairs: Sequence[Pair]) -> list[Logits | None]:
-        self.batches.append(list(pairs))
-        return [None if "nan" in pair.item else said(pair) for pair in pairs]
-
-
-def said(pair: Pair) -> Logits:
-    return Logits(100 * len(pair.query) + len(pair.item), -len(pair.item))
-
-
-def shown(request: str, at: int, names: str = "a b", query: str = "shoe") -> Shown:
-    """A slate ``at`` milliseconds after T0 whose items are called so."""
-    slate = impression(request, at=at, items=names.split(), query=query)
-    items = [msgspec.structs.replace(item, features={"name": item.item_id * 3}) for item in slate.items]
-    return Shown(slate.at_ms, msgspec.structs.replace(slate, items=items), [])
-
-
-def closed(request: str, at: int) -> Closed:
-    return Closed(T0 + at + 10 * MINUTE, request)
-
-
-def scorer(teacher: Teacher, version: str = VERSION, remembered: int = 1_000, **more: Any) -> Scorer:
-    return Scorer(ReplayReference(PairScores(teacher, remembered), TEMPLATE, version, **more))
-
-
-def scores(record: Record) -> list[tuple[str, bool]]:
-    assert isinstance(record, Shown | Closed)
-    return [(score.item_id, score.on_time) for score in record.scores]
+from heft.models.teacher.logits import quantise, wire_version
+from heft.stream.score.scorer import PairScores, ReplayReference
+from tests.support.builders import MINUTE, SECOND, T0
+from tests.support.score_stage import TEMPLATE, VERSION, Teacher, closed, scorer, scores, shown
 
 
 def test_a_pair_is_late_for_the_slate_that_shows_it_first_and_comes_when_that_closes() -> None:

@@ -19,9 +19,10 @@ import pytest
 from heft.models.records import Closed, ReferenceScore
 from heft.stream.events.wire import Event
 from heft.stream.kafka.local_broker import running_broker
-from tests.builders import HOUR, MINUTE, SECOND, click, impression
-from tests.live import NEVER_IDLE, Shop, closing, learned_late
-from tests.scorer import Scorer
+from tests.support.builders import HOUR, MINUTE, SECOND, click, impression
+from tests.support.live import NEVER_IDLE, Shop, learned_late
+from tests.support.live_traffic import closing
+from tests.support.scorer_process import Scorer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

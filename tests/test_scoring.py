@@ -32,8 +32,8 @@ from heft.models.teacher.score.engine import Engine
 from heft.models.teacher.score.explain import explain
 from heft.models.teacher.state import HeadState, TeacherError, TeacherState
 from heft.stream.cli.main import app
-from tests.builders import DAY, MINUTE, T0, crowd, impression
-from tests.test_replay import written
+from tests.support.builders import DAY, MINUTE, T0, crowd, impression
+from tests.support.logs import written
 
 WORDS = ("red", "shoe", "lovely", "torn", "hat", "naïve", "1.5", "kg", "coat", "lamp")
 PAIRS = [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heft.stream.join.sessions import Sessions
-from tests.builders import SECOND, impression
+from tests.support.builders import SECOND, impression
 
 TTL, ACTS, USERS = 10 * SECOND, 3, 4
 acts = st.lists(st.tuples(st.integers(0, 4 * SECOND), st.sampled_from("abcdef"), st.sampled_from(["", "r1", "r2"])))

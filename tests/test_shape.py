@@ -1,4 +1,4 @@
-"""The shape of the code base: who imports what, no file too long to read, nothing that breaks determinism."""
+"""The shape of the code base: who imports what, nothing that breaks determinism, what is installed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "stream").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
-MOST_LINES = 460
-LONGER = {"stream/join/joiner.py": 600}  # one state machine; its sessions and watermarks are apart already
 
 ONLY_IN = {
     "faust": ("stream/worker/app.py", "stream/kafka/batch_consumer.py", "stream/kafka/consumer_thread.py"),
@@ -50,22 +48,11 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)
-def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGER.get(name_of(path), MOST_LINES), f"{lines} lines: split it by idea"
-
-
-@pytest.mark.parametrize("path", CODE, ids=name_of)
 def test_the_builtin_hash_is_not_used(path: Path) -> None:
     """It differs from process to process; models/hashing.py has the one that does not."""
     calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "hash"]
     assert not lines, f"hash( in lines {lines}"
-
-
-@pytest.mark.parametrize("path", CODE, ids=name_of)
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(tree_of(path)), "a module begins with what it is for"
 
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)
@@ -80,17 +67,11 @@ def test_only_the_configuration_reads_the_environment(path: Path) -> None:
     assert not found, f"the environment in lines {found}: stream/config/settings.py has `environment`"
 
 
-def test_nothing_is_called_utils_or_manager() -> None:
-    bad = re.compile(r"utils?|helpers?|managers?|common|misc|base")
-    assert [name_of(path) for path in CODE if bad.fullmatch(path.stem)] == []
-    classes = [node.name for path in CODE for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)]
-    assert [name for name in classes if re.search(r"(Manager|Helper|Handler|Util|Base)s?$", name)] == []
-
-
-def test_tests_are_flat_and_of_something() -> None:
-    files = sorted((ROOT / "tests").rglob("*.py"))
-    assert all(path.parent == ROOT / "tests" for path in files)
-    assert not (ROOT / "tests" / "__init__.py").exists()
+def test_no_test_module_imports_from_another() -> None:
+    """What two of them need is in tests/support. A program that a test starts may import the test's own module."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        named = set(re.findall(r"\btests\.(test_\w+)", path.read_text(encoding="utf-8")))
+        assert named <= {path.stem}, f"{name_of(path)} imports from {named - {path.stem}}"
 
 
 def test_the_lock_pins_versions_and_says_no_address() -> None:
@@ -106,9 +87,3 @@ def test_the_lock_pins_every_dependency() -> None:
     locked = {line.split("==")[0].split("[")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
     names = {re.split(r"[<>=!~\[ ;]", one)[0].lower() for one in wanted}
     assert names - locked == {"heft"}, "run `make lock`"  # one extra of ours takes another along
-
-
-def test_the_first_target_of_make_is_help() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert targets[0] == "help"
-    assert {"setup", "teacher", "demo", "test", "check", "bench", "format"} <= set(targets)

@@ -6,67 +6,26 @@ import csv
 import gzip
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from heft.models.records import Item
 from heft.stream.cli.main import app
-from heft.stream.events.wire import Event, Impression, encode
-from tests.builders import HOUR, MINUTE, SECOND, T0, click, crowd, order
-from tests.live import LOOK_UP, TORCH, heft_without
+from heft.stream.events.wire import encode
+from tests.support.builders import HOUR, T0
+from tests.support.libraries import LOOK_UP, TORCH, without
+from tests.support.teacher_command import run
+from tests.support.teacher_log import events, judged
 
 DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
-
-
-def run(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(app, ["teacher", *map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def without(libraries: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *heft_without(libraries), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-
-
-def events() -> Iterator[Event]:
-    """A slate every hour; what is lovely is clicked, what is cheap and clicked is bought."""
-    for n in range(300):
-        texts = [
-            f"{'lovely' if (n + i) % 3 == 0 else 'torn'} shoe {'cheap' if n % 2 else 'costly'} {i}" for i in range(6)
-        ]
-        request, user, at = f"r{n:04}", f"u{n % 40}", n * HOUR
-        items = [Item(f"i{n}-{i}", text=text, features={"brand": "acme"}) for i, text in enumerate(texts)]
-        yield Impression(request_id=request, user_id=user, at_ms=T0 + at, query=f"shoe {n % 7}", items=items)
-        lovely = (-n) % 3
-        yield click(request, f"i{n}-{lovely}", user, at + SECOND)
-        if n % 2:
-            yield order(f"o{n}", f"i{n}-{lovely}", user, at + MINUTE)
-    yield from crowd(330 * HOUR)
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("log") / "shop.jsonl"
     path.write_bytes(b"".join(encode(event) + b"\n" for event in events()))
-    return path
-
-
-def judged(folder: Path) -> Path:
-    path = folder / "judged.csv"
-    rows = [
-        (f"query {q}", f"{'lovely' if t % 2 else 'torn'} thing {t}", 1 + 3 * (t % 2))
-        for q in range(40)
-        for t in range(6)
-    ]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("query", "text", "grade"), *rows])
     return path
 
 

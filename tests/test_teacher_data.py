@@ -25,7 +25,7 @@ from heft.models.teacher.data.log_samples import (
 from heft.models.teacher.template import Template
 from heft.models.teacher.train import measure
 from heft.stream.events.wire import Event, Impression
-from tests.builders import DAY, HOUR, MINUTE, SECOND, T0, click, crowd, joined, order
+from tests.support.builders import DAY, HOUR, MINUTE, SECOND, T0, click, crowd, joined, order
 
 TEMPLATE = Template("{query} | {item.text}")
 CLICKS, CONVERSIONS, JUDGEMENTS = (HEADS.index(name) for name in (CLICK, CONVERSION, RELEVANCE))

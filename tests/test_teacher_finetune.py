@@ -10,7 +10,7 @@ from xml.etree.ElementTree import fromstring
 import numpy as np
 import pytest
 
-from heft.models.teacher.data.log_samples import Examples, Split, examples_of
+from heft.models.teacher.data.log_samples import Split
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
@@ -31,56 +31,21 @@ from transformers import (
 from heft.models.teacher.network.encoded import Encoded
 from heft.models.teacher.network.model import load_teacher, predict, reads_left_to_right
 from heft.models.teacher.network.vocabulary import train_tokenizer
-from heft.models.teacher.settings import FinetuneSettings, PretrainSettings
+from heft.models.teacher.settings import PretrainSettings
 from heft.models.teacher.state import TeacherError, read_state
 from heft.models.teacher.train import finetune as finetuning
 from heft.models.teacher.train.evaluate import evaluate
-from heft.models.teacher.train.finetune import Source, finetune
+from heft.models.teacher.train.finetune import finetune
 from heft.models.teacher.train.pretrain import pretrain
 from heft.models.teacher.train.train import CHECKPOINT
 from heft.models.teacher.train.translate import back_translate
-from tests.test_teacher_diagram import SVG, measured, points
-
-SOURCES = [Source("log.jsonl", 12, "abc")]
-THINGS = ("shoe", "hat", "coat", "lamp", "chair", "table", "knife", "bag")
-GOOD, BAD = ("lovely", "new", "soft"), ("broken", "dirty", "torn")
-CHEAP, DEAR = ("cheap", "sale"), ("luxury", "costly")
+from tests.support.diagram import SVG, measured, points
+from tests.support.finetuning import SOURCES, settings, shop, split
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)  # tiny matrices: a second thread costs more than it brings
-
-
-def shop(n: int, seed: int, shift: float = 0.0) -> Examples:
-    """Good things are clicked and judged relevant, cheap ones bought once clicked."""
-    rng = np.random.default_rng(seed)
-    pairs, trials, positives = [], np.zeros((n, 3)), np.zeros((n, 3))
-    for row in range(n):
-        good, cheap = rng.random(2) < 0.5
-        text = f"{rng.choice(GOOD if good else BAD)} {rng.choice(THINGS)} {rng.choice(CHEAP if cheap else DEAR)} {row}"
-        pairs.append((f"{rng.choice(THINGS)}", text))
-        shows = rng.integers(1, 8)
-        clicks = rng.binomial(shows, 0.6 if good else 0.1)
-        trials[row] = shows, clicks, 1
-        positives[row] = clicks, rng.binomial(clicks, 0.9 if cheap else 0.1), good
-    return examples_of(pairs, trials, positives, np.full(n, shift))
-
-
-def split(train: int = 400) -> Split:
-    return Split(shop(train, 1), shop(150, 2), shop(150, 3), None, 1_590_000_000_000, 1_600_000_000_000)
-
-
-def settings(**more: Any) -> FinetuneSettings:
-    given: dict[str, Any] = {
-        "base": "tiny",
-        "epochs": 3,
-        "learning_rate": 2e-3,
-        "max_tokens": 16,
-        "device": "cpu",
-        "dropout": 0.0,
-    }
-    return FinetuneSettings(template="{query} | {item.text}", **(given | more))
 
 
 @pytest.fixture(scope="module")

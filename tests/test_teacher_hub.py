@@ -21,7 +21,7 @@ from heft.models.teacher.network.hub import folder_of
 from heft.models.teacher.network.model import load_base, resolve_base
 from heft.models.teacher.state import TeacherError
 from heft.models.teacher.train.finetune import finetune
-from tests.test_teacher_finetune import SOURCES, settings, split
+from tests.support.finetuning import SOURCES, settings, split
 
 COMMIT = "0" * 40
 README = "---\nlanguage: en\nlicense: mit\n---\n# Tiny\n"

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the teacher's libraries are not installed: 
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 
 from heft.models.teacher.network.model import load_teacher
-from tests.test_teacher_cli import judged
+from tests.support.teacher_log import judged
 
 HOW = (
     "--base", "tiny", "--max-tokens", "16", "--device", "cpu", "--dropout", "0", "--epochs", "2",

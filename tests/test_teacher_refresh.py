@@ -23,8 +23,9 @@ from heft.models.teacher.train.finetune import finetune
 from heft.models.teacher.train.refresh import Verdict, compare, promote
 from heft.models.teacher.train.train import CHECKPOINT
 from heft.stream.events.wire import encode
-from tests.test_teacher_cli import events, judged, run
-from tests.test_teacher_finetune import SOURCES, settings, shop
+from tests.support.finetuning import SOURCES, settings, shop
+from tests.support.teacher_command import run
+from tests.support.teacher_log import events, judged
 
 AFTER = 1_700_000_000_000
 

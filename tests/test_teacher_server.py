@@ -24,7 +24,7 @@ from heft.stream.config.settings import ConfigError
 from heft.stream.score.requests import Answer, ScorerError, ScorerTimeoutError
 from heft.stream.serve.teacher import application
 from heft.stream.teacher.clients import LocalTeacher, RemoteTeacher
-from tests.live import ROOT
+from tests.support.live import ROOT
 
 PAIRS = [Pair("shoe", "red shoe"), Pair("naïve", "")]
 

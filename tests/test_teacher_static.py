@@ -19,13 +19,16 @@ from heft.models.teacher.logits import wire_version
 from heft.models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
 from heft.models.teacher.template import Pair, TeacherConfig
 from heft.stream.config.settings import Config
+from heft.stream.events.wire import encode
 from heft.stream.score.requests import Answer, ScoringThread
 from heft.stream.teacher.clients import LocalTeacher, Scoring
-from tests.builders import SECOND
-from tests.test_desk import DELAY, LATE, TEMPLATE, Clock, place, slate
-from tests.test_score import Teacher as Said
-from tests.test_score import closed, scorer, scores, shown
-from tests.test_texts_known import Apart, Shop
+from tests.support.builders import SECOND
+from tests.support.desk import DELAY, LATE, TEMPLATE, Clock, place, slate
+from tests.support.libraries import TORCH, without
+from tests.support.score_stage import Teacher as Said
+from tests.support.score_stage import closed, scorer, scores, shown
+from tests.support.teacher_log import events
+from tests.support.texts_apart import Apart, Shop
 
 pytest.importorskip("tokenizers", reason="a static teacher's libraries are not installed: pip install '.[static]'")
 
@@ -228,19 +231,12 @@ def test_a_thread_with_nothing_to_score_lets_the_teacher_look() -> None:
 
 
 def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:
-    from tests.live import TORCH
-    from tests.test_teacher_cli import without
-
     save(tmp_path, version="other")  # so that it ends: with what it would serve, not with what it lacks
     done = without(TORCH, "teacher", "serve", "--model", str(tmp_path), "--port", "0")
     assert "not those of version other" in done.stderr + done.stdout
 
 
 def test_a_replay_scores_with_it_where_torch_is_not_installed(tmp_path: Path) -> None:
-    from heft.stream.events.wire import encode
-    from tests.live import TORCH
-    from tests.test_teacher_cli import events, without
-
     log = tmp_path / "log.jsonl"
     log.write_bytes(b"".join(encode(event) + b"\n" for event in events()))
     folder = save(tmp_path / "teacher", data_ends_ms=None)

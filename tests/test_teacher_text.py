@@ -5,7 +5,7 @@ import pytest
 from heft.models.records import Act, Item, Slate
 from heft.models.teacher.template import Pair, TeacherConfig, Template, TemplateError
 from heft.stream.config.settings import BadValueError, load
-from tests.builders import T0
+from tests.support.builders import T0
 
 SHOP = "{query} | {item.text} | brand {item.brand} | {context.device}"
 

@@ -40,7 +40,7 @@ from heft.stream.kafka.connect import TopicError, client_settings
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.publish import newest_json, publish, record
 from heft.stream.kafka.topics import Topics
-from tests.builders import HOUR, MINUTE, SECOND, T0, action, click, impression, order
+from tests.support.builders import HOUR, MINUTE, SECOND, T0, action, click, impression, order
 
 LATENESS = 10 * SECOND
 

@@ -13,7 +13,9 @@ from heft.stream.cli import snapshots
 from heft.stream.events.wire import Order
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.state.store import SnapshotError, SnapshotStore
-from tests.live import LOOK_UP, NEVER_IDLE, TORCH, Shop, heft_without, traffic
+from tests.support.libraries import LOOK_UP, TORCH, heft_without
+from tests.support.live import NEVER_IDLE, Shop
+from tests.support.live_traffic import traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

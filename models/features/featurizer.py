@@ -147,12 +147,6 @@ class Vectors(msgspec.Struct, frozen=True, eq=False, gc=False):
         found = np.flatnonzero(self.items == np.uint64(item_hash(item_id)))
         return int(found[0]) if found.size else -1
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        arrays = (self.items, self.positions, self.seen, self.new, self.indptr, self.slots)
-        return sum(each.nbytes for each in arrays)
-
     def one(self, row: int) -> Vectors:
         """Return one row alone, such as a clicked item that waits for its order."""
         start, end = self.indptr[3 * row], self.indptr[3 * row + 3]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from heft.models.hashing import mix
 
 ITEM, USER, QUERY_ITEM, USER_ITEM = range(4)
-RELATIONS = ("item", "user", "query_item", "user_item")
 CLICKS, SHOWS, EXPECTED = range(3)
 POSITIONS = 128
 """Positions from here on count as one."""
@@ -236,16 +235,6 @@ class History:
             at_ms, user, query, items, positions, seen, labels, self.keys, self.times, self.counts, self.clicked_ms,
             self.by_position, self.position_ms, self._evicted, self.half_life_ms,
         )  # fmt: skip
-
-    def counts_of(self, relation: int, a: int, b: int, at_ms: int) -> tuple[float, float, float]:
-        """Return clicks, shows and expected clicks of a pair of hashes as of ``at_ms``; zeros if unknown."""
-        key = np.uint64(relation_key(relation, np.uint64(a), np.uint64(b)))
-        place = find(self.keys[relation], key)
-        if place < 0:
-            return 0.0, 0.0, 0.0
-        left = decay(at_ms - int(self.times[relation, place]), self.half_life_ms)
-        clicks, shows, expected = (self.counts[relation, place] * left).tolist()
-        return clicks, shows, expected
 
     def shows_of(self, items: NDArray[np.uint64], at_ms: int) -> NDArray[np.float64]:
         """Return how often items [n], by their hashes, had been shown as of ``at_ms``."""

@@ -93,8 +93,6 @@ class Weights(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Labels, or soft labels [n, K]."""
     kept: NDArray[np.bool_]
     """What a sampler or a selection keeps [n, K]; True for all others."""
-    asleep: NDArray[np.bool_]
-    """Where an arm's input is missing: it learns nothing and is charged nothing [n, K]."""
 
 
 class Importance:
@@ -165,7 +163,7 @@ class Importance:
         """
         shape = evidence.q.shape
         floats = np.empty((4, *shape))
-        masks = np.empty((2, *shape), np.bool_)
+        kept = np.empty(shape, np.bool_)
         why, r = evidence.missing.copy(), evidence.reference
         normaliser = self.normaliser
         bad = _sift(evidence.q, evidence.learned, r, why)
@@ -182,7 +180,7 @@ class Importance:
             np.uint64(evidence.request), evidence.items, evidence.labels, evidence.q, r, why, evidence.counts,
             evidence.learned, slices, self._remembered,
             normaliser.bars, normaliser.ranked, normaliser.values, normaliser.counted, normaliser.masses, self.missing,
-            floats, masks,
+            floats, kept,
         )  # fmt: skip
         if len(self._gated):
             judged = evidence.learned & ((why == Missing.PRESENT) | (why == Missing.LATE))
@@ -192,7 +190,7 @@ class Importance:
             normaliser.turn(self._in_epoch)
             self.gate.turn()
             self._in_epoch = 0
-        return Weights(floats[0], floats[1], floats[2], floats[3], masks[0], masks[1])
+        return Weights(floats[0], floats[1], floats[2], floats[3], kept)
 
     def bear(self) -> None:
         """Forget what was known of the reference: a new version has taken over.
@@ -341,9 +339,9 @@ def _weigh(
     seed: np.uint64, request: np.uint64, items: NDArray[Any], labels: NDArray[Any], q: NDArray[Any], r: NDArray[Any],
     why: NDArray[Any], counts: NDArray[Any], learned: NDArray[Any], slices: NDArray[Any], remembered: NDArray[Any],
     bars: NDArray[Any], ranked: NDArray[Any], values: NDArray[Any], counted: NDArray[Any], masses: NDArray[Any],
-    missing: NDArray[Any], floats: NDArray[Any], masks: NDArray[Any],
+    missing: NDArray[Any], floats: NDArray[Any], kept: NDArray[Any],
 ) -> None:  # fmt: skip
-    """Fill ``floats`` (policy, structural, offsets, targets) and ``masks`` (kept, asleep); add to the statistics."""
+    """Fill ``floats`` (policy, structural, offsets, targets) and ``kept``; add to the statistics."""
     n, policies = q.shape
     stream = mix(seed, request)
     place, chosen, around = 0, 0, odds(r, why)
@@ -354,7 +352,7 @@ def _weigh(
             label = labels[row]
             floats[0, row, k], floats[1, row, k], floats[2, row, k] = 1.0, 1.0, 0.0
             floats[3, row, k] = label
-            masks[0, row, k], masks[1, row, k] = True, False
+            kept[row, k] = True
             if not learned[row]:
                 continue
             if reads:
@@ -362,7 +360,6 @@ def _weigh(
             unsaid = why[row] != Missing.PRESENT and why[row] != Missing.LATE
             lacks = unsaid and (reads or (code == _PERMUTED and flags[source, 1]))
             if is_input:
-                masks[1, row, k] = why[row] != Missing.PRESENT
                 continue
             listens = not lacks and (gate < 0 or opened[slices[row], gate])
             if distill > 0.0 and listens:
@@ -381,7 +378,7 @@ def _weigh(
                 measure = measured(code, r[row], q[row, k], label, counts[row], drawn, around)
                 if selects:
                     ranked[chosen, int(values[k, 0, COUNT] + values[k, 1, COUNT]) % EPOCH] = measure
-                    masks[0, row, k] = not listens or now[k, STRENGTH] == 0.0 or measure >= bars[chosen]
+                    kept[row, k] = not listens or now[k, STRENGTH] == 0.0 or measure >= bars[chosen]
                 if not centred:
                     measure = min(max(measure, -limit), limit)
                 value = values[k, label]
@@ -402,7 +399,7 @@ def _weigh(
                 _weigh_in(w, label, abs(q[row, k] - label), masses[k])
             if sampler:
                 chance = min(1.0, max(LEAST_PI, keep * w))
-                masks[0, row, k] = unit(mix(mix(_DRAW_SAMPLE, stream), items[row])) < chance
+                kept[row, k] = unit(mix(mix(_DRAW_SAMPLE, stream), items[row])) < chance
                 floats[1, row, k] = 1.0 / chance
             else:
                 floats[1 if linear else 0, row, k] = w

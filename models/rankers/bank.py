@@ -217,11 +217,6 @@ class Bank:
         self._fixed = np.zeros((len(arms), 4))
         self._dense = np.zeros((len(arms), 4, 3))
 
-    @property
-    def touched(self) -> int:
-        """How many slots have been learned, the bias included."""
-        return int(np.count_nonzero(self._touched))
-
     def predict(
         self, vectors: Vectors, inputs: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -37,10 +37,6 @@ class Platt:
         self._information = np.repeat(self._prior[None], policies, axis=0)
         self._fade = 0.5 ** (1.0 / half_life)
 
-    def probability(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return calibrated probabilities of raw logits [n, K]."""
-        return np.asarray(_probability(q, self.a, self.b))
-
     def learn(
         self,
         q: NDArray[np.float32],
@@ -71,15 +67,6 @@ class Platt:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.a, self.b, self._information = (state[name].copy() for name in ("a", "b", "information"))
-
-
-@njit(cache=True)
-def _probability(q: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    out = np.empty(q.shape)
-    for row in range(q.shape[0]):
-        for k in range(q.shape[1]):
-            out[row, k] = 1.0 / (1.0 + np.exp(-(a[k] * np.float64(q[row, k]) + b[k])))
-    return out
 
 
 @njit(cache=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -137,15 +137,12 @@ class _Source(msgspec.Struct, array_like=True):
 
 
 class ScoredReader:
-    """`read_scored` as a state machine: each record of each source once, in order, from its rightful writer only.
+    """Each record of each source once, in order, from its rightful writer only.
 
-    One reader reads one partition of `samples` or `scored`. ``repeated`` counts records dropped because they were
-    read before, ``fenced`` messages of a writer that had been replaced.
+    One reader reads one partition of `samples` or `scored`.
     """
 
     def __init__(self) -> None:
-        self.repeated = 0
-        self.fenced = 0
         self._sources: dict[int, _Source] = {}
 
     def read(self, message: Message) -> list[Record]:
@@ -171,7 +168,6 @@ class ScoredReader:
             )
             raise GapError(msg)
         if (message.epoch, message.writer) != (source.epoch, source.writer):
-            self.fenced += 1
             return []
         if message.after > source.key:
             msg = (
@@ -180,7 +176,6 @@ class ScoredReader:
             )
             raise GapError(msg)
         new = [record for record in message.records if record.key > source.key]
-        self.repeated += len(message.records) - len(new)
         if new:
             source.key = new[-1].key
         return new
@@ -192,17 +187,8 @@ class ScoredReader:
             source.epoch, source.writer = message.epoch, message.writer
         source.key = max(source.key, message.after)
 
-    def key(self, source: int) -> Key:
-        """Return the highest key read of a source."""
-        return self._sources.get(source, _Source()).key
-
-    def epoch(self, source: int) -> tuple[int, str]:
-        """Return epoch and writer that now own a source."""
-        state = self._sources.get(source, _Source())
-        return state.epoch, state.writer
-
     def state(self) -> bytes:
-        """Return what must be remembered to go on; counts of repeats are not part of it."""
+        """Return what must be remembered to go on."""
         return msgspec.msgpack.encode(sorted(self._sources.items()))
 
     @classmethod
@@ -211,11 +197,3 @@ class ScoredReader:
         reader = cls()
         reader._sources = dict(msgspec.msgpack.decode(state, type=list[tuple[int, _Source]]))
         return reader
-
-
-def read_scored(messages: Iterable[Message]) -> Iterator[tuple[int, Record]]:
-    """Yield ``(source, record)`` of a partition of `scored`, clean and without repeats."""
-    reader = ScoredReader()
-    for message in messages:
-        for record in reader.read(message):
-            yield message.source, record

@@ -28,7 +28,6 @@ from heft.stream.join.state import Early, JoinState, OpenClick, OpenSlate, Step
 from heft.stream.state.store import InOrder
 
 Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
-FATES: tuple[Fate, ...] = ("joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted")
 
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 """Topic and raw record to events; raises `EventError`."""

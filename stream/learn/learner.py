@@ -119,7 +119,7 @@ Observer = Callable[[Outcome], None]
 class Learner:
     """The learner of one shard.
 
-    Call `apply` with each record that `read_scored` yields. ``counts`` tells what was dropped or not measured;
+    Call `apply` with each record that `ScoredReader` lets through. ``counts`` tells what was dropped or not measured;
     ``samples`` how many were learned.
 
     Parameters

@@ -77,10 +77,6 @@ class Examples:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def of_head(self, head: int) -> NDArray[np.int64]:
-        """Return the rows that have labels for a head."""
-        return np.flatnonzero(self.trials[:, head] > 0)
-
 
 class BaseRates(msgspec.Struct, frozen=True):
     """Click rate of each position of each surface, and of everything: what a click says of the position alone."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -28,61 +27,15 @@ from heft.stream.join.joiner import JoinConfig, Joiner
 from heft.stream.kafka.partition_log import Owner, Rightful
 from heft.stream.learn.learner import Learner
 from heft.stream.state.store import SnapshotStore
-from tests.builders import HOUR, MINUTE, SECOND, action, click, impression, order
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 INPUTS = ("impressions", "clicks", "orders", "actions")
 TOPICS = (*INPUTS, "samples", "scored", "rejected")
 TOPIC_OF: dict[type, str] = {Impression: "impressions", Click: "clicks", Order: "orders", Action: "actions"}
 NEVER_IDLE = 10**9
 """Milliseconds of ``idle_after``: the order in which topics are read then changes nothing."""
 
-TORCH = ("torch", "transformers", "peft", "tensorboard")
-LOOK_UP = ("safetensors", "tokenizers")
-"""What a static teacher needs."""
-
-_WITHOUT = """
-import sys
-for name in sys.argv.pop(1).split(","):
-    sys.modules[name] = None  # an import of it fails from here on
-import heft.stream.worker.app, heft.stream.learn.learner, heft.stream.replay.replay, heft.stream.teacher.commands
-import heft.models.teacher.data.log_samples, heft.models.teacher.template
-from heft.stream.cli.main import main
-main()
-"""
 HEFT = ("-m", "heft")
-
-
-def heft_without(libraries: Sequence[str]) -> tuple[str, ...]:
-    """Arguments to Python that run heft where these libraries cannot be imported."""
-    return "-c", _WITHOUT, ",".join(libraries)
-
-
-def traffic(requests: int, seed: int) -> list[Event]:
-    """Slates a second apart with clicks, orders and actions, then all topics far later."""
-    chance = random.Random(seed)
-    log: list[Event] = []
-    for n in range(requests):
-        request, user, at = f"r{n}", f"u{n % 97}", n * SECOND
-        log.append(impression(request, user, at))
-        if chance.random() < 0.4:
-            log.append(click(request, chance.choice("abcx"), user, at + chance.randrange(1, 11 * MINUTE)))
-        if chance.random() < 0.2:
-            log.append(order(f"o{n}", chance.choice("abc"), user, at + chance.randrange(SECOND, HOUR)))
-        if chance.random() < 0.3:
-            log.append(action(chance.choice("abc"), user, at + chance.randrange(SECOND)))
-    log.sort(key=lambda event: event.at_ms)
-    return log + closing(30 * HOUR)
-
-
-def closing(at: int, of: str = "last") -> list[Event]:
-    """Acts of 24 users in each topic, at least five in each of up to four partitions: this moves every watermark."""
-    log: list[Event] = []
-    for n in range(24):
-        user = f"{of}{n}"
-        log += [impression(user, user, at), click(f"none-{user}", "a", user, at)]
-        log += [order(user, "a", user, at), action("a", user, at)]
-    return log
 
 
 def learned_late(seen: dict[str, float]) -> float:

@@ -1,8 +1,9 @@
 """A process that answers as `heft teacher serve` does, without a model, and misbehaves as it is told.
 
-``python tests/scorer.py PORT ORDERS``: the file ORDERS holds JSON, read at each request: ``version``, ``seconds`` (how
-long an answer takes), ``nan`` (whether it is no number), ``random`` (whether it is any number), ``knows`` (a file of
-JSON with logits by item by query; without it the lengths of the texts decide). Port 0 is a free one. It says which.
+``python tests/support/scorer_process.py PORT ORDERS``: the file ORDERS holds JSON, read at each request: ``version``,
+``seconds`` (how long an answer takes), ``nan`` (whether it is no number), ``random`` (whether it is any number),
+``knows`` (a file of JSON with logits by item by query; without it the lengths of the texts decide). Port 0 is a free
+one. It says which.
 """
 
 from __future__ import annotations
