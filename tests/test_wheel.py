@@ -58,9 +58,8 @@ def test_everything_installed_lies_under_one_name(wheel: Path) -> None:
 
 
 def test_every_module_of_the_project_is_in_the_wheel(wheel: Path) -> None:
-    sources = {
-        f"heft/{path.relative_to(ROOT).as_posix()}" for top in ("stream", "models") for path in (ROOT / top).rglob("*.py")
-    }
+    files = [*(ROOT / "stream").rglob("*.py"), *(ROOT / "models").rglob("*.py")]
+    sources = {f"heft/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert sources <= set(zipfile.ZipFile(wheel).namelist())
 
 

@@ -14,7 +14,8 @@ _WITHOUT = """
 import sys
 for name in sys.argv.pop(1).split(","):
     sys.modules[name] = None  # an import of it fails from here on
-import heft.stream.worker.app, heft.stream.learn.learner, heft.stream.replay.replay, heft.stream.teacher.commands, heft.models.teacher.data.log_samples, heft.models.teacher.template
+import heft.stream.worker.app, heft.stream.learn.learner, heft.stream.replay.replay, heft.stream.teacher.commands
+import heft.models.teacher.data.log_samples, heft.models.teacher.template
 from heft.stream.cli.main import main
 main()
 """

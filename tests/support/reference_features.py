@@ -1,4 +1,4 @@
-"""The definitions of `models.features.featurizer` in plain Python, as readable as they come: what a slate's features are.
+"""The fields of `models.features` in plain Python, as readable as they come: what a slate's features are.
 
 Of the code under test it knows nothing but the names of fields; every count of the past is a sum over all
 that happened.
