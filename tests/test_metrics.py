@@ -61,6 +61,8 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         "heft_teacher_ready 0.0",
         'heft_scoring_delay_seconds_bucket{le="0.5"} 1.0',
         'heft_snapshot_bytes{owner="learn-0"} 1234.0',
+        "heft_snapshot_failures_total 0.0",
+        "heft_snapshot_store_away_seconds 0.0",
         'heft_auc_ratio{head="click",policy="uniform",shard="0"}',
         'heft_mixture_weight_ratio{head="click",policy="thinned",shard="0"} 0.0',
         'heft_effective_samples_ratio{head="click",label="positive",policy="uniform",shard="0"} 1.0',

@@ -79,6 +79,34 @@ def test_a_stopped_worker_is_followed_by_one_that_goes_on(shop: Shop) -> None:
     shop.stop(second)
 
 
+def test_a_worker_goes_on_while_its_snapshots_cannot_be_written(shop: Shop) -> None:
+    log, folder = traffic(400, seed=7), shop.folder / "snapshots"
+    shop.publish(log[:200])
+    worker = shop.worker()
+    shop.until(lambda: shop.store.names("join-0") and shop.store.names("learn-0"))
+    before = shop.store.names("learn-0")[-1].offset
+    folder.rename(folder.with_name("away"))
+    folder.write_text("a file where the folder was")
+    shop.publish(log[200:])
+    shop.until(lambda: shop.scraped(worker).get("heft_snapshot_failures_total", 0) >= 3 and shop.joined_all())
+    shop.until(lambda: shop.scraped(worker).get('heft_samples_total{shard="0"}', 0) >= 400 * 3)
+    assert shop.scraped(worker)["heft_snapshot_store_away_seconds"] > 0
+    folder.unlink()
+    folder.with_name("away").rename(folder)
+    shop.until(lambda: shop.store.names("learn-0")[-1].offset > before)
+    shop.until(lambda: shop.scraped(worker)["heft_snapshot_store_away_seconds"] == 0)
+    shop.ends_well(worker)
+
+
+def test_a_store_that_stays_away_ends_the_worker_and_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEFT_SNAPSHOTS__PATIENCE", "2s")
+    (shop.folder / "snapshots").write_text("a file where the folder should be")
+    said = shop.ends_with_an_error(shop.worker("join"))
+    assert f"snapshots.url {shop.folder}/snapshots: away for" in said
+    assert "NotADirectoryError" in said
+    assert "Mend the store" in said
+
+
 def test_learning_again_from_one_snapshot_gives_a_later_one(shop: Shop) -> None:
     log, store = traffic(400, seed=5), SnapshotStore(f"{shop.folder}/snapshots", keep=1000)
     worker = shop.worker()

@@ -97,7 +97,10 @@ class SnapshotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval_ms: Milliseconds = 60_000
     """Time between snapshots: what is done again after a crash, and how old a served model may be."""
     keep: Positive = 3
-    """How many of the newest stay."""
+    """How many of the newest of each lineage stay; of the lineages, the three written last."""
+    patience_ms: Milliseconds = 600_000
+    """How long the store may be away, or full, before the worker ends; meanwhile it is tried again, and learning goes
+    on."""
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

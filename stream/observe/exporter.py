@@ -50,6 +50,10 @@ class Missing(NamedTuple):
     """Offsets that were gone, by topic and partition."""
     gaps: Mapping[tuple[str, int], int] = {}
     """How often a topic did not hold what was expected, by topic and partition."""
+    failures: int = 0
+    """Times the snapshot store could not be reached or refused; each was, or will be, tried again."""
+    away_seconds: float = 0.0
+    """How long the snapshot store has failed by now; 0 while all is well."""
 
 
 class Scores(NamedTuple):
@@ -155,7 +159,13 @@ def _missing_metrics(missing: Missing) -> Iterable[Metric]:
     for family, counts in ((lost, missing.records), (gaps, missing.gaps)):
         for (topic, partition), n in counts.items():
             family.add_metric([topic, str(partition)], n)
-    return damaged, lost, gaps
+    failures = CounterMetricFamily(
+        "heft_snapshot_failures", "Times the snapshot store failed; each is tried again", value=missing.failures
+    )
+    away = GaugeMetricFamily(
+        "heft_snapshot_store_away_seconds", "How long the snapshot store has failed by now", value=missing.away_seconds
+    )
+    return damaged, lost, gaps, failures, away
 
 
 def _join_metrics(joiners: dict[int, Joiner]) -> Iterable[Metric]:

@@ -3,7 +3,7 @@
 A snapshot is named by owner (``join-3``, ``learn-0``), rollbacks, lineage and offset, so two who write one name write
 the same state; an accepted loss counts as a rollback, since offsets may begin again. Order of writing: new segments
 first, then the snapshot under a temporary name, fsync, rename; then what is no longer needed goes. On an object store
-a file is one PUT under its final name.
+a file is one PUT under its final name. Offsets of two lineages say nothing about each other, so each keeps its newest.
 
 Layout of a file: ``HEFT``, format number (u16), checksum of the rest (BLAKE2b, 16 bytes), then MessagePack compressed
 with zstd. *Segments* hold what never changes once written, slates shown and not yet closed: a snapshot names those it
@@ -19,11 +19,12 @@ import contextlib
 import logging
 import os
 import struct
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import fsspec
 import fsspec.core
@@ -33,6 +34,9 @@ import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 FORMAT = 1
+LINEAGES = 3
+"""Of one owner: the one that is written, and those written last before it, to go back to."""
+
 _MAGIC = b"HEFT"
 _ARRAY = 1  # MessagePack extension code of a numpy array
 _DIGEST_BYTES = 16
@@ -40,6 +44,7 @@ _FIX = 16  # MessagePack: the length of a shorter list or map is part of its fir
 _PIECE_ENTRIES = 1_000  # of a list: some milliseconds at 5 KB each
 _PIECE_BYTES = 1 << 20  # of an array
 
+T = TypeVar("T")
 State: TypeAlias = Any
 """Nested dicts, lists, strings, bytes, numbers, booleans, None, numpy arrays, structs and `InOrder`."""
 
@@ -48,6 +53,10 @@ log = logging.getLogger("heft.snapshot")
 
 class SnapshotError(RuntimeError):
     """A snapshot that cannot be read, or that does not fit. The message names the file and what to do."""
+
+
+class StoreError(RuntimeError):
+    """The store cannot be reached, or refuses. The message names it and its error; it may be mended in a moment."""
 
 
 class InOrder:
@@ -86,6 +95,15 @@ def _decode_hook(code: int, data: memoryview) -> object:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_hook, order="deterministic")
 _decoder = msgspec.msgpack.Decoder(ext_hook=_decode_hook)
+
+
+class _Needs(msgspec.Struct):
+    """Of a snapshot only which segments it names: the rest is not made into objects."""
+
+    segments: list[str]
+
+
+_needs_decoder = msgspec.msgpack.Decoder(_Needs)
 
 
 def encode(state: State) -> bytes:
@@ -166,6 +184,10 @@ def unpack(raw: bytes, name: str) -> State:
     SnapshotError
         If the file is no snapshot, of another format, truncated or damaged.
     """
+    return decode(_body(raw, name))
+
+
+def _body(raw: bytes, name: str) -> bytes:
     start = len(_MAGIC) + 2 + _DIGEST_BYTES
     if len(raw) < start or raw[:4] != _MAGIC:
         msg = f"{name}: not a heft snapshot ({len(raw)} bytes)"
@@ -178,7 +200,7 @@ def unpack(raw: bytes, name: str) -> State:
     if blake2b(body, digest_size=_DIGEST_BYTES).digest() != raw[6:start]:
         msg = f"{name}: the checksum does not match; the file is truncated or damaged"
         raise SnapshotError(msg)
-    return decode(zstandard.ZstdDecompressor().decompressobj().decompress(body))
+    return zstandard.ZstdDecompressor().decompressobj().decompress(body)
 
 
 def _same(state: State) -> State:
@@ -216,7 +238,7 @@ class SnapshotStore:
     url
         Where they lie; workers that share partitions need one that they share.
     keep
-        How many of the newest of each owner stay.
+        How many of the newest of each lineage of an owner stay; of its lineages, the `LINEAGES` written last.
     """
 
     def __init__(self, url: str, keep: int = 3) -> None:
@@ -226,13 +248,13 @@ class SnapshotStore:
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._needs: dict[str, list[str]] = {}  # segments by snapshot file, so that cleaning reads none again
         self._whole: set[str] = set()  # segments that this process has written, or read and found whole
+        self._spare: dict[str, set[str]] = {}  # by owner: what nobody needed when it was cleaned last
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def names(self, owner: str | None = None) -> list[Name]:
         """Return the snapshots there are, oldest first."""
-        pattern = f"{self._root}/{owner or '*'}/*.heft"
-        self._fs.invalidate_cache()
-        names = [Name.parse(str(path)) for path in self._fs.glob(pattern)]
+        owners = [owner] if owner else [path.rpartition("/")[2] for path in self._paths()]
+        names = [Name.parse(path) for each in owners for path in self._paths(each, ".heft")]
         return sorted(name for name in names if name is not None)
 
     def save(self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]] = ()) -> int:
@@ -240,20 +262,27 @@ class SnapshotStore:
 
         ``segments``: names, and functions that give their states; only those to be written are called. That a file of
         this name is there is not enough: it may be a damaged one, passed over at start.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be reached or refuses; what was there before is there still.
         """
         folder = f"{self._root}/{name.owner}"
-        self._fs.makedirs(folder, exist_ok=True)
+        with self._reached():
+            self._fs.makedirs(folder, exist_ok=True)
+        there = self._segments(name.owner)  # a worker that has just lost this partition may have cleaned
         written = 0
         named = []
         for segment, content in segments:
             path = f"{folder}/{segment}.segment"
             named.append(segment)
-            if path not in self._whole:
+            if path not in self._whole or segment not in there:
                 written += self._write(path, _packed(content()))
                 self._whole.add(path)
         written += self._write(f"{self._root}/{name.file}", _packed({"segments": named, "state": state}))
         self._needs[name.file] = named
-        self._clean(name.owner)
+        self._clean(name)
         return written
 
     def load(self, name: Name) -> tuple[State, dict[str, State]]:
@@ -293,62 +322,132 @@ class SnapshotStore:
         self.save(again, state, [(segment, partial(_same, content)) for segment, content in segments.items()])
         return again
 
-    def probe(self) -> None:
-        """Write, read and delete a small file, so that a store that does not work is found before it matters."""
-        path = f"{self._root}/probe-{os.getpid()}"
-        self._fs.makedirs(self._root, exist_ok=True)
-        self._write(path, _packed("probe"))
-        if self._read(path) != "probe":
-            msg = f"{self.url}: what was written there does not read back"
-            raise SnapshotError(msg)
-        self._fs.rm(path)
-
     def _write(self, path: str, parts: list[bytes]) -> int:
-        if self._local:
-            # A reader sees the whole file or none, also when the machine stops in between.
-            unfinished = Path(f"{path}.{os.getpid()}.partial")
-            with unfinished.open("wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.rename(path)
-        else:
-            self._fs.pipe_file(path, b"".join(parts))
+        with self._reached():
+            if self._local:
+                _write_whole(path, parts)
+            else:
+                self._fs.pipe_file(path, b"".join(parts))
         return sum(map(len, parts))
 
     def _read(self, path: str) -> State:
+        return self._decoded(path, decode)
+
+    def _decoded(self, path: str, as_: Callable[[bytes], T]) -> T:
+        with self._reached():
+            try:
+                raw = self._fs.cat_file(path)
+            except FileNotFoundError:
+                msg = f"{path}: no such file"
+                raise SnapshotError(msg) from None
         try:
-            raw = self._fs.cat_file(path)
-        except FileNotFoundError:
-            msg = f"{path}: no such file"
-            raise SnapshotError(msg) from None
-        try:
-            return unpack(raw, path)
+            return as_(_body(raw, path))
         except (msgspec.MsgspecError, zstandard.ZstdError) as error:
             msg = f"{path}: does not decode: {error}"
             raise SnapshotError(msg) from None
 
-    def _clean(self, owner: str) -> None:
+    def _clean(self, written: Name) -> None:
+        """Remove what nobody needs any more, after a snapshot has been written."""
+        owner = written.owner
+        # Listed before the snapshots: what is written in between is not touched.
+        segments = self._segments(owner)
+        unfinished = set(self._paths(owner, ".partial"))
         names = self.names(owner)
-        for name in names[: -self.keep]:
-            self._remove(f"{self._root}/{name.file}")
-            self._needs.pop(name.file, None)
-        for path in self._fs.glob(f"{self._root}/{owner}/*.partial"):  # of a process that was killed while it wrote
-            self._remove(str(path))
+        kept = self._kept(names, written)
+        for name in names:
+            if name not in kept:
+                self._remove(f"{self._root}/{name.file}")
+                self._needs.pop(name.file, None)
+        needed = self._needed(kept, written)
+        if needed is None:
+            return
+        # Another worker may be in the middle of writing. Only what nobody needed the last time either was left behind.
+        spare = unfinished | {path for segment, path in segments.items() if segment not in needed}
+        for path in spare & self._spare.get(owner, set()):
+            self._remove(path)
+            self._whole.discard(path)
+        self._spare[owner] = spare
+
+    def _kept(self, names: list[Name], written: Name) -> set[Name]:
+        lineages: dict[str, list[Name]] = {}
+        for name in names:
+            lineages.setdefault(name.lineage, []).append(name)
+        for lineage in self._left(lineages, written.lineage):
+            del lineages[lineage]
+        # It is not among the newest where a damaged one, or one of a worker that has lost the partition, is further.
+        return {name for its in lineages.values() for name in its[-self.keep :]} | {written}
+
+    def _left(self, lineages: dict[str, list[Name]], written: str) -> list[str]:
+        """Return the lineages that no longer stay, where the store can tell which were written last."""
+        others = sorted(lineages.keys() - {written})
+        if len(others) < LINEAGES:
+            return []
+        files = {each: [f"{self._root}/{name.file}" for name in lineages[each]] for each in others}
+        with self._reached():
+            try:
+                last = {each: max(map(self._fs.modified, its)) for each, its in files.items()}
+            except (NotImplementedError, FileNotFoundError):
+                # Not every store says when, and another worker may be cleaning: rather too many than the wrong ones.
+                return []
+        return sorted(others, key=lambda lineage: last[lineage])[: 1 - LINEAGES]
+
+    def _needed(self, kept: set[Name], written: Name) -> set[str] | None:
+        """Return the segments that these snapshots name, None where that is not known."""
         needed: set[str] = set()
-        for name in names[-self.keep :]:
+        for name in kept:
             if name.file not in self._needs:
                 try:
-                    self._needs[name.file] = self._read(f"{self._root}/{name.file}")["segments"]
+                    needs = self._decoded(f"{self._root}/{name.file}", _needs_decoder.decode)
                 except SnapshotError:
-                    return  # a damaged snapshot may need any segment: leave them all
+                    if name.lineage == written.lineage:
+                        return None  # it may need any: leave them all until newer ones have taken its place
+                    continue  # none will take its place, and nobody can go on from it
+                self._needs[name.file] = needs.segments
             needed.update(self._needs[name.file])
-        for path in map(str, self._fs.glob(f"{self._root}/{owner}/*.segment")):
-            if path.rpartition("/")[2].removesuffix(".segment") not in needed:
-                self._remove(path)
-                self._whole.discard(path)
+        return needed
+
+    def _segments(self, owner: str) -> dict[str, str]:
+        """Return the segments there are, by name."""
+        paths = self._paths(owner, ".segment")
+        return {path.rpartition("/")[2].removesuffix(".segment"): path for path in paths}
+
+    def _paths(self, owner: str = "", ending: str = "") -> list[str]:
+        # Not by `glob`, which takes a folder that cannot be read for an empty one.
+        with self._reached():
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(f"{self._root}/{owner}".rstrip("/"), detail=False)
+            except FileNotFoundError:
+                return []
+        return [str(path).rstrip("/") for path in found if str(path).endswith(ending)]
 
     def _remove(self, path: str) -> None:
         # A worker that has just lost this partition may be cleaning as well.
-        with contextlib.suppress(FileNotFoundError):
+        with self._reached(), contextlib.suppress(FileNotFoundError):
             self._fs.rm(path)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except SnapshotError:
+            raise
+        except Exception as error:  # every file system has errors of its own
+            msg = f"{self.url}: {type(error).__name__}: {error}"
+            raise StoreError(msg) from error
+
+
+def _write_whole(path: str, parts: list[bytes]) -> None:
+    """Write a local file so that a reader sees the whole of it or none, also when the machine stops in between."""
+    unfinished = Path(f"{path}.{uuid.uuid4().hex}.partial")
+    try:
+        with unfinished.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    except OSError:
+        # On a full disk what is left behind of each try would keep it full.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise

@@ -7,8 +7,6 @@ import gc
 import logging
 import tempfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -21,7 +19,8 @@ from heft.stream.kafka.connect import client_settings
 from heft.stream.observe.exporter import Metrics, Missing, Scores
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
-from heft.stream.state.store import SnapshotStore
+from heft.stream.state.patient_store import PatientStore
+from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
 from heft.stream.worker.join_stage import JoinStage
 from heft.stream.worker.score_stage import ScoreStage
@@ -65,17 +64,17 @@ class Shell:
         self._topics = config.kafka.topics
         self._stage_of: dict[str, StageName] = {self._topics.samples: "score", self._topics.scored: "learn"}
         self._stage_of |= dict.fromkeys(config.inputs, "join")
-        self._store = SnapshotStore(config.snapshots.url, config.snapshots.keep)
+        snapshots = config.snapshots
+        self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
         self.client = client_settings(config.kafka)
         self.metrics = Metrics(self._joiners, self._learners, self._lag, self._missing, self._scores)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
         self._wires: Wires | None = None
         self._changing = asyncio.Lock()  # partitions come, go and are let go of one after another
+        self._stopping = False
         self._closed = False
         self._settled = False
-        # One thread: snapshots are written one after another, in the order they were taken.
-        self._writing = ThreadPoolExecutor(1, "snapshots")
 
     @property
     def consumer(self) -> BatchConsumer:
@@ -102,10 +101,15 @@ class Shell:
             self._check_complete(assigned, places)
             opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
             gaps = self.losses.gaps.total()
-            offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
-            if self.losses.gaps.total() > gaps:
-                # What is done from here on cannot be done again from older snapshots.
-                await self._save_at_once([running.stage for running in opened.values()])
+            try:
+                offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
+                if self.losses.gaps.total() > gaps:
+                    # What is done from here on cannot be done again from older snapshots.
+                    await self._save_at_once([running.stage for running in opened.values()])
+            except StoreError:
+                if not self._stopping:
+                    raise
+                return {}
             now = monotonic()
             for running, its in zip(opened.values(), offsets, strict=True):
                 running.taken_at = dict.fromkeys(its, now)
@@ -120,10 +124,12 @@ class Shell:
 
     async def close(self) -> None:
         """Save everything and let go: the worker stops. Partitions that are just being opened are waited for."""
+        self._stopping = True
+        self._store.stop_waiting()
         async with self._changing:
             self._closed = True
             await self._close(set(self.running))
-            self._writing.shutdown()
+            self._store.close()
             if self._scoring is not None:
                 self._scoring.stop()
             if self._wires is not None:
@@ -135,7 +141,9 @@ class Shell:
             if running is not None:
                 async with running.lock:
                     if running.stage.whole and running.stage.changed:
-                        await self._write(await running.stage.unsaved())
+                        unsaved = await running.stage.unsaved()
+                        await self._write(unsaved)  # where that fails, what came since is done again
+                        self._store.forget(unsaved.name.owner)
 
     def _place(self, tp: TP) -> _Place:
         return self._stage_of[tp.topic], tp.partition
@@ -230,13 +238,18 @@ class Shell:
                     started = perf_counter()
                     unsaved = await running.stage.unsaved()
                     self.metrics.snapshot_stall.labels(place[0]).observe(perf_counter() - started)
-            if unsaved is not None:
-                await self._write(unsaved)
+            if unsaved is not None and not await self._write(unsaved):
+                running.stage.changed = True  # the next snapshot takes its place
+        self._store.check()
+
+    def next_save_seconds(self) -> float:
+        """Return how long to wait until `save`: the interval, less where a snapshot is to be tried again."""
+        return self._store.pause_seconds(self.config.snapshots.interval_ms / 1000)
 
     async def _save_at_once(self, stages: Iterable[Stage]) -> None:
         for stage in stages:
             unsaved = await stage.unsaved()
-            self._store.save(unsaved.name, unsaved.state, unsaved.segments)
+            await self._store.save(unsaved.name, unsaved.state, unsaved.segments)
 
     def _settle(self) -> None:
         """Spare the cyclic collector what is there to stay: modules, compiled kernels, restored state.
@@ -248,11 +261,13 @@ class Shell:
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_ROUNDS, _ROUNDS_TO_A_FULL_ONE)
 
-    async def _write(self, unsaved: Unsaved) -> None:
-        save = partial(self._store.save, unsaved.name, unsaved.state, unsaved.segments)
-        written = await asyncio.get_running_loop().run_in_executor(self._writing, save)
+    async def _write(self, unsaved: Unsaved) -> bool:
+        written = await self._store.try_save(unsaved.name, unsaved.state, unsaved.segments)
+        if written is None:
+            return False
         self.metrics.snapshot_written(unsaved.name.owner, time(), written)
         await self.consumer.commit_offsets(unsaved.offsets)
+        return True
 
     # ---------------------------------------------------------------- what is exported
 
@@ -286,7 +301,11 @@ class Shell:
     def _missing(self) -> Missing:
         lost, gaps = self.consumer.lost, self.losses.gaps
         return Missing(
-            self._store.damaged, {(*tp,): n for tp, n in lost.items()}, {(*tp,): n for tp, n in gaps.items()}
+            snapshots=self._store.store.damaged,
+            records={(*tp,): n for tp, n in lost.items()},
+            gaps={(*tp,): n for tp, n in gaps.items()},
+            failures=self._store.failures,
+            away_seconds=self._store.away_seconds,
         )
 
 
@@ -333,7 +352,7 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
 
     async def saving() -> None:
         while True:
-            await asyncio.sleep(config.snapshots.interval_ms / 1000)
+            await asyncio.sleep(shell.next_save_seconds())
             await shell.save()
 
     async def looking() -> None:

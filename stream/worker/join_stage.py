@@ -74,7 +74,7 @@ class JoinStage:
 
     async def open(self) -> Mapping[TP, int | None]:
         """Restore the snapshot, take over the output, and do again what was done since."""
-        start, owner = self._restore()
+        start, owner = await self._restore()
         fresh = start is None
         losses, theirs = self.wires.losses, (*self.tps, self._samples)
         gaps = losses.of(*theirs)
@@ -169,9 +169,9 @@ class JoinStage:
 
     # ---------------------------------------------------------------- recovery
 
-    def _restore(self) -> tuple[int | None, Owner]:
+    async def _restore(self) -> tuple[int | None, Owner]:
         """Return where the snapshot stands in the output, None without one, and who owned it then."""
-        found = self.wires.store.latest(self.owner_name, "join")
+        found = await self.wires.store.latest(self.owner_name, "join")
         if found is None:
             return None, Owner()
         name, state, _ = found

@@ -27,7 +27,7 @@ class LearnStage:
 
     async def open(self) -> Mapping[TP, int | None]:
         """Restore the newest snapshot of this lineage."""
-        found = self.wires.store.latest(f"learn-{self.shard}", self.config.lineage)
+        found = await self.wires.store.latest(f"learn-{self.shard}", self.config.lineage)
         if found is not None:
             name, state, segments = found
             self.learner = Learner.restore(self.config, state["learner"], segments)

@@ -65,7 +65,7 @@ class ScoreStage:
 
     async def open(self) -> Mapping[TP, int | None]:
         """Go on at the snapshot; what is then forwarded again, readers drop."""
-        found = self.wires.store.latest(f"score-{self.partition}", "score")
+        found = await self.wires.store.latest(f"score-{self.partition}", "score")
         if found is not None:
             name, state, _ = found
             if len(state["readers"]) != len(self._readers):

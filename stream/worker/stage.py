@@ -21,7 +21,8 @@ from heft.stream.events import messages
 from heft.stream.events.messages import GapError, Message, MessageError, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch, OffsetGoneError, Received
 from heft.stream.kafka.partition_log import Cursor
-from heft.stream.state.store import Name, SnapshotStore, State
+from heft.stream.state.patient_store import PatientStore
+from heft.stream.state.store import Name, State
 
 log = logging.getLogger("heft.stage")
 
@@ -69,7 +70,7 @@ class Wires(NamedTuple):
 
     client: Mapping[str, Any]
     producer: AIOKafkaProducer
-    store: SnapshotStore
+    store: PatientStore
     losses: Losses
 
 

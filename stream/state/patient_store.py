@@ -1,0 +1,149 @@
+"""The snapshot store as a worker meets it: in a thread of its own, and patient.
+
+A store may be away for a while: a full disk, a share that is mounted again, a busy object store. What failed is counted
+and tried again after pauses that grow, and learning goes on meanwhile; only a store that stays away is an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from random import Random
+from time import monotonic
+from typing import NamedTuple, TypeVar
+
+from heft.stream.state.store import Name, SnapshotStore, State, StoreError
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+"""Seconds; a stop waits for no longer pause."""
+
+_DOUBLINGS = 10  # more would change nothing
+
+log = logging.getLogger("heft.snapshot")
+
+
+class StoreAwayError(RuntimeError):
+    """The store has been away for too long. The message names it, its last error, and what to do."""
+
+
+class _Failing(NamedTuple):
+    since: float
+    times: int
+    error: StoreError
+
+
+class PatientStore:
+    """A snapshot store for the event loop of a worker.
+
+    Parameters
+    ----------
+    store
+        Where snapshots lie.
+    patience_ms
+        How long it may be away.
+    clock, sleep
+        Seconds that only grow, and how to wait for some of them.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        patience_ms: int,
+        clock: Callable[[], float] = monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.store = store
+        self.failures = 0
+        self._patience = patience_ms / 1000
+        self._clock, self._sleep = clock, sleep
+        self._chance = Random()  # workers that share a store are not to come back all at once
+        self._failing: dict[str, _Failing] = {}  # by owner: a full disk takes the small and refuses the large
+        self._stopping = False
+        # One thread: snapshots are written one after another, in the order they were taken.
+        self._thread = ThreadPoolExecutor(1, "snapshots")
+
+    @property
+    def away_seconds(self) -> float:
+        """How long the store has failed an owner; 0 while all is well."""
+        return max((self._clock() - each.since for each in list(self._failing.values())), default=0.0)
+
+    def pause_seconds(self, interval: float) -> float:
+        """Return how long to wait for the next round of snapshots: `interval` unless some are to be tried again."""
+        times = max((each.times for each in self._failing.values()), default=0)
+        return min(interval, self._pause(times)) if times else interval
+
+    async def latest(self, owner: str, lineage: str) -> tuple[Name, State, dict[str, State]] | None:
+        """Return what `SnapshotStore.latest` finds, once the store is there."""
+        return await self._until_done(owner, partial(self.store.latest, owner, lineage))
+
+    async def save(
+        self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]]
+    ) -> int:  # fmt: skip
+        """Write a snapshot that nothing may go on without; return the bytes written."""
+        return await self._until_done(name.owner, partial(self.store.save, name, state, segments))
+
+    async def try_save(
+        self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]]
+    ) -> int | None:
+        """Write a snapshot; return None where that failed and a newer one is to take its place."""
+        try:
+            return await self._do(name.owner, partial(self.store.save, name, state, segments))
+        except StoreError:
+            return None
+
+    def check(self) -> None:
+        """Raise `StoreAwayError` where the store has been away for too long."""
+        for failing in self._failing.values():
+            away = self._clock() - failing.since
+            if away >= self._patience:
+                msg = (
+                    f"snapshots.url {self.store.url}: away for {away:.0f} s, longer than snapshots.patience; the last "
+                    f"error: {failing.error}. Mend the store (space, rights, network; `heft doctor` tries it) and "
+                    "start again: what came after the newest snapshot is done again"
+                )
+                raise StoreAwayError(msg) from failing.error
+
+    def forget(self, owner: str) -> None:
+        """Wait no longer for an owner whose partition has gone."""
+        self._failing.pop(owner, None)
+
+    def stop_waiting(self) -> None:
+        """Let what waits for the store fail with its next error."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+
+    async def _until_done(self, owner: str, work: Callable[[], T]) -> T:
+        while True:
+            try:
+                return await self._do(owner, work)
+            except StoreError:
+                if self._stopping:
+                    raise
+                self.check()
+                await self._sleep(self._pause(self._failing[owner].times))
+
+    async def _do(self, owner: str, work: Callable[[], T]) -> T:
+        try:
+            done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except StoreError as error:
+            self.failures += 1
+            before = self._failing.get(owner)
+            since, times = (before.since, before.times) if before else (self._clock(), 0)
+            self._failing[owner] = _Failing(since, times + 1, error)
+            log.warning("the snapshot store failed %s, time %d; it is tried again: %s", owner, times + 1, error)
+            raise
+        self.forget(owner)
+        return done
+
+    def _pause(self, times: int) -> float:
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(times - 1, _DOUBLINGS))
+        return longest * self._chance.uniform(0.5, 1.0)
