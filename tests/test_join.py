@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -189,6 +192,50 @@ def test_of_events_too_far_ahead_only_so_many_wait() -> None:
     _, joiner = joined([*crowd(0), *wrong], config)
     assert fates(joiner, "action") == {"joined": 5, "invalid": 5}
     assert [rejected.offset for rejected in joiner.rejected] == [5, 6, 7, 8, 9]
+
+
+def test_a_click_that_waits_for_its_slate_is_not_too_far_ahead_any_more() -> None:
+    joiner = Joiner(JoinConfig(max_ahead_events=1), ["clicks", "impressions"])
+    events: list[Event] = [*crowd(0), click("not yet", at=2 * HOUR)]
+    for offset, event in enumerate(events):
+        joiner.push(0, offset, encode(event))
+    joiner.tick(0)
+    for offset, event in enumerate(crowd(2 * HOUR + 11 * SECOND)):
+        joiner.push(1, offset, encode(event))
+    joiner.drain()
+    joiner.push(0, len(events), encode(action(user="broken", at=3 * HOUR)))
+    assert joiner.rejected == []
+    assert joiner.pending == 7
+
+
+def lines_run(run: Callable[[], object]) -> int:
+    """How many lines of Python a call runs: its cost, the same on every machine."""
+    lines = 0
+
+    def trace(_frame: FrameType, event: str, _argument: object) -> Callable[..., Any]:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize("waiting", [0, 2_000])
+def test_an_event_too_far_ahead_is_refused_without_a_look_at_all_that_waits(waiting: int) -> None:
+    joiner = Joiner(JoinConfig(max_ahead_events=100), ["log"])
+    broken = [action(user="broken", at=DAY + n) for n in range(101)]
+    events = [*crowd(0), *(action(at=n) for n in range(waiting)), *broken]
+    for offset, event in enumerate(events[:-1]):
+        joiner.push(0, offset, encode(event))
+    assert lines_run(lambda: joiner.push(0, len(events) - 1, encode(events[-1]))) < 200
+    assert len(joiner.rejected) == 1
+    assert joiner.pending == len(events) - 1
 
 
 def test_an_event_older_than_the_watermark_is_late() -> None:

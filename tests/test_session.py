@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
 
 from hypothesis import given, settings
@@ -53,6 +54,14 @@ def test_they_keep_what_looking_through_everything_would_keep(steps: list[tuple[
         assert dict(zip(*sessions.state().values(), strict=True)) == {u: tuple(a) for u, a in plain.users.items()}
         assert sessions.state()["users"] == list(plain.users)
     assert taken[0] == taken[1]
+
+
+def test_what_is_kept_is_bounded_by_users_and_not_by_acts() -> None:
+    sessions = Sessions(TTL, ACTS, USERS)
+    sessions.add("quiet", 0, "i", "view")
+    for n in range(TTL):
+        sessions.add("busy", n, "i", "view")
+    assert len(pickle.dumps(sessions)) < 1_000
 
 
 def test_nothing_is_known_of_a_stranger() -> None:

