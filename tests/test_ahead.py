@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from heft.stream.join.ahead import Ahead
 from heft.stream.join.state import Step
-from tests.builders import T0, action
+from tests.support.builders import T0, action
 
 BOUND, SKEW = 3, 2
 

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heft.models.records import Act, Clicked, Closed, Converted, Matured, Record, Shown
+from heft.stream.events.messages import Mark
 from heft.stream.events.wire import Action, Click, Event, Impression, Order, encode
-from heft.stream.join.joiner import JoinConfig, Joiner, Mark
-from heft.stream.state import store as snapshot
+from heft.stream.join.config import JoinConfig
+from heft.stream.join.joiner import Joiner
+from heft.stream.state import codec
 from tests.support.builders import DAY, HOUR, MINUTE, SECOND, T0, action, click, crowd, impression, joined, order
 
 END = crowd(3 * DAY)
@@ -446,13 +448,13 @@ def test_doing_the_same_again_from_any_cut_gives_the_same(
     live = Joiner(SMALL, names)
     records: list[tuple[int, Record]] = []
     saved, before = live.state(), 0
-    at_once = snapshot.encode(saved)
+    at_once = codec.encode(saved)
     marks: list[Mark] = []
     order = [*turns, *(n for n in range(4) for _ in streams[n])]
     for step, turn in enumerate(order):
         if step == cut:
             saved, before = live.state(), len(records)
-            at_once = snapshot.encode(saved)
+            at_once = codec.encode(saved)
             marks = []
             live.marks.clear()
         for at, input in ticks:
@@ -463,9 +465,9 @@ def test_doing_the_same_again_from_any_cut_gives_the_same(
             live.push(turn, live.offsets[turn], encode(streams[turn][live.offsets[turn]]))
             records += live.drain()
     marks = live.marks
-    assert snapshot.encode(saved) == at_once, "what was taken has changed while the join went on"
-    again = Joiner.restore(SMALL, names, snapshot.decode(at_once))
-    assert snapshot.encode(again.state()) == at_once
+    assert codec.encode(saved) == at_once, "what was taken has changed while the join went on"
+    again = Joiner.restore(SMALL, names, codec.decode(at_once))
+    assert codec.encode(again.state()) == at_once
     replayed = []
     for goal in [*(mark.offsets for mark in marks), tuple(live.offsets)]:
         wanted = [n for turn in [*other, 0, 1, 2, 3] for n in [turn]]
@@ -478,7 +480,7 @@ def test_doing_the_same_again_from_any_cut_gives_the_same(
             again.apply(marks[len(again.marks)])
             replayed += again.drain()
     assert replayed == records[before:]
-    assert snapshot.encode(again.state()) == snapshot.encode(live.state())
+    assert codec.encode(again.state()) == codec.encode(live.state())
 
 
 @settings(max_examples=100)
@@ -500,9 +502,9 @@ def test_sessions_never_hold_the_future_nor_the_slates_own_clicks(streams: list[
 
 def test_equal_states_of_a_joiner_are_equal_bytes() -> None:
     _, joiner = joined([impression(), click(), order(), *crowd(MINUTE)])
-    raw = snapshot.encode(joiner.state())
-    state = snapshot.decode(raw)
-    assert snapshot.encode(Joiner.restore(JoinConfig(), ["log"], state).state()) == raw
+    raw = codec.encode(joiner.state())
+    state = codec.decode(raw)
+    assert codec.encode(Joiner.restore(JoinConfig(), ["log"], state).state()) == raw
     with pytest.raises(ValueError, match="names 2"):
         Joiner.restore(JoinConfig(), ["a", "b"], state)
     assert state["frontier"] == joiner.frontier
@@ -533,8 +535,8 @@ def test_a_joiner_saved_today_goes_on_tomorrow() -> None:
     """The file holds `state` after the events before, with slates, clicks, orders, acts and ids that still matter."""
     records, whole = joined([*BEFORE, *AFTER])
     raw = GOLDEN.read_bytes()
-    joiner = Joiner.restore(JoinConfig(), ["log"], snapshot.decode(raw))
-    assert snapshot.encode(joiner.state()) == raw
+    joiner = Joiner.restore(JoinConfig(), ["log"], codec.decode(raw))
+    assert codec.encode(joiner.state()) == raw
     assert (joiner.open_slates, joiner.open_clicks, joiner.frontier) == (10, 8, T0 + 16 * MINUTE - 10 * SECOND)
     after = []
     for offset, event in enumerate(AFTER, start=len(BEFORE)):

@@ -11,8 +11,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError
 
-from heft.stream.join.joiner import JoinConfig
+from heft.stream.join.config import JoinConfig
 from heft.stream.kafka.batch_consumer import TP, Batch, Received
+from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import SnapshotStore
 from heft.stream.worker.join_stage import JoinStage
 from heft.stream.worker.stage import Losses, Wires
@@ -53,7 +54,7 @@ class FarBroker:
 
 
 def stage(broker: Any, folder: Path) -> JoinStage:
-    wires = Wires({}, cast(AIOKafkaProducer, broker), SnapshotStore(str(folder)), Losses())
+    wires = Wires({}, cast(AIOKafkaProducer, broker), PatientStore(SnapshotStore(str(folder)), 1_000), Losses())
     return JoinStage(wires, JoinConfig(), None, 0, ["clicks"], "samples", "rejected")
 
 

@@ -19,7 +19,7 @@ from heft.models.features.featurizer import FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.records import Clicked, Closed, Matured, Record, ReferenceScore, Shown
 from heft.stream.learn.learner import LearnConfig, Learner, LearnerConfig
-from heft.stream.state import store as snapshot
+from heft.stream.state import codec
 from tests.support.builders import DAY, SECOND, T0, click, crowd, impression, joined
 from tests.support.logs import traffic
 
@@ -30,7 +30,7 @@ SMALL = LearnerConfig(
     ranker=RankerConfig(click_bits=12, conversion_bits=10, click_arms=ARMS, conversion_arms=ARMS[:1]),
 )
 BOUNDED = msgspec.structs.replace(SMALL, learn=LearnConfig(max_open_slates=32, max_clicked_items=10))
-Taken = tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]
+Taken = tuple[codec.State, list[tuple[str, Callable[[], codec.State]]]]
 
 
 RECORDS, _ = joined([*traffic(150), *crowd(2 * DAY)])
@@ -45,13 +45,13 @@ def learned(records: Sequence[Record], config: LearnerConfig = SMALL) -> Learner
 
 def written(taken: Taken) -> tuple[bytes, dict[str, bytes]]:
     state, segments = taken
-    return snapshot.encode(state), {name: snapshot.encode(content()) for name, content in segments}
+    return codec.encode(state), {name: codec.encode(content()) for name, content in segments}
 
 
 def restored(learner: Learner) -> Learner:
     raw, files = written(learner.state())
-    segments = {name: snapshot.decode(content) for name, content in files.items()}
-    return Learner.restore(learner.config, snapshot.decode(raw), segments)
+    segments = {name: codec.decode(content) for name, content in files.items()}
+    return Learner.restore(learner.config, codec.decode(raw), segments)
 
 
 def test_a_label_acts_once_the_serve_delay_has_passed_and_not_before() -> None:
@@ -242,7 +242,7 @@ def test_after_the_warm_up_learning_compiles_and_loads_nothing() -> None:
 def test_a_learner_saved_today_goes_on_tomorrow() -> None:
     """The file holds `state` and its segments after the first 200 records, packed as a snapshot."""
     golden = Path(__file__).parent / "golden" / "learner_v1.heft"
-    saved = snapshot.unpack(golden.read_bytes(), golden.name)
+    saved = codec.unpack(golden.read_bytes(), golden.name)
     learner = Learner.restore(SMALL, saved["state"], saved["segments"])
     assert (learner.samples, learner.open_slates, learner.open_clicks) == (232, 34, 24)
     shown = learner.click.predict(learner.featurizer.shown(impression("new", at=3 * DAY, items="abc"), []))

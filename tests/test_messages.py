@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from heft.models.records import FIRST_KEY, Clicked, Closed, Key, Record, ReferenceScore
 from heft.stream.events import messages
-from heft.stream.events.messages import GapError, Message, MessageError, ScoredReader
-from heft.stream.join.joiner import Mark
+from heft.stream.events.messages import GapError, Mark, Message, MessageError, ScoredReader
 from tests.support.builders import T0, click, crowd, impression, joined, order
 
 RECORDS, _ = joined([impression(), click(), order(), *crowd(3 * 86_400_000)])

@@ -19,7 +19,8 @@ from heft.models.records import Record
 from heft.models.teacher.data.judgements import read_relevance
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Click, Impression, Order, decode, encode
-from heft.stream.join.joiner import JoinConfig, Joiner
+from heft.stream.join.config import JoinConfig
+from heft.stream.join.joiner import Joiner
 from heft.stream.learn.learner import Learner, LearnerConfig, Observer, Outcome
 from heft.stream.shop.delays import DAY
 from heft.stream.shop.judge import Judge

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from heft.stream.state import store as snapshot
-from heft.stream.state.store import Name, SnapshotError, SnapshotStore, StoreError
+from heft.stream.state import codec
+from heft.stream.state.codec import SnapshotError
+from heft.stream.state.store import Name, SnapshotStore, StoreError
 
 STATE: dict[str, Any] = {
     "text": "ü",
@@ -28,12 +29,12 @@ def name(offset: int, rollbacks: int = 0, lineage: str = "abc") -> Name:
 
 
 def test_a_state_survives_its_bytes_and_equal_states_have_equal_digests() -> None:
-    again = snapshot.decode(snapshot.encode(STATE))
+    again = codec.decode(codec.encode(STATE))
     assert again["array"].dtype == np.float32
     np.testing.assert_array_equal(again["array"], STATE["array"])
     assert {k: v for k, v in again.items() if k != "array"} == {k: v for k, v in STATE.items() if k != "array"}
-    assert snapshot.digest(dict(reversed(STATE.items()))) == snapshot.digest(STATE)
-    assert snapshot.digest({**STATE, "text": "u"}) != snapshot.digest(STATE)
+    assert codec.digest(dict(reversed(STATE.items()))) == codec.digest(STATE)
+    assert codec.digest({**STATE, "text": "u"}) != codec.digest(STATE)
 
 
 @pytest.mark.parametrize("n", [0, 3, 15, 16, 17, 999, 1_000, 1_001, 1_017, 70_000])
@@ -43,19 +44,19 @@ def test_written_in_pieces_a_state_has_the_same_bytes(n: int) -> None:
         "map": {f"{k}": k for k in range(n)},
         "array": np.arange(7 * n, dtype=np.float64).reshape(n, 7),
         "short": [[{"b": np.zeros((n, 0)), "a": None}, tuple(range(n))], STATE],
-        "in_order": snapshot.InOrder({"b": n, "a": n}),
+        "in_order": codec.InOrder({"b": n, "a": n}),
     }
-    parts = [bytes(part) for part in snapshot.pieces(state)]
-    assert b"".join(parts) == snapshot.encode(state)
+    parts = [bytes(part) for part in codec.pieces(state)]
+    assert b"".join(parts) == codec.encode(state)
     assert max(map(len, parts)) <= 1 << 20
-    assert snapshot.encode(snapshot.unpack(snapshot.pack(state), "x")) == snapshot.encode(
+    assert codec.encode(codec.unpack(codec.pack(state), "x")) == codec.encode(
         state | {"in_order": msgspec.msgpack.encode({"b": n, "a": n})}
     )
 
 
 def test_a_state_of_anything_else_is_refused() -> None:
     with pytest.raises(TypeError, match="not PosixPath"):
-        snapshot.encode({"path": Path()})
+        codec.encode({"path": Path()})
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -267,12 +268,12 @@ def test_what_another_worker_is_just_writing_is_not_cleaned_away(tmp_path: Path)
 
 def test_the_format_of_today_is_read_tomorrow() -> None:
     golden = Path(__file__).parent / "golden" / "snapshot_v1.heft"
-    again = snapshot.unpack(golden.read_bytes(), golden.name)
-    assert snapshot.digest(again) == snapshot.digest(STATE)
+    again = codec.unpack(golden.read_bytes(), golden.name)
+    assert codec.digest(again) == codec.digest(STATE)
 
 
 def test_another_format_is_refused_by_number() -> None:
-    raw = bytearray(snapshot.pack(STATE))
+    raw = bytearray(codec.pack(STATE))
     raw[5] = 9
     with pytest.raises(SnapshotError, match="format 9, this heft reads format 1"):
-        snapshot.unpack(bytes(raw), "x.heft")
+        codec.unpack(bytes(raw), "x.heft")

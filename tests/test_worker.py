@@ -12,7 +12,8 @@ import pytest
 from heft.stream.cli import snapshots
 from heft.stream.events.wire import Order
 from heft.stream.kafka.local_broker import running_broker
-from heft.stream.state.store import SnapshotError, SnapshotStore
+from heft.stream.state.codec import SnapshotError
+from heft.stream.state.store import SnapshotStore
 from tests.support.libraries import LOOK_UP, TORCH, heft_without
 from tests.support.live import NEVER_IDLE, Shop
 from tests.support.live_traffic import traffic

@@ -14,7 +14,8 @@ from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.bulk_reader import read_partition
 from heft.stream.kafka.connect import client_settings
 from heft.stream.learn.learner import Learner, LearnerConfig
-from heft.stream.state.store import Name, SnapshotError, SnapshotStore
+from heft.stream.state.codec import SnapshotError
+from heft.stream.state.store import Name, SnapshotStore
 
 
 def _store(config: Path | None) -> SnapshotStore:

@@ -27,7 +27,7 @@ from heft.models.rankers.bank import RankerConfig
 from heft.models.teacher.template import TeacherConfig
 from heft.stream.events.mapping import Mapper, MappingTable
 from heft.stream.events.wire import Event
-from heft.stream.join.joiner import JoinConfig
+from heft.stream.join.config import JoinConfig
 from heft.stream.learn.learner import LearnConfig, LearnerConfig
 
 DEFAULT_FILE = Path("heft.toml")

@@ -18,7 +18,6 @@ import msgspec
 import zstandard
 
 from heft.models.records import FIRST_KEY, Clicked, Closed, Converted, Key, Matured, Record, Shown
-from heft.stream.join.joiner import Mark
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 900_000
@@ -31,6 +30,14 @@ class MessageError(ValueError):
 
 class GapError(MessageError):
     """Messages before this one are missing from the topic."""
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """An input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
+
+    input: int
+    idle: bool
+    offsets: tuple[int, ...]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):

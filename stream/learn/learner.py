@@ -36,7 +36,7 @@ from heft.models.records import (
     Slate,
 )
 from heft.stream.learn.segments import Segments
-from heft.stream.state import store as snapshot
+from heft.stream.state import codec
 
 _ABSTAIN_BELOW_ORDERS = 100
 
@@ -64,7 +64,7 @@ class LearnerConfig(msgspec.Struct, frozen=True):
     @property
     def lineage(self) -> str:
         """A digest of this configuration: learners of different lineage share no snapshots."""
-        return snapshot.digest(msgspec.to_builtins(self))[:12]
+        return codec.digest(msgspec.to_builtins(self))[:12]
 
 
 class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -298,16 +298,16 @@ class Learner:
             "slates": [_plain(slate) for slate in self._open.values()],
             "clicks": [_plain(click) for click in self._clicks.values()],
         }
-        return snapshot.digest(state)
+        return codec.digest(state)
 
-    def state(self) -> tuple[snapshot.State, list[tuple[str, Callable[[], snapshot.State]]]]:
+    def state(self) -> tuple[codec.State, list[tuple[str, Callable[[], codec.State]]]]:
         """Return the state and the segments it needs, for `SnapshotStore.save`.
 
         All is copied or never changes, and may be encoded later.
         """
         slates, shown = self._slates.state()
         clicks, clicked = self._clicked_items.state()
-        segments: list[tuple[str, Callable[[], snapshot.State]]] = []
+        segments: list[tuple[str, Callable[[], codec.State]]] = []
         segments += [(name, partial(_plain_all, things)) for name, things in shown]
         segments += [(name, partial(_plain_all, things)) for name, things in clicked]
         return self._core() | {"slates": slates, "clicks": clicks}, segments
@@ -326,7 +326,7 @@ class Learner:
         }
 
     @classmethod
-    def restore(cls, config: LearnerConfig, state: snapshot.State, segments: dict[str, snapshot.State]) -> Learner:
+    def restore(cls, config: LearnerConfig, state: codec.State, segments: dict[str, codec.State]) -> Learner:
         """Return a learner that goes on where `state` was taken."""
         learner = cls(config)
         learner.clock_ms = state["clock_ms"]

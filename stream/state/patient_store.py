@@ -15,7 +15,8 @@ from random import Random
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
-from heft.stream.state.store import Name, SnapshotStore, State, StoreError
+from heft.stream.state.codec import State
+from heft.stream.state.store import Name, SnapshotStore, StoreError
 
 T = TypeVar("T")
 

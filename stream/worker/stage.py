@@ -21,8 +21,9 @@ from heft.stream.events import messages
 from heft.stream.events.messages import GapError, Message, MessageError, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch, OffsetGoneError, Received
 from heft.stream.kafka.partition_log import Cursor
+from heft.stream.state.codec import State
 from heft.stream.state.patient_store import PatientStore
-from heft.stream.state.store import Name, State
+from heft.stream.state.store import Name
 
 log = logging.getLogger("heft.stage")
 

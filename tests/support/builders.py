@@ -7,7 +7,8 @@ from typing import Any
 
 from heft.models.records import Record
 from heft.stream.events.wire import Action, Click, Event, Impression, Item, Order, encode
-from heft.stream.join.joiner import JoinConfig, Joiner
+from heft.stream.join.config import JoinConfig
+from heft.stream.join.joiner import Joiner
 
 T0 = 1_600_000_000_000
 SECOND = 1_000

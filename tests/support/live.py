@@ -23,7 +23,8 @@ from heft.stream.events import messages
 from heft.stream.events import wire as events
 from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.events.wire import Action, Click, Event, Impression, Order
-from heft.stream.join.joiner import JoinConfig, Joiner
+from heft.stream.join.config import JoinConfig
+from heft.stream.join.joiner import Joiner
 from heft.stream.kafka.partition_log import Owner, Rightful
 from heft.stream.learn.learner import Learner
 from heft.stream.state.store import SnapshotStore
