@@ -36,23 +36,19 @@ def topics(
     config: ConfigFile = None,
 ) -> None:
     """List the topics heft needs, as they should be and as they are."""
-    from rich.console import Console
-    from rich.table import Table
-
     from heft.stream.config.settings import load
     from heft.stream.kafka.topics import Topics, wanted_topics
+    from heft.stream.terminal.report_tables import open_console, topics_table
 
     settings = load(config)
     with Topics(settings) as cluster:
         made = {wanted.name for wanted in cluster.create()} if create else set()
         found = cluster.found()
-    table = Table("topic", "role", "partitions", "retention", "", box=None)
-    for wanted in wanted_topics(settings):
-        there = found.get(wanted.name)
-        state = "made" if wanted.name in made else "" if there else "missing: heft topics --create"
-        retention = there.settings.get("retention.ms", "not told") if there else wanted.retention_ms
-        table.add_row(wanted.name, wanted.role, str(there.partitions if there else wanted.partitions), retention, state)
-    Console().print(table)
+    wanted = wanted_topics(settings)
+    console = open_console()
+    console.print(topics_table(wanted, found, made))
+    if any(topic.name not in found for topic in wanted):
+        console.print("`heft topics --create` makes what is missing")
 
 
 @app.command()
@@ -109,20 +105,18 @@ def tail(
 @app.command()
 def doctor(config: ConfigFile = None) -> None:
     """Look at a cluster before the first worker starts; exit code 1 when something is wrong."""
-    from rich.console import Console
+    from rich.text import Text
 
     from heft.stream.config.settings import load
     from heft.stream.kafka.doctor import examine
+    from heft.stream.terminal.report_tables import open_console, show_findings
 
     settings = load(config)
-    with Console(stderr=True).status("") as status:
-        findings = examine(settings, lambda text: status.update(f"looking at {text}"))
-    for finding in findings:
-        typer.secho(f"✗ {finding.what}", fg=typer.colors.RED)
-        typer.echo(f"  → {finding.do}")
+    with open_console(stderr=True).status("") as status:
+        findings = examine(settings, lambda text: status.update(Text(f"looking at {text}", overflow="fold")))
+    show_findings(findings, open_console())
     if findings:
         raise typer.Exit(1)
-    typer.secho("✓ nothing wrong: a worker may start", fg=typer.colors.GREEN)
 
 
 broker_app = typer.Typer(no_args_is_help=True, help="A Kafka broker of our own, on this machine.")
@@ -164,12 +158,12 @@ def replay(
     ] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Run event logs or topics through join, score and learn at full speed; report how good each policy was."""
+    """Run event logs or topics through join, score and learn at full speed; report how good each arm was."""
     from heft.stream.config.settings import load, parse_time
     from heft.stream.replay.replay import replay_logs, replay_topics, write_report
     from heft.stream.teacher.clients import replay_references
     from heft.stream.terminal.progress import counting
-    from heft.stream.terminal.report_tables import progress_over, show_report
+    from heft.stream.terminal.report_tables import open_console, progress_over, show_report
 
     if bool(logs) == from_topics:
         msg = "give event logs to replay, or --from-topics"
@@ -184,7 +178,7 @@ def replay(
             stages, seconds = replay_topics(settings, parse_time(since), parse_time(until), advance, reference)
     report = stages.report(seconds)
     path = write_report(report, out)
-    show_report(report)
+    show_report(report, open_console(stderr=True))
     typer.echo(path)
 
 
@@ -211,18 +205,23 @@ SnapshotFile = Annotated[str, typer.Argument(help="a name as `heft snapshots lis
 @snapshots_app.command("list")
 def snapshots_list(config: ConfigFile = None) -> None:
     """List the snapshots there are, oldest first."""
-    from heft.stream.cli.snapshots import describe_all
+    from heft.stream.cli.snapshots import describe_all, snapshots_table
+    from heft.stream.terminal.report_tables import open_console
 
-    for line in describe_all(config):
-        typer.echo(line)
+    described, console = list(describe_all(config)), open_console()
+    console.print(snapshots_table(described))
+    for each in described:
+        if each.damage:
+            console.print(f"{each.name.file}: {each.damage}", markup=False, style="red")
 
 
 @snapshots_app.command("show")
 def snapshots_show(name: SnapshotFile, config: ConfigFile = None) -> None:
     """Show what a snapshot holds."""
     from heft.stream.cli.snapshots import show
+    from heft.stream.terminal.report_tables import open_console
 
-    typer.echo(show(config, name))
+    open_console().print(show(config, name), markup=False, highlight=False)
 
 
 @snapshots_app.command("verify")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from heft.stream.kafka.connect import client_settings
 from heft.stream.learn.learner import Learner, LearnerConfig
 from heft.stream.state.codec import SnapshotError
 from heft.stream.state.store import Name, SnapshotStore
+from heft.stream.terminal.table import Column, Fitted
 
 
 def _store(config: Path | None) -> SnapshotStore:
@@ -33,16 +34,34 @@ def _name(store: SnapshotStore, file: str) -> Name:
     return found[0]
 
 
-def describe_all(config: Path | None) -> Iterator[str]:
-    """Yield a line for each snapshot: its name, and whether it is whole."""
+class Described(NamedTuple):
+    """A snapshot, how many segments it consists of, and, where it is not whole, what is wrong with it."""
+
+    name: Name
+    segments: int
+    damage: str
+
+
+def describe_all(config: Path | None) -> Iterator[Described]:
+    """Yield each snapshot, oldest first, and whether it is whole."""
     store = _store(config)
     for name in store.names():
         try:
             _, segments = store.load(name)
         except SnapshotError as error:
-            yield f"{name.file}  DAMAGED: {error}"
+            yield Described(name, 0, str(error))
         else:
-            yield f"{name.file}  offset {name.offset}, {len(segments)} segments"
+            yield Described(name, len(segments), "")
+
+
+def snapshots_table(described: Sequence[Described]) -> Fitted[Described]:
+    """Return a row for each snapshot."""
+    columns: list[Column[Described]] = [
+        Column("snapshot", lambda each: each.name.file, "left"),
+        Column("segments", lambda each: "DAMAGED" if each.damage else f"{each.segments:,}"),
+        Column("offset", lambda each: f"{each.name.offset:,}"),
+    ]
+    return Fitted(columns, described, lambda each: "red" if each.damage else "")
 
 
 def show(config: Path | None, file: str) -> str:

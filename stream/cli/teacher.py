@@ -119,8 +119,9 @@ def finetune(
     _require_torch()
     from heft.models.teacher.train.finetune import learning_rate_of
     from heft.stream.config.settings import load, parse_time
-    from heft.stream.teacher.commands import Material, show_card
+    from heft.stream.teacher.commands import Material, card_table
     from heft.stream.teacher.commands import finetune as run
+    from heft.stream.terminal.report_tables import open_console
 
     resolved = load(config)
     rate = learning_rate_of(base, lora, frozen or static) if learning_rate is None else learning_rate
@@ -134,7 +135,7 @@ def finetune(
     settings = _settings(FinetuneSettings, ctx, **derived)
     material = Material(logs or [], relevance, grade_range, parse_time(until))
     if card := run(material, out, resolved, settings):
-        show_card(card)
+        open_console(stderr=True).print(card_table(card))
         typer.echo(out / "card.md")
 
 
@@ -185,13 +186,14 @@ def evaluate(
     from heft.models.teacher.train.card import without_nan
     from heft.stream.config.settings import load
     from heft.stream.teacher.commands import evaluate as run
-    from heft.stream.teacher.commands import show_evaluation
+    from heft.stream.teacher.commands import evaluation_table
+    from heft.stream.terminal.report_tables import open_console
 
     report = run(model, logs or [], relevance, grade_range, device, load(config))
     if as_json:
         typer.echo(json.dumps(without_nan(report), indent=2, ensure_ascii=False))
     else:
-        show_evaluation(report)
+        open_console(stderr=True).print(evaluation_table(report))
 
 
 @app.command()
@@ -201,7 +203,8 @@ def refresh(
     relevance: Relevance = None,
     grade_range: GradeRange = None,
     held_back: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Share of the log, its end, on which the two are compared.")
+        float,
+        typer.Option(min=0.01, max=0.9, help="Share of the log, its end, on which the two are compared."),
     ] = 0.2,
     fewest_clicks: Annotated[int, typer.Option(min=1, help="Clicks there that a promotion takes at least.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -8,12 +8,10 @@ from __future__ import annotations
 from math import isfinite
 from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-
 from heft.models.importance.weightings import Input
 from heft.models.rankers.bank import RankerConfig
 from heft.stream.observe.exporter import Seen
+from heft.stream.terminal.table import Column, Fitted, number
 
 HEAD = "click"
 UNIFORM, MIXTURE = "uniform", "mixture"
@@ -93,26 +91,34 @@ def runners(seen: Seen, ranker: RankerConfig) -> list[Runner]:
     ]  # fmt: skip
 
 
-def race_table(race: list[Runner]) -> Table:
-    """Return a row for each policy, for a terminal of 100 columns."""
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("policy", "", "weight", "NE", "against uniform, nats a slate", ""):
-        table.add_column(column, justify="right" if column in ("weight", "NE") else "left", no_wrap=True)
-    for each in race:
-        style = "bold" if each.name == MIXTURE else "dim" if each.state in ("never served", "asleep") else ""
-        table.add_row(each.name, each.state, _share(each), _number(each.ne), _against(each), each.verdict, style=style)
-    return table
+_COLUMNS: list[Column[Runner]] = [
+    Column("arm", lambda each: each.name, "left"),
+    Column("weight", lambda each: f"{each.weight:.1%}" if isfinite(each.weight) else ""),
+    Column("NE", lambda each: number(each.ne)),
+    Column("nats against uniform", lambda each: _against(each), "left"),
+    Column("surely", lambda each: each.verdict, "left"),
+    Column("state", lambda each: each.state, "left"),
+]  # the most important first; with the names that heft ships all fit into 80 columns
+
+
+def race_table(race: list[Runner]) -> Fitted[Runner]:
+    """Return a row for each arm."""
+    return Fitted(_COLUMNS, race, _style)
+
+
+def _style(runner: Runner) -> str:
+    return "bold" if runner.name == MIXTURE else "dim" if runner.state in ("never served", "asleep") else ""
 
 
 def verdict(race: list[Runner]) -> str:
-    """Return in two sentences who won, and whether the mixture lost to `uniform`."""
+    """Return who won, and whether the mixture lost to `uniform`."""
     mixture, known = race[-1], [each for each in race[:-1] if isfinite(each.ne) and each.state != "never served"]
     if not known or not isfinite(mixture.ne):
         return "No slate's clicks were known yet: the race had not begun."
     best = min(known, key=lambda each: each.ne)
     believed = max(race[:-1], key=lambda each: each.weight if isfinite(each.weight) else 0.0)
     won = (
-        f"Lowest NE over the newest samples: {best.name}, {best.ne:.4f}; "
+        f"Lowest NE over the newest samples: {best.name}, {number(best.ne)};\n"
         f"most believed: {believed.name}, {believed.weight:.0%} of the mixture."
     )
     says = {
@@ -121,14 +127,6 @@ def verdict(race: list[Runner]) -> str:
         "": "is not shown to differ from uniform",
     }[mixture.verdict]
     return f"{won}\nThe mixture, which would be served, {says}:\n{_against(mixture)} nats a slate."
-
-
-def _share(runner: Runner) -> str:
-    return f"{runner.weight:.1%}" if isfinite(runner.weight) else ""
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if isfinite(value) else ""
 
 
 def _against(runner: Runner) -> str:

@@ -39,6 +39,8 @@ from heft.stream.shop.simulate import opened_now, paced, write_until
 from heft.stream.shop.traffic import Arrival, Shop
 from heft.stream.shop.truth import SlateTruth
 from heft.stream.terminal.progress import counting
+from heft.stream.terminal.report_tables import open_console
+from heft.stream.terminal.table import number
 
 SPEED = 1_728
 """Event time for wall time: three days of the shop in 150 seconds."""
@@ -158,13 +160,13 @@ def open_shop(seed: int) -> Traffic:
 
 def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True, kind: Kind = STATIC) -> int:
     """Run the demo, with a teacher of this kind where its libraries are; return the exit status."""
-    console = Console()
+    console = open_console()
     with tempfile.TemporaryDirectory(prefix="heft-demo-") as name:
         folder = Path(name)
         try:
             traffic, teacher = open_shop(seed), None
             if not teach or not _can_teach():
-                console.print("No teacher: `make teacher` installs what it needs, some gigabytes; then `heft demo`.")
+                console.print("No teacher: `make teacher` installs what it needs, some gigabytes.")
             else:
                 traffic, teacher = _taught(console, traffic, folder, kind)
             console.print("Starting an embedded broker, and a worker that joins, scores and learns ...")
@@ -230,7 +232,7 @@ def _watch(
     console: Console, config: Config, worker: subprocess.Popen[bytes], traffic: Traffic, seconds: float, kind: Kind
 ) -> None:
     oracle, port = Oracle(), config.metrics.port
-    with console.status("The worker compiles what it learns with; up to a minute, the first time only ..."):
+    with console.status("The worker compiles what it learns with; up to a minute, the first time ..."):
         while worker.poll() is None and not Seen.at(port).answered:
             time.sleep(0.2)
     if config.has_teacher:
@@ -253,7 +255,7 @@ def _watch(
                 next_look = started + elapsed + 1.0
                 seen = Seen.at(port)
                 day = (traffic.now_ms - opened_ms + elapsed * 1000 * SPEED) / DAY
-                live.update(_view(config, seen, oracle, sent, elapsed, day))
+                live.update(view(config, seen, oracle, sent, elapsed, day))
     if worker.poll() is None:
         _summary(console, config, seen, oracle, kind)
 
@@ -262,31 +264,35 @@ def _known_until(seen: Seen) -> float:
     return seen.total("heft_learner_timestamp_seconds") * 1000 - _LABELS_KNOWN_MS
 
 
-def _view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float, day: float) -> Group:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+def view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float, day: float) -> Group:
+    """Return what there is to see: with the teacher's arms it fills a terminal of 80 columns and 24 lines."""
+    facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    facts.add_column()
+    facts.add_column(overflow="fold")
     samples = seen.total("heft_samples_total")
     slates, clicks = seen.total("heft_learner_open_slates"), seen.total("heft_learner_open_clicks")
-    table.add_row(
-        "events sent", f"{sent:,} ({sent / max(elapsed, 1):,.0f}/s)",
-        "not yet read", f"{seen.total('heft_lag_records', stage='join'):,.0f} records",
-    )  # fmt: skip
-    table.add_row(
-        "samples learned", f"{samples:,.0f} ({samples / max(elapsed, 1):,.0f}/s)",
-        "waiting", f"{slates:,.0f} slates, {clicks:,.0f} clicks",
-    )  # fmt: skip
+    unread = seen.total("heft_lag_records", stage="join")
+    facts.add_row("events sent", f"{sent:,} ({sent / max(elapsed, 1):,.0f}/s); not yet read: {unread:,.0f} records")
+    facts.add_row(
+        "samples learned",
+        f"{samples:,.0f} ({samples / max(elapsed, 1):,.0f}/s); waiting: {slates:,.0f} slates, {clicks:,.0f} clicks",
+    )
     if samples:
         auc, ne = oracle.scores(int(_known_until(seen)))
         of = {"head": HEAD, "policy": MIXTURE}
-        table.add_row(
-            "AUC of clicks", f"{seen.total('heft_auc_ratio', **of):.4f} (the truth: {auc:.4f})",
-            "NE", f"{seen.total('heft_normalised_entropy_ratio', **of):.4f} (the truth: {ne:.4f})",
-        )  # fmt: skip
-        table.add_row("predicted / actual", f"{seen.total('heft_calibration_ratio', **of):.3f}")
+        calibration = seen.total("heft_calibration_ratio", **of)
+        facts.add_row(
+            "AUC of clicks",
+            f"{number(seen.total('heft_auc_ratio', **of))} (the truth: {number(auc)}); "
+            f"predicted / actual: {number(calibration)}",
+        )
+        model = seen.total("heft_normalised_entropy_ratio", **of)
+        facts.add_row("NE", f"{number(model)} (the truth: {number(ne)})")
     if config.has_teacher:
         waiting = seen.total("heft_teacher_waiting_pairs")
-        table.add_row("teacher's scores", str(Scored.of(seen)), "not yet scored", f"{waiting:,.0f} pairs")
+        facts.add_row("teacher's scores", f"{Scored.of(seen)}; not yet scored: {waiting:,.0f} pairs")
     title = f"[italic]day {day:.2f} of the shop, {SPEED:,} times as fast as the clock"
-    return Group(title, "", table, race_table(runners(seen, config.learner.ranker)))
+    return Group(title, facts, race_table(runners(seen, config.learner.ranker)))
 
 
 class Scored(NamedTuple):
@@ -323,12 +329,12 @@ def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle, kind:
         passes = f"a day of the shop passes in {DAY / 1000 / SPEED:.0f} s here"
         console.print(f"Scores of the teacher: {Scored.of(seen)}.\n{kind.scores}: {passes}.")
     console.print(
-        f"The mixture's NE was {model:.4f}, that of the truth itself {ne:.4f} (1 is knowing only the click rate):\n"
+        f"The mixture's NE was {number(model)}, the truth's own {number(ne)} (1: the click rate alone):\n"
         f"it has come [bold]{(1 - model) / (1 - ne):.0%}[/bold] of the way to what can be known. "
-        f"AUC of the truth: {auc:.4f}.\n"
+        f"AUC of the truth: {number(auc)}.\n"
         f"99 % of messages were learned within {delay:g} s of their append.\n\n"
-        "What next:\n"
-        "  .venv/bin/heft simulate --requests 30000 --seed 1 --out shop.jsonl.zst    the same shop as a log\n"
-        "  .venv/bin/heft replay shop.jsonl.zst                                      learn it at full speed\n"
-        "  .venv/bin/heft config                                                     your own Kafka: README"
+        "What next: the same shop as a log; learn it at full speed; your own Kafka\n"
+        "  .venv/bin/heft simulate --requests 30000 --seed 1 --out shop.jsonl.zst\n"
+        "  .venv/bin/heft replay shop.jsonl.zst\n"
+        "  .venv/bin/heft config"
     )

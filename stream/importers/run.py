@@ -6,21 +6,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from heft.stream.events.wire import Event
 from heft.stream.importers.ordered import in_order, write_log
 from heft.stream.importers.table import Table
+from heft.stream.terminal.progress import BAR_WIDTH
+from heft.stream.terminal.report_tables import open_console
 
 _EVERY = 1_000  # events between two moves of the bar
 
 
 def import_log(source: Table, events: Iterable[Event], out: Path) -> Counter[str]:
     """Write the events of a source to a log, show how far it is, and return how many of each type were written."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     counts: Counter[str] = Counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    title = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # a file's name may be long
+    columns = (title, BarColumn(BAR_WIDTH), DownloadColumn(), TimeRemainingColumn())
     with source, Progress(*columns, console=console) as progress:
         task = progress.add_task(f"Reading {source.path.name}", total=source.size)
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
-from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from heft.models.records import Record
@@ -26,17 +24,27 @@ from heft.stream.config.settings import Config
 from heft.stream.events.log import read_lines
 from heft.stream.join.joiner import Joiner
 from heft.stream.teacher.ranker_baseline import RankerSaid
-from heft.stream.terminal.report_tables import console, progress_over
+from heft.stream.terminal.progress import bar_columns
+from heft.stream.terminal.report_tables import open_console, progress_over
+from heft.stream.terminal.table import Column, Fitted, number
 
 if TYPE_CHECKING:
-    from heft.models.teacher.score.explain import Explanation
+    from heft.models.teacher.score.explain import Explanation, TokenShare
     from heft.models.teacher.train.finetune import Source
     from heft.models.teacher.train.refresh import Verdict
 
 _Grades: TypeAlias = tuple[float, float]
 
-_BAR_WIDTH = 20
-_METRICS = ("spearman", "auc", "logloss", "ne", "calibration")
+_BAR_WIDTH = 15
+_MEASURES = {"auc": "auc", "ne": "ne", "spearman": "spearman", "calibration": "calibr.", "logloss": "logloss"}
+
+
+class _Head(NamedTuple):
+    """A head of a teacher: when it was measured, and what was."""
+
+    name: str
+    stage: str
+    measures: dict[str, float]
 
 
 class TeachError(ValueError):
@@ -210,41 +218,59 @@ def refresh(
     return verdict
 
 
-def show_evaluation(report: dict[str, Any]) -> None:
-    """Print the metrics of each head."""
-    table = Table("head", *_METRICS, "labels", "positive", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name, head in report["heads"].items():
-        values = (f"{head[metric]:.4f}" for metric in _METRICS)
-        table.add_row(name, *values, f"{head['labels']:,.0f}", f"{head['positives']:,.1f}")
-    console.print(table)
+def evaluation_table(report: dict[str, Any]) -> Fitted[_Head]:
+    """Return the metrics of each head."""
+    columns: list[Column[_Head]] = [
+        Column("head", lambda head: head.name, "left"),
+        *(_measured(key, heading) for key, heading in _MEASURES.items()),
+        Column("labels", lambda head: f"{head.measures['labels']:,.0f}"),
+        Column("positive", lambda head: f"{head.measures['positives']:,.1f}"),
+        _measured("ece", "ece"),
+        _measured("auc_without_position", "auc of the text alone"),
+    ]
+    return Fitted(columns, [_Head(name, "", measures) for name, measures in report["heads"].items()])
 
 
-def show_card(card: dict[str, Any]) -> None:
-    """Print what fine-tuning brought."""
-    table = Table("head", "", *_METRICS, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name, head in card["heads"].items():
-        for label, key in (
-            ("before", "before"),
-            ("after", "after_calibrated"),
-            ("text alone", "after_without_position"),
-        ):
-            table.add_row(name, label, *(f"{head[key][metric]:.4f}" for metric in _METRICS))
-    console.print(table)
+def card_table(card: dict[str, Any]) -> Fitted[_Head]:
+    """Return what fine-tuning brought."""
+    stages = {"before": "before", "after": "after_calibrated", "text alone": "after_without_position"}
+    columns: list[Column[_Head]] = [
+        Column("head", lambda head: head.name, "left"),
+        Column("measured", lambda head: head.stage, "left"),
+        *(_measured(key, heading) for key, heading in _MEASURES.items()),
+    ]
+    heads = [_Head(name, stage, head[key]) for name, head in card["heads"].items() for stage, key in stages.items()]
+    return Fitted(columns, heads)
+
+
+def _measured(key: str, heading: str) -> Column[_Head]:
+    return Column(heading, lambda head: number(head.measures.get(key)))
+
+
+def explanation_table(found: Explanation) -> Fitted[TokenShare]:
+    """Return what a teacher looked at, two bars for each token."""
+    most = max(token.attention for token in found.tokens)
+    strongest = max(abs(token.gradient_input) for token in found.tokens) or 1.0
+
+    def attention(token: TokenShare) -> Text:
+        return Text(f"{token.attention:.3f} {_bar(token.attention / most)}")
+
+    def gradient(token: TokenShare) -> Text:
+        share = token.gradient_input
+        return Text.assemble(f"{share:+.4f} ", (_bar(abs(share) / strongest), "green" if share > 0 else "red"))
+
+    columns: list[Column[TokenShare]] = [
+        Column("token", lambda token: token.token, "left"),
+        Column("attention", attention, "left"),
+        Column("gradient x input", gradient, "left"),
+    ]
+    return Fitted(columns, found.tokens)
 
 
 def show_explanation(found: Explanation) -> None:
-    """Print what a teacher looked at, a bar for each token."""
-    console.print(f"{found.head} {found.probability:.4f} (logit {found.logit:+.3f}), teacher {found.version}")
-    bar = Column("", min_width=_BAR_WIDTH, no_wrap=True)
-    table = Table("token", "attention", bar, "gradient x input", bar.copy(), box=box.SIMPLE, padding=(0, 1, 0, 0))
-    most = max(token.attention for token in found.tokens)
-    strongest = max(abs(token.gradient_input) for token in found.tokens)
-    for token in found.tokens:
-        share = token.gradient_input
-        colour = "green" if share > 0 else "red"
-        bars = Text(_bar(token.attention / most)), Text(_bar(abs(share) / strongest if strongest else 0.0), colour)
-        table.add_row(Text(token.token), f"{token.attention:.3f}", bars[0], f"{share:+.4f}", bars[1])
-    console.print(table)
+    """Print what a teacher said, and what it looked at."""
+    said = f"{found.head} {found.probability:.4f} (logit {found.logit:+.3f}), teacher {found.version}"
+    open_console(stderr=True).print(said, explanation_table(found), sep="\n")
 
 
 def _bar(share: float) -> str:
@@ -254,8 +280,8 @@ def _bar(share: float) -> str:
 @contextmanager
 def steps(title: str) -> Iterator[Any]:
     """Show a bar over steps; yield what to tell steps done, steps in all, and a note."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+    columns = (*bar_columns(title), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=open_console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 

@@ -2,67 +2,115 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress
+from rich.text import Text
 
 from heft.stream.events.log import read_lines
+from heft.stream.terminal.progress import bar_columns
+from heft.stream.terminal.table import Column, Fitted, number
 
-console = Console(stderr=True)
+if TYPE_CHECKING:
+    from heft.stream.kafka.doctor import Finding
+    from heft.stream.kafka.topics import Found, Wanted
 
-_COLUMNS = {
-    "auc": "auc",
+_NO_LIMIT = 10_000
+
+_MEASURES = {
     "ne": "ne",
+    "auc": "auc",
     "calibration": "calibr.",
+    "ess": "ess",
     "gauc": "gauc",
-    "ndcg_at_10": "ndcg",
+    "ndcg_at_10": "ndcg@10",
     "mrr": "mrr",
     "auc_rank": "auc rank",
-    "ess": "ess",
-}  # what fits into 80 columns; report.json has all
+    "logloss": "logloss",
+    "ne_raw": "ne raw",
+    "ece": "ece",
+    "pr_auc": "pr auc",
+    "ess_positive": "ess pos.",
+    "ess_negative": "ess neg.",
+}  # the most important first; those down to auc_rank fit into 80 columns
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, and without a limit where it writes into a file or a pipe.
+
+    Who sends a report there wants all of it: every column, and no line broken.
+    """
+    found = Console(stderr=stderr)
+    return found if found.is_terminal else Console(stderr=stderr, width=_NO_LIMIT)
 
 
 @contextmanager
 def progress_over(logs: Sequence[Path], title: str) -> Iterator[Callable[[int], None]]:
     """Show a bar over the lines of logs; yield what to tell the number of lines done."""
     total = sum(sum(1 for _ in read_lines(path)) for path in logs)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*bar_columns(title), console=open_console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda lines: progress.advance(task, lines)
 
 
-def show_report(report: dict[str, Any]) -> None:
-    """Print a replay's report: what came in, and each policy on the second half of the log."""
+def show_report(report: dict[str, Any], console: Console) -> None:
+    """Print a replay's report: what came in, and each arm on the second half of the log."""
     events = ", ".join(f"{n:,} {kind}s" for kind, n in report["events"].items())
     fates = ", ".join(f"{n:,} {fate}" for fate, n in report["fates"].items())
     console.print(f"{events}: {fates}")
     speed = f"{report['samples']:,} samples in {report['seconds']:.1f} s, {report['samples_per_second']:,.0f} a second"
-    console.print(f"{speed}; digest {report['digest']}")
+    console.print(f"{speed}\ndigest {report['digest']}")
     for name, head in report["heads"].items():
         if head["samples"]:
-            console.print(_table(name, head))
+            half = head["second_half"]
+            title = f"{name}, second half: {half['samples']:,} samples, {half['positives']:,} positive"
+            console.print(f"\n[italic]{title}", _arms(head["policies"]), sep="\n")
+    console.print()
 
 
-def _table(name: str, head: dict[str, Any]) -> Table:
-    half = head["second_half"]
-    title = f"{name}, second half: {half['samples']:,} samples, {half['positives']:,} positive"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("policy")
-    for column in _COLUMNS.values():
-        table.add_column(column, justify="right", no_wrap=True)
-    for policy, metrics in head["policies"].items():
-        values = {**metrics, **metrics["second_half"]}
-        table.add_row(policy, *(_number(values.get(column, math.nan)) for column in _COLUMNS))
-    return table
+class _Arm(NamedTuple):
+    name: str
+    measures: Mapping[str, float | None]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.4f}"
+def _arms(found: Mapping[str, Mapping[str, Any]]) -> Fitted[_Arm]:
+    arms = [_Arm(name, {**measures, **measures["second_half"]}) for name, measures in found.items()]
+    columns = [Column[_Arm]("arm", lambda arm: arm.name, "left")]
+    return Fitted([*columns, *(_measured(key, heading) for key, heading in _MEASURES.items())], arms)
+
+
+def _measured(key: str, heading: str) -> Column[_Arm]:
+    return Column(heading, lambda arm: number(arm.measures.get(key)))
+
+
+def topics_table(wanted: Sequence[Wanted], found: Mapping[str, Found], made: Set[str]) -> Fitted[Wanted]:
+    """Return the topics heft needs, as they are, and as they should be where they are missing."""
+
+    def state(topic: Wanted) -> str:
+        return "made" if topic.name in made else "there" if topic.name in found else "missing"
+
+    def retention(topic: Wanted) -> str:
+        there = found.get(topic.name)
+        return there.settings.get("retention.ms", "not told") if there else topic.retention_ms
+
+    columns: list[Column[Wanted]] = [
+        Column("topic", lambda topic: topic.name, "left"),
+        Column("state", state, "left"),
+        Column("partitions", lambda topic: str(found.get(topic.name, topic).partitions)),
+        Column("retention ms", retention),
+        Column("role", lambda topic: topic.role, "left"),
+    ]
+    return Fitted(columns, wanted, lambda topic: "red" if state(topic) == "missing" else "")
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print what is wrong and what to do about it."""
+    for finding in findings:
+        console.print(Text(f"✗ {finding.what}", "red"))
+        console.print(Text(f"  → {finding.do}"))
+    if not findings:
+        console.print(Text("✓ nothing wrong: a worker may start", "green"))
