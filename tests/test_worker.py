@@ -13,7 +13,7 @@ from heft.stream.cli import snapshots
 from heft.stream.events.wire import Order
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.state.store import SnapshotError, SnapshotStore
-from tests.live import LOOK_UP, NEVER_IDLE, TORCH, Shop, heft_without, traffic
+from tests.live import LOOK_UP, NEVER_IDLE, ROOT, TORCH, Shop, heft_without, traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -106,3 +106,18 @@ def test_a_worker_that_joins_and_learns_needs_nothing_of_its_shops_teacher(shop:
     shop.append("scored", *shop.read("samples"))
     shop.until(lambda: shop.scraped(worker).get('heft_samples_total{shard="0"}', 0.0) >= 60)
     shop.stop(worker)
+
+
+def test_a_worker_leaves_no_folder_behind_however_it_ends(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    shop.publish(traffic(20, seed=7))
+    worker = shop.worker("join", "score")
+    shop.until(lambda: len(shop.scored()) >= 40)
+    assert list(temporary.iterdir()) == [], "what is not there need not be removed after a kill"
+    shop.stop(worker)
+    assert list(temporary.iterdir()) == []
+    assert list(ROOT.glob("*-data")) == [], "nor where Faust puts its folder when it is told nothing"

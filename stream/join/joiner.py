@@ -29,6 +29,8 @@ from heft.stream.state.store import InOrder
 
 Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
 FATES: tuple[Fate, ...] = ("joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted")
+DROPPED = ("slates", "clicks")
+"""Joined state that is dropped to stay bounded."""
 
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 """Topic and raw record to events; raises `EventError`."""
