@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
+import time
 from itertools import chain, islice
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from heft.stream.cli import teacher as teacher_cli
 from heft.stream.cli.main import app
 from heft.stream.config.settings import Config
 from heft.stream.demo.leaderboard import race_table, runners, verdict
-from heft.stream.demo.run import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker
+from heft.stream.demo.run import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker, why_no_teacher
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Impression, encode
 from heft.stream.observe.exporter import Seen
@@ -142,6 +146,17 @@ def test_a_kind_of_teacher_and_none_are_not_both_to_be_had() -> None:
     assert "choose one" in said.output
 
 
+def test_who_wants_no_teacher_is_not_told_to_install_one() -> None:
+    assert "install" not in why_no_teacher(False, ["torch"])
+
+
+def test_who_lacks_the_libraries_is_told_which_and_what_to_do() -> None:
+    said = why_no_teacher(True, ["torch", "transformers"])
+    for part in ("torch, transformers", "make teacher", "pip install 'heft[teacher]'", "heft demo"):
+        assert part in said
+    assert max(map(len, said.splitlines())) <= 120
+
+
 def test_the_shop_goes_on_where_yesterday_ended(tmp_path: Path) -> None:
     log = tmp_path / "yesterday.jsonl"
     arrivals = Shop(SMALL, seed=1).arrivals()
@@ -169,3 +184,18 @@ def test_a_worker_that_ends_by_itself_leaves_its_last_words(tmp_path: Path) -> N
     file.write_text("[kafka]\nbotstrap = 'x'\n", encoding="utf-8")
     with pytest.raises(WorkerError, match=r"status 1.*did you mean kafka\.bootstrap"), running_worker(file) as worker:
         worker.wait()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_demo_that_is_told_to_end_takes_its_worker_and_its_folder_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    command = [sys.executable, "-m", "heft", "demo", "--no-teacher"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        while demo.poll() is None and not list(tmp_path.glob("heft-demo-*/worker.log")):
+            time.sleep(0.1)  # a poll for another process, not a guess at how long it takes
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

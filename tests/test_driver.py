@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,10 +187,10 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
     """Run an app whose state is the next offset of each partition, and which notes every batch that changed it."""
     import faust
 
-    from heft.stream.kafka.batch_consumer import Batch, consumer_of, drive, faust_settings
+    from heft.stream.kafka.batch_consumer import App, Batch, consumer_of, drive, faust_settings
 
-    quick = {"broker_session_timeout": 6, "broker_heartbeat_interval": 1, "datadir": tempfile.mkdtemp()}
-    app = faust.App(topic, broker=f"kafka://{broker}", **(faust_settings() | quick))
+    quick = {"broker_session_timeout": 6, "broker_heartbeat_interval": 1}
+    app = App(topic, broker=f"kafka://{broker}", **(faust_settings() | quick))
 
     def note(**fields: Any) -> None:
         with (folder / "notes").open("a") as notes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -82,6 +84,11 @@ def test_it_learns_which_item_is_clicked() -> None:
     learner.flush()
     shown = learner.click.predict(learner.featurizer.shown(impression("new", at=3 * DAY, items="ab"), []))
     assert shown.p[0, -1] > 2 * shown.p[1, -1]
+
+
+def test_everything_that_a_learner_skips_is_counted_from_0() -> None:
+    named = set(re.findall(r'self\.counts\["(\w+)"\] \+= ', inspect.getsource(Learner)))
+    assert dict(Learner(SMALL).counts) == dict.fromkeys(named, 0)
 
 
 def test_a_slate_far_behind_the_newest_is_learned_and_not_measured() -> None:

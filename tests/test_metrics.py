@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 from prometheus_client import generate_latest
 
 from heft.models.features.featurizer import FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.rankers.mixture import Decision
+from heft.models.records import FIRST_KEY
+from heft.stream.config.settings import Config
+from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.join.joiner import Joiner
 from heft.stream.learn.learner import Learner, LearnerConfig
 from heft.stream.observe.exporter import Metrics, Scores
 from heft.stream.score.requests import Clocks, Desk
 from tests.support.builders import click, crowd, impression, joined
 
+ROOT = Path(__file__).parent.parent
 SMALL = LearnerConfig(
     features=FeatureConfig(history_bits=8),
     ranker=RankerConfig(click_bits=10, conversion_bits=10, click_arms=(Arm("uniform"), Arm("thinned", keep=0.5))),
@@ -29,7 +34,12 @@ def exported() -> str:
         learner.apply(0, record)
     learner.flush()
     learner.click.hedge.decisions[1] = Decision(True, 1_700_000_000_000, 0.5, 0.25, 700)
+    learner.featurizer.ignored_fields = 3
     joiners: dict[int, Joiner] = {0: joiner}
+    reader = ScoredReader()
+    read = Message(0, 0, 0, "", FIRST_KEY, (), records=records)
+    for message in (read, read, msgspec.structs.replace(read, writer="replaced")):
+        reader.read(message)
     desk = Desk("{query}", Clocks(lambda: 0, lambda: 0.0))
     desk.ask(impression())
     desk.missing["shed"] = desk.failures["timeout"] = 2
@@ -38,6 +48,7 @@ def exported() -> str:
         lambda: {0: learner},
         lambda: {("join", "clicks", 0): 7},
         scores=lambda: Scores({0: {"on_time": 5}}, desk),
+        readers=lambda: {("score", 0): [reader, ScoredReader()], ("learn", 0): [ScoredReader()]},
     )
     metrics.scoring_delay.observe(0.3)
     metrics.stage_delay.labels("learn").observe(0.3)
@@ -72,6 +83,32 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         assert line in text
 
 
+def test_what_was_dropped_on_the_way_is_exported() -> None:
+    text = exported()
+    records = joined([impression(), click(), *crowd(3 * 86_400_000)])[0]
+    for line in (
+        'heft_ignored_fields_total{shard="0"} 3.0',
+        f'heft_repeated_records_total{{partition="0",stage="score"}} {len(records)}.0',
+        'heft_fenced_messages_total{partition="0",stage="score"} 1.0',
+    ):
+        assert line in text
+
+
+def test_what_never_happened_is_exported_as_0_so_that_a_rate_sees_the_first_time() -> None:
+    text = exported()
+    for line in (
+        'heft_history_evicted_total{shard="0"} 0.0',
+        'heft_repeated_records_total{partition="0",stage="learn"} 0.0',
+        'heft_fenced_messages_total{partition="0",stage="learn"} 0.0',
+        'heft_learner_skipped_total{shard="0",what="dropped_slates"} 0.0',
+        'heft_join_dropped_total{partition="0",what="clicks"} 0.0',
+        'heft_scores_missing_total{reason="not_finite"} 0.0',
+        'heft_teacher_pairs_total{what="not_finite"} 0.0',
+        'heft_teacher_failures_total{reason="failed"} 0.0',
+    ):
+        assert line in text
+
+
 def test_names_end_in_their_unit() -> None:
     names = set(re.findall(r"^# TYPE (heft_\w+) \w+$", exported(), re.MULTILINE))
     units = (
@@ -94,10 +131,26 @@ def test_names_end_in_their_unit() -> None:
     assert not {name for name in names if not name.endswith(units)}
 
 
-def test_every_metric_of_the_dashboard_is_exported() -> None:
-    dashboard = (Path(__file__).parent.parent / "monitoring" / "heft-dashboard.json").read_text()
-    names = set(re.findall(r"\bheft_\w+", dashboard))
+def test_every_metric_of_the_dashboard_and_of_the_documents_is_exported() -> None:
+    dashboard = (ROOT / "monitoring" / "heft-dashboard.json").read_text()
+    documents = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    names = set(re.findall(r"\bheft_\w+", "".join([dashboard, *documents])))
     # Those of a teacher have no samples before its scores have come.
     known = set(re.findall(r"^(?:# TYPE )?(heft_\w+?)(?:\{| )", exported(), re.MULTILINE))
     assert names
     assert names <= known
+
+
+def test_a_worker_whose_port_is_taken_says_which_and_that_nothing_scrapes_the_other() -> None:
+    said = Metrics.where(9464, 39271)
+    assert said.startswith("metrics at http://127.0.0.1:39271/metrics ")
+    for part in ("port 9464, which is taken", "told port 39271", "HEFT_METRICS__PORT=9465", "prometheus.yml"):
+        assert part in said
+    assert Metrics.where(0, 39271) == "metrics at http://127.0.0.1:39271/metrics", "a free one was asked for"
+
+
+def test_prometheus_is_told_of_the_default_port_and_of_those_that_the_readme_names() -> None:
+    ports = re.findall(r'"127\.0\.0\.1:(\d+)"', (ROOT / "monitoring" / "prometheus.yml").read_text())
+    assert ports[0] == str(Config().metrics.port)
+    assert f"{ports[0]} to {ports[-1]} are scraped" in (ROOT / "README.md").read_text()
+    assert f"HEFT_METRICS__PORT={ports[1]} heft worker" in Metrics.where(int(ports[0]), 1)

@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from heft.models.records import Value
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair, Template
 from heft.stream.config.settings import load
+from heft.stream.events.wire import Item
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.publish import publish
 from heft.stream.kafka.topics import Topics
 from heft.stream.replay.replay import replay_logs, replay_topics, write_report
-from heft.stream.score.scorer import PairScores, Reference, ReplayReference
-from tests.support.builders import DAY, crowd
+from heft.stream.score.scorer import PairScores, ReplayReference
+from tests.support.builders import DAY, crowd, impression
 from tests.support.logs import traffic, written
 
 CONFIG = {"HEFT_RANKER__CLICK_BITS": "12", "HEFT_RANKER__CONVERSION_BITS": "10", "HEFT_FEATURES__HISTORY_BITS": "8"}
@@ -43,6 +46,26 @@ def test_the_report_says_what_came_in_and_what_became_of_it(tmp_path: Path) -> N
     assert set(report["heads"]["click"]["policies"]["mixture"]) >= {"auc", "ne_raw", "auc_rank", "second_half"}
 
 
+def test_the_report_says_what_was_left_out(tmp_path: Path) -> None:
+    crowded: dict[str, Value] = {f"n{number:03d}": "x" for number in range(200)}
+    items = [Item("a", features=crowded), Item("c", text="no number"), Item("b", seen=False)]
+    slate = msgspec.structs.replace(impression(), items=items)
+    many = [impression(f"more{n}", at=n, items=[f"{n}-{m}" for m in range(9)]) for n in range(9)]
+    log = written(tmp_path / "log.jsonl", [slate, *many, *crowd(2 * DAY)])
+    scores = PairScores(lambda pairs: [None if "no number" in pair.item else Logits(1) for pair in pairs])
+
+    def reference() -> ReplayReference:
+        return ReplayReference(scores, Template("{query} | {item.text}"), "v1@0")
+
+    config = load(environ={**CONFIG, "HEFT_FEATURES__HISTORY_BITS": "3"})
+    report = replay_logs([log], config, reference=reference)[0].report(1.0)
+    assert report["skipped"] == {"unseen": 1}
+    assert report["ignored_fields"] > 100
+    assert report["history_evicted"] > 0
+    assert report["scores_not_finite"] == 1
+    assert replay_logs([log], config)[0].report(1.0)["scores_not_finite"] == 0, "there is no teacher"
+
+
 def test_several_logs_are_partitions_of_one_stream(tmp_path: Path) -> None:
     logs = [written(tmp_path / f"{n}.jsonl", [*traffic(30, seed=n), *crowd(2 * DAY)]) for n in range(2)]
     stages, _ = replay_logs(logs, load(environ=CONFIG))
@@ -60,7 +83,7 @@ def test_a_replay_with_a_reference_scores_each_pair_once_for_all_its_sources(tmp
     scores = PairScores(said)
     logs = [written(tmp_path / f"{n}.jsonl", [*traffic(30, seed=n), *crowd(2 * DAY)]) for n in range(2)]
 
-    def reference() -> Reference:
+    def reference() -> ReplayReference:
         return ReplayReference(scores, Template("{query} | {item.text}"), "v1@0")
 
     stages, _ = replay_logs(logs, load(environ=CONFIG), reference=reference)

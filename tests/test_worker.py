@@ -15,7 +15,7 @@ from heft.stream.kafka.local_broker import running_broker
 from heft.stream.state.codec import SnapshotError
 from heft.stream.state.store import SnapshotStore
 from tests.support.libraries import LOOK_UP, TORCH, heft_without
-from tests.support.live import NEVER_IDLE, Shop
+from tests.support.live import NEVER_IDLE, ROOT, Shop
 from tests.support.live_traffic import traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -137,3 +137,18 @@ def test_a_worker_that_joins_and_learns_needs_nothing_of_its_shops_teacher(shop:
     shop.append("scored", *shop.read("samples"))
     shop.until(lambda: shop.scraped(worker).get('heft_samples_total{shard="0"}', 0.0) >= 60)
     shop.stop(worker)
+
+
+def test_a_worker_leaves_no_folder_behind_however_it_ends(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    shop.publish(traffic(20, seed=7))
+    worker = shop.worker("join", "score")
+    shop.until(lambda: len(shop.scored()) >= 40)
+    assert list(temporary.iterdir()) == [], "what is not there need not be removed after a kill"
+    shop.stop(worker)
+    assert list(temporary.iterdir()) == []
+    assert list(ROOT.glob("*-data")) == [], "nor where Faust puts its folder when it is told nothing"

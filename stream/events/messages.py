@@ -146,10 +146,13 @@ class _Source(msgspec.Struct, array_like=True):
 class ScoredReader:
     """Each record of each source once, in order, from its rightful writer only.
 
-    One reader reads one partition of `samples` or `scored`.
+    One reader reads one partition of `samples` or `scored`. ``repeated`` counts records dropped because they were
+    read before, ``fenced`` messages of a writer that had been replaced.
     """
 
     def __init__(self) -> None:
+        self.repeated = 0
+        self.fenced = 0
         self._sources: dict[int, _Source] = {}
 
     def read(self, message: Message) -> list[Record]:
@@ -175,6 +178,7 @@ class ScoredReader:
             )
             raise GapError(msg)
         if (message.epoch, message.writer) != (source.epoch, source.writer):
+            self.fenced += 1
             return []
         if message.after > source.key:
             msg = (
@@ -183,6 +187,7 @@ class ScoredReader:
             )
             raise GapError(msg)
         new = [record for record in message.records if record.key > source.key]
+        self.repeated += len(message.records) - len(new)
         if new:
             source.key = new[-1].key
         return new
@@ -195,7 +200,7 @@ class ScoredReader:
         source.key = max(source.key, message.after)
 
     def state(self) -> bytes:
-        """Return what must be remembered to go on."""
+        """Return what must be remembered to go on; counts of repeats are not part of it."""
         return msgspec.msgpack.encode(sorted(self._sources.items()))
 
     @classmethod

@@ -31,6 +31,8 @@ from heft.stream.join.state import Early, JoinState, OpenClick, OpenSlate, Step
 from heft.stream.state.codec import InOrder
 
 Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
+DROPPED = ("slates", "clicks")
+"""Joined state that is dropped to stay bounded."""
 
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 """Topic and raw record to events; raises `EventError`."""

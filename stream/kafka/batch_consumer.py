@@ -27,7 +27,17 @@ from mode.supervisors import CrashingSupervisor
 from heft.stream.events.due_header import since_ms
 from heft.stream.kafka.consumer_thread import POLL_SECONDS, ConsumerThread
 
-__all__ = ["TP", "Batch", "BatchConsumer", "OffsetGoneError", "Received", "consumer_of", "drive", "faust_settings"]
+__all__ = [
+    "TP",
+    "App",
+    "Batch",
+    "BatchConsumer",
+    "OffsetGoneError",
+    "Received",
+    "consumer_of",
+    "drive",
+    "faust_settings",
+]
 
 T = TypeVar("T")
 
@@ -54,6 +64,13 @@ class Batch(NamedTuple):
     records: list[Received]
     end_offset: int
     generation: int
+
+
+class App(faust.App):
+    """A Faust app that puts nothing on disk."""
+
+    def _create_directories(self) -> None:
+        """Make none of Faust's folders for tables: stages have no tables, and a kill would leave the folders behind."""
 
 
 OffsetsFor: TypeAlias = Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]
@@ -346,7 +363,7 @@ def drive(
     Parameters
     ----------
     app
-        Made with `faust_settings`. Its agents read raw topics through ``stream.noack()`` and call
+        An `App`, made with `faust_settings`. Its agents read raw topics through ``stream.noack()`` and call
         ``consumer_of(app).done(batch)`` for every `Batch` they have dealt with.
     client
         How to connect: ``bootstrap_servers`` and security, as aiokafka's clients take them.

@@ -39,6 +39,10 @@ from heft.stream.learn.segments import Segments
 from heft.stream.state import codec
 
 _ABSTAIN_BELOW_ORDERS = 100
+_SKIPPED = (
+    "repeated_requests", "shown_out_of_order", "dropped_slates", "clicks_without_slate", "closed_without_slate",
+    "unseen", "dropped_clicks", "matured_without_click",
+)  # fmt: skip
 
 
 class LearnConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +140,7 @@ class Learner:
         self._observer = observer
         self.clock_ms = 0
         self.samples = 0
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(_SKIPPED, 0))  # 0 and not absent: who looks sees them all
         self.featurizer = Featurizer(self.config.features)
         ranker = self.config.ranker
         clicks, orders = ranker.click_arms, ranker.conversion_arms
@@ -331,7 +335,7 @@ class Learner:
         learner = cls(config)
         learner.clock_ms = state["clock_ms"]
         learner.samples = state["samples"]
-        learner.counts = Counter(state["counts"])
+        learner.counts.update(state["counts"])
         learner.featurizer.restore(state["features"])
         learner.click.restore(state["click"])
         learner.order.restore(state["order"])

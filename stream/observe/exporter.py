@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
@@ -17,8 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from heft.stream.join.joiner import DROPPED
+from heft.stream.score.requests import FAILURES, MISSING, PAIRS
+
 if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.models.rankers.head import Head
+    from heft.stream.events.messages import ScoredReader
     from heft.stream.join.joiner import Joiner
     from heft.stream.learn.learner import Learner
     from heft.stream.score.requests import Desk
@@ -78,6 +82,8 @@ class Metrics:
         Function that returns what the worker went on without.
     scores
         Function that returns what the score stage has done.
+    readers
+        Function that returns the readers of messages, by stage and partition.
     """
 
     def __init__(
@@ -87,9 +93,11 @@ class Metrics:
         lag: Callable[[], dict[tuple[str, str, int], int]],
         missing: Callable[[], Missing] = Missing,
         scores: Callable[[], Scores] = Scores,
+        readers: Callable[[], Mapping[tuple[str, int], Sequence[ScoredReader]]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
         self._joiners, self._learners, self._lag, self._missing, self._scores = joiners, learners, lag, missing, scores
+        self._readers = readers
         self._snapshots: dict[str, tuple[float, int]] = {}
         self.stage_delay = Histogram(
             "heft_stage_delay_seconds",
@@ -126,6 +134,24 @@ class Metrics:
             server, _ = start_http_server(0, address, registry=self.registry)
         return int(server.server_port)
 
+    @staticmethod
+    def where(wanted: int, port: int) -> str:
+        """Return what a worker says of its endpoint: where it is, and what to do where the port was taken.
+
+        Examples
+        --------
+        >>> Metrics.where(9464, 9464)
+        'metrics at http://127.0.0.1:9464/metrics'
+        """
+        at = f"metrics at http://127.0.0.1:{port}/metrics"
+        if wanted in (0, port):
+            return at
+        return (
+            f"{at} instead of port {wanted}, which is taken, by another worker on this host perhaps. Prometheus reads "
+            f"this one only if it is told port {port}, and the next start changes that: give each worker a port of its "
+            f"own (HEFT_METRICS__PORT={wanted + 1} heft worker) and name them all in monitoring/prometheus.yml"
+        )
+
     def snapshot_written(self, owner: str, at_seconds: float, size: int) -> None:
         """Note that a snapshot was written."""
         self._snapshots[owner] = (at_seconds, size)
@@ -135,6 +161,7 @@ class Metrics:
         yield from _join_metrics(self._joiners())
         yield from _score_metrics(self._scores())
         yield from _learn_metrics(self._learners())
+        yield from _reader_metrics(self._readers())
         lag = GaugeMetricFamily("heft_lag_records", "Records not yet taken", labels=["stage", "topic", "partition"])
         for (stage, topic, partition), records in self._lag().items():
             lag.add_metric([stage, topic, str(partition)], records)
@@ -187,7 +214,7 @@ def _join_metrics(joiners: dict[int, Joiner]) -> Iterable[Metric]:
         for kind, by_fate in joiner.fates.items():
             for fate, n in list(by_fate.items()):
                 fates.add_metric([at, kind, fate], n)
-        for what, n in list(joiner.dropped.items()):
+        for what, n in _from_zero(DROPPED, joiner.dropped):
             dropped.add_metric([at, what], n)
         for topic, at_ms, quiet in zip(joiner.names, joiner.watermarks, joiner.idle, strict=True):
             watermark.add_metric([at, topic], at_ms / 1000)
@@ -217,18 +244,39 @@ def _score_metrics(scores: Scores) -> Iterable[Metric]:
     failures = CounterMetricFamily(
         "heft_teacher_failures", "Batches that the teacher did not answer", labels=["reason"]
     )
-    for family, counts in ((pairs, desk.counts), (without, desk.missing), (failures, desk.failures)):
-        for what, n in list(counts.items()):
+    for family, names, counts in (
+        (pairs, PAIRS, desk.counts), (without, MISSING, desk.missing), (failures, FAILURES, desk.failures)
+    ):  # fmt: skip
+        for what, n in _from_zero(names, counts):
             family.add_metric([what], n)
     yield from (pairs, without, failures)
     yield GaugeMetricFamily("heft_teacher_ready", "1 once the teacher is loaded or reached", value=desk.ready)
     yield GaugeMetricFamily("heft_teacher_waiting_pairs", "Pairs that wait for a score", value=desk.waiting)
 
 
+def _from_zero(names: Sequence[str], counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:
+    """Return all counts, those that have not begun too: a rate sees the first event only from 0 on."""
+    return {**dict.fromkeys(names, 0), **counts}.items()
+
+
+def _reader_metrics(readers: Mapping[tuple[str, int], Sequence[ScoredReader]]) -> Iterable[Metric]:
+    labels = ["stage", "partition"]
+    repeated = CounterMetricFamily("heft_repeated_records", "Records that had been read before, dropped", labels=labels)
+    fenced = CounterMetricFamily(
+        "heft_fenced_messages", "Messages of a worker that another had replaced, dropped", labels=labels
+    )
+    for (stage, partition), its in readers.items():
+        repeated.add_metric([stage, str(partition)], sum(reader.repeated for reader in its))
+        fenced.add_metric([stage, str(partition)], sum(reader.fenced for reader in its))
+    return repeated, fenced
+
+
 def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
     labels = ["shard"]
     samples = CounterMetricFamily("heft_samples", "Samples learned", labels=labels)
     counts = CounterMetricFamily("heft_learner_skipped", "What was dropped or not measured", labels=[*labels, "what"])
+    ignored = CounterMetricFamily("heft_ignored_fields", "Fields of slates and items that had no room", labels=labels)
+    evicted = CounterMetricFamily("heft_history_evicted", "Keys of the history dropped for newer ones", labels=labels)
     clock = GaugeMetricFamily("heft_learner_timestamp_seconds", "The largest due time learned", labels=labels)
     slates = GaugeMetricFamily("heft_learner_open_slates", "Slates that wait for their labels", labels=labels)
     clicks = GaugeMetricFamily("heft_learner_open_clicks", "Clicks that wait to mature", labels=labels)
@@ -267,6 +315,8 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
         samples.add_metric([at], learner.samples)
         for what, n in list(learner.counts.items()):
             counts.add_metric([at, what], n)
+        ignored.add_metric([at], learner.featurizer.ignored_fields)
+        evicted.add_metric([at], learner.featurizer.history.evicted)
         clock.add_metric([at], learner.clock_ms / 1000)
         slates.add_metric([at], learner.open_slates)
         clicks.add_metric([at], learner.open_clicks)
@@ -278,7 +328,7 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
             _decision_metrics([at, name], head, decided, evidence)
             if head.reference is not None and head.reference.births:
                 slope.add_metric([at, name, head.reference.version], head.reference.slope)
-    yield from (samples, counts, clock, slates, clicks, weight, benched, against, decided, evidence)
+    yield from (samples, counts, ignored, evicted, clock, slates, clicks, weight, benched, against, decided, evidence)
     yield from (scores, slope, ess)
     yield from quality.values()
 

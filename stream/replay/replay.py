@@ -25,7 +25,7 @@ from heft.stream.events.log import read_lines
 from heft.stream.join.joiner import Joiner
 from heft.stream.kafka.bulk_reader import Ended, input_partitions, read_inputs
 from heft.stream.learn.learner import Learner, Observer
-from heft.stream.score.scorer import Reference, Scorer
+from heft.stream.score.scorer import ReplayReference, Scorer
 
 _NEVER = sys.maxsize
 _CHUNK = 256  # lines read from one log before the next is considered
@@ -33,7 +33,7 @@ _CHUNK = 256  # lines read from one log before the next is considered
 Progress = Callable[[int], None]
 """Told the number of lines read since the last call."""
 
-References = Callable[[], Reference]
+References = Callable[[], ReplayReference]
 """Makes the reference of one source."""
 
 
@@ -65,7 +65,8 @@ class Replay:
         self.config = config
         decode = config.decoder()
         self.joiners = [Joiner(config.join, inputs, decode) for _ in range(sources)]
-        self._scorers = [Scorer(reference() if reference else None) for _ in range(sources)]
+        self._references = [reference() if reference else None for _ in range(sources)]
+        self._scorers = [Scorer(each) for each in self._references]
         self.learners = [Learner(config.learner, observer) for _ in range(max(1, len(config.join.shards)))]
         self._due: list[deque[tuple[int, Record]]] = [deque() for _ in range(sources)]
         self._ended = [False] * sources
@@ -131,10 +132,14 @@ class Replay:
             "events": {kind: n for kind, n in events.items() if n},
             "fates": {fate: n for fate, n in fates.items() if n},
             "dropped": dict(sum((joiner.dropped for joiner in self.joiners), Counter[str]())),
+            "skipped": dict(sum((learner.counts for learner in self.learners), Counter[str]())),
+            "ignored_fields": sum(learner.featurizer.ignored_fields for learner in self.learners),
+            "history_evicted": sum(learner.featurizer.history.evicted for learner in self.learners),
             "samples": samples,
             "seconds": seconds,
             "samples_per_second": samples / seconds if seconds else math.nan,
             "scores": dict(sum((scorer.counts for scorer in self._scorers), Counter[str]())),
+            "scores_not_finite": sum(each.not_finite for each in self._references if each is not None),
             "digest": digest,
             "config": self.config.plain(),
             "heads": heads[0],

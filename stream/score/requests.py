@@ -21,6 +21,11 @@ from heft.stream.score.text_times import AtOnce, Moment, TextsKnown
 
 log = logging.getLogger("heft.scoring")
 
+PAIRS = ("asked", "hits", "scored", "at_once", "shed", "not_finite", "swapped")
+MISSING = ("waiting", "asked", "shed", "failed", "timeout", "not_finite", "in_sample", "swapped")
+FAILURES = ("failed", "timeout")
+"""What a `Desk` counts, and under which names."""
+
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # after a failure; doubled each time
 
 

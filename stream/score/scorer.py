@@ -62,7 +62,7 @@ class Scorer:
 
     def __init__(self, reference: Reference | None = None) -> None:
         self._reference = reference or NoReference()
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(on_time=0, later=0)
 
     def score(self, record: Record) -> Record:
         """Return the record with the scores known by now."""

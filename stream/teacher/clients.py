@@ -280,7 +280,7 @@ def load_engine(config: TeacherConfig) -> Engine:
     return engine
 
 
-def replay_references(config: Config, in_line: bool = False) -> Callable[[], Reference] | None:
+def replay_references(config: Config, in_line: bool = False) -> Callable[[], ReplayReference] | None:
     """Return what makes the reference of each source of a replay; None without a teacher.
 
     Parameters
@@ -296,7 +296,7 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Ref
     engine = load_engine(teacher)
     scores = PairScores(engine.score, teacher.cache)
 
-    def make() -> Reference:
+    def make() -> ReplayReference:
         return ReplayReference(
             scores,
             engine.template,

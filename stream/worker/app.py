@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import tempfile
 from collections.abc import Iterable, Sequence
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -14,7 +13,8 @@ import faust
 from aiokafka import AIOKafkaProducer
 
 from heft.stream.config.settings import Config, ConfigError
-from heft.stream.kafka.batch_consumer import TP, Batch, BatchConsumer, consumer_of, drive, faust_settings
+from heft.stream.events.messages import ScoredReader
+from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, consumer_of, drive, faust_settings
 from heft.stream.kafka.connect import client_settings
 from heft.stream.observe.exporter import Metrics, Missing, Scores
 from heft.stream.score.requests import Clocks
@@ -67,7 +67,7 @@ class Shell:
         snapshots = config.snapshots
         self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
         self.client = client_settings(config.kafka)
-        self.metrics = Metrics(self._joiners, self._learners, self._lag, self._missing, self._scores)
+        self.metrics = Metrics(self._joiners, self._learners, self._lag, self._missing, self._scores, self._readers)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
         self._wires: Wires | None = None
@@ -290,6 +290,15 @@ class Shell:
         passed = {place[1]: cast("ScoreStage", stage).scorer.counts for place, stage in found}
         return Scores(passed, self._scoring.desk if self._scoring else None)
 
+    def _readers(self) -> dict[tuple[str, int], Sequence[ScoredReader]]:
+        readers: dict[tuple[str, int], Sequence[ScoredReader]] = {}
+        for place, running in list(self.running.items()):
+            if place[0] == "score":
+                readers[place] = cast("ScoreStage", running.stage).readers
+            elif place[0] == "learn":
+                readers[place] = [cast("LearnStage", running.stage).reader]
+        return readers
+
     def _lag(self) -> dict[tuple[str, str, int], int]:
         consumer = self.consumer
         return {
@@ -322,12 +331,11 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
         Go on, and count, where records to go on from are gone.
     """
     session_seconds = config.kafka.session_timeout_ms / 1000
-    app = faust.App(
+    app = App(
         config.kafka.group,
         broker=[f"kafka://{server}" for server in config.kafka.bootstrap.split(",")],
         broker_session_timeout=session_seconds,
         broker_heartbeat_interval=session_seconds / 6,
-        datadir=tempfile.mkdtemp(prefix="heft-"),
         **faust_settings(),
     )
     shell = Shell(app, config, Losses(accept_loss))
@@ -356,8 +364,8 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
             await shell.save()
 
     async def looking() -> None:
-        port = shell.metrics.serve(config.metrics.port)
-        log.warning("metrics at http://127.0.0.1:%d/metrics", port)
+        wanted = config.metrics.port
+        log.warning("%s", Metrics.where(wanted, shell.metrics.serve(wanted)))
         while True:
             await asyncio.sleep(_LAG_SECONDS)
             await shell.look_ahead()

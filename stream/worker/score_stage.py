@@ -61,18 +61,18 @@ class ScoreStage:
         self._seen = Seen(self.tp)
         self._offset: int | None = None
         self._rollbacks = 0
-        self._readers = [ScoredReader() for _ in range(shards)]
+        self.readers = [ScoredReader() for _ in range(shards)]
 
     async def open(self) -> Mapping[TP, int | None]:
         """Go on at the snapshot; what is then forwarded again, readers drop."""
         found = await self.wires.store.latest(f"score-{self.partition}", "score")
         if found is not None:
             name, state, _ = found
-            if len(state["readers"]) != len(self._readers):
-                had, now = len(state["readers"]), len(self._readers)
+            if len(state["readers"]) != len(self.readers):
+                had, now = len(state["readers"]), len(self.readers)
                 msg = f"{name.file}: made for {had} shards, the configuration names {now}"
                 raise RecoveryError(msg)
-            self._readers = [ScoredReader.restore(reader) for reader in state["readers"]]
+            self.readers = [ScoredReader.restore(reader) for reader in state["readers"]]
             self._seen = Seen(self.tp, *state["seen"])
             self._offset = state["offset"]
             self._rollbacks = name.rollbacks
@@ -95,14 +95,14 @@ class ScoreStage:
 
     async def _forward(self, record: Received, message: Message) -> None:
         if message.marker:
-            for shard, reader in enumerate(self._readers):
+            for shard, reader in enumerate(self.readers):
                 reader.read(message)
                 await self._send(shard, message, record.due_since_ms)
             return
-        if message.shard >= len(self._readers):
-            msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self._readers)}"
+        if message.shard >= len(self.readers):
+            msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self.readers)}"
             raise RecoveryError(msg)
-        new = read_records(self.wires, self.tp, record, message, self._readers[message.shard])
+        new = read_records(self.wires, self.tp, record, message, self.readers[message.shard])
         if new:
             self._due_ms = max(self._due_ms, new[-1].due_ms)
             scored = [self.scorer.score(each) for each in new]
@@ -130,5 +130,5 @@ class ScoreStage:
 
     def _here(self) -> _Place:
         offset = self._offset or 0
-        state = {"offset": offset, "seen": self._seen.state(), "readers": [reader.state() for reader in self._readers]}
+        state = {"offset": offset, "seen": self._seen.state(), "readers": [reader.state() for reader in self.readers]}
         return _Place(self._due_ms, offset, state)
