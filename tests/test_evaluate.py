@@ -345,6 +345,40 @@ def test_only_hours_whose_every_click_has_matured_count_in_the_product() -> None
     assert resumed.report() == cohorts.report() == {"expected_orders": 4.0, "orders": 2.0, "calibration": 2.0}
 
 
+def test_an_hour_whose_click_never_matures_counts_in_proportion_once_clicks_of_two_hours_later_have() -> None:
+    cohorts = Cohorts()
+    cohorts.shown(0, 2.0, 4)
+    cohorts.shown(2 * HOUR - 1, 1.0, 1)
+    cohorts.shown(2 * HOUR, 1.0, 1)
+    cohorts.shown(9 * HOUR, 1.0, 0)
+    for _ in range(3):
+        cohorts.matured(0, True)
+    cohorts.matured(2 * HOUR - 1, True)
+    assert cohorts.report()["orders"] == 0, "the fourth click may still come"
+    cohorts.matured(2 * HOUR, True)
+    assert cohorts.report() == {"expected_orders": 3.5, "orders": 5.0, "calibration": 0.7}
+    resumed = Cohorts()
+    resumed.restore(cohorts.state())
+    assert resumed.report() == cohorts.report()
+
+
+def test_an_hour_of_which_no_click_matures_counts_for_nothing() -> None:
+    cohorts = Cohorts()
+    cohorts.shown(0, 2.0, 1)
+    cohorts.shown(5 * HOUR, 1.0, 1)
+    cohorts.shown(9 * HOUR, 1.0, 0)
+    cohorts.matured(5 * HOUR, True)
+    assert cohorts.report() == {"expected_orders": 1.0, "orders": 1.0, "calibration": 1.0}
+
+
+def test_hours_of_a_snapshot_that_did_not_count_what_matured_wait_for_the_rest_of_their_clicks() -> None:
+    cohorts = Cohorts()
+    cohorts.restore([[0, 2.0, 1.0, 1.0], [5, 1.0, 0.0, 0.0]])
+    assert cohorts.report()["orders"] == 0
+    cohorts.matured(0, True)
+    assert cohorts.report() == {"expected_orders": 2.0, "orders": 2.0, "calibration": 1.0}
+
+
 def test_the_cohorts_are_bounded_in_number() -> None:
     cohorts = Cohorts()
     for hour in range(2_000):

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from heft.models.features.featurizer import FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.records import Clicked, Closed, Matured, Record, ReferenceScore, Shown
+from heft.stream.events.wire import Event
+from heft.stream.join.config import JoinConfig
 from heft.stream.learn.learner import LearnConfig, Learner, LearnerConfig
 from heft.stream.state import codec
-from tests.support.builders import DAY, SECOND, T0, click, crowd, impression, joined
+from tests.support.builders import DAY, MINUTE, SECOND, T0, click, crowd, impression, joined, order
 from tests.support.logs import traffic
 
 ARMS = (Arm("uniform", alpha=0.1), Arm("thinned", alpha=0.1, keep=0.5))
@@ -143,6 +145,37 @@ def test_clicked_items_beyond_the_bound_go_oldest_first_and_are_counted() -> Non
     assert learner.open_clicks <= 10
     assert learner.counts["dropped_clicks"] > 0
     assert learner.counts["dropped_slates"] > 0
+
+
+def bought(slates: int, since: int) -> list[Event]:
+    """A slate every three minutes, its first item clicked and bought."""
+    events: list[Event] = []
+    for n in range(slates):
+        request, at = f"r{since}-{n:03d}", since + n * 3 * MINUTE
+        events += [impression(request, at=at), click(request, at=at + SECOND)]
+        events += [order(f"o{since}-{n}", at=at + MINUTE, request_id=request)]
+    return events
+
+
+@pytest.mark.parametrize(
+    ("join", "learn"),
+    [
+        (JoinConfig(max_open_clicks=112), LearnConfig()),
+        (JoinConfig(), LearnConfig(max_clicked_items=112)),
+    ],
+    ids=["by the join", "by the learner"],
+)
+def test_a_click_that_was_dropped_keeps_no_hour_waiting(join: JoinConfig, learn: LearnConfig) -> None:
+    events = [*bought(105, 0), *bought(120, 3 * DAY), *crowd(5 * DAY)]  # nothing is said of orders before the 100th
+    records, joiner = joined(events, join)
+    learner = learned(records, msgspec.structs.replace(SMALL, learn=learn))
+    learner.flush()
+    assert joiner.dropped["clicks"] + learner.counts["dropped_clicks"] == 8
+    whole = learned(joined(events)[0])
+    whole.flush()
+    product, of_all = learner.report()["conversion"]["product"], whole.report()["conversion"]["product"]
+    assert 0 < product["orders"] < of_all["orders"]
+    assert product["calibration"] == pytest.approx(of_all["calibration"], rel=0.2)
 
 
 def test_a_click_that_waits_is_written_once_and_its_segment_goes_when_all_have_matured() -> None:

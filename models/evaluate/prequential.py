@@ -369,18 +369,21 @@ def merge(first: Prequential, second: Prequential) -> Tally:
 class Cohorts:
     """p(click) p(order) against orders, over all matured impressions, by the hour they were shown.
 
-    Orders come a day after impressions, so sums are kept by hour, and only hours whose every click has matured count.
+    Orders come a day after impressions, so sums are kept by hour, and only hours that wait for no click count. Clicks
+    mature in the order they were made, so once one of two hours later has, what has not matured was dropped on its way
+    and never will. Of such an hour the expected orders count in the proportion of its clicks that did mature: what is
+    dropped is chosen by its age, so the rest stands for it.
     """
 
     _HOUR_MS = 3_600_000
     _KEPT = 24 * 14
 
     def __init__(self) -> None:
-        self._hours: dict[int, list[float]] = {}  # hour -> expected orders, orders, clicks waiting
+        self._hours: dict[int, list[float]] = {}  # hour -> expected orders, orders, clicks waiting, clicks matured
 
     def shown(self, at_ms: int, expected: float, clicks: int) -> None:
         """Add the expected orders of a closed slate, and how many of its clicks wait to mature."""
-        hour = self._hours.setdefault(at_ms // self._HOUR_MS, [0.0, 0.0, 0.0])
+        hour = self._hours.setdefault(at_ms // self._HOUR_MS, [0.0, 0.0, 0.0, 0.0])
         hour[0] += expected
         hour[2] += clicks
         if len(self._hours) > self._KEPT:
@@ -392,16 +395,18 @@ class Cohorts:
         if hour is not None:
             hour[1] += converted
             hour[2] -= 1
+            hour[3] += 1
 
     def report(self) -> dict[str, float]:
         """Return expected orders, orders and their ratio over the hours before the first one that still waits."""
         expected = orders = 0.0
         newest = max(self._hours, default=0)
-        for hour in sorted(self._hours):
-            if self._hours[hour][2] > 0 or hour == newest:
+        over = max((hour for hour, sums in self._hours.items() if sums[3]), default=0) - 2
+        for hour, (its_expected, its_orders, waiting, matured) in sorted(self._hours.items()):
+            if (waiting > 0 and hour > over) or hour == newest:
                 break
-            expected += self._hours[hour][0]
-            orders += self._hours[hour][1]
+            expected += its_expected * matured / (matured + waiting) if waiting > 0 else its_expected
+            orders += its_orders
         return {"expected_orders": expected, "orders": orders, "calibration": expected / orders if orders else nan}
 
     def state(self) -> list[Any]:
@@ -409,5 +414,8 @@ class Cohorts:
         return [[hour, *sums] for hour, sums in sorted(self._hours.items())]
 
     def restore(self, state: list[Any]) -> None:
-        """Go on from what `state` returned."""
-        self._hours = {hour: sums for hour, *sums in state}
+        """Go on from what `state` returned; an older one did not count what had matured: at least the orders had."""
+        self._hours = {
+            hour: [expected, orders, *(rest if len(rest) == 2 else [*rest, orders])]
+            for hour, expected, orders, *rest in state
+        }

@@ -191,14 +191,12 @@ class Joiner:
 
     def _wait_ahead(self, ahead: Ahead, at_ms: int, step: Step, believed_ms: int) -> None:
         ahead.add(at_ms, step)
-        if len(ahead) <= self.config.max_ahead_events:
-            return
-        for believed in ahead.believe(believed_ms):
+        most = self.config.max_ahead_events
+        for believed in ahead.believe(believed_ms) if len(ahead) > most else ():
             heapq.heappush(self._steps, believed)
-        if len(ahead) > self.config.max_ahead_events:
-            refused = ahead.refuse_oldest()
-            if refused is not None:
-                self._refuse(refused)
+        refused = ahead.refuse_oldest() if len(ahead) > most else None
+        if refused is not None:
+            self._refuse(refused)
 
     def _refuse(self, step: Step) -> None:
         assert step.event is not None
