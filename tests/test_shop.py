@@ -254,6 +254,20 @@ def test_the_model_is_back_a_day_after_each_drift(done: Business, judge: Judge) 
 # -------------------------------------------------------------------- orders
 
 
+@pytest.mark.slow
+def test_a_click_leads_to_an_order_more_often_after_the_drifts(done: Business) -> None:
+    """Orders are known a day later, so whoever predicts them at the end of this log says too few of them."""
+    bargains_ms = done.shop.world.drifts[1].at_ms
+    clicks, orders = np.zeros(2), np.zeros(2)
+    for truth in done.truths:
+        if not truth.bot:
+            after = int(truth.at_ms >= bargains_ms)
+            clicks[after] += sum(truth.click)
+            orders[after] += np.dot(truth.click, truth.order)
+    before, then = orders / clicks
+    assert then > 1.05 * before
+
+
 def windows(outcomes: list[Outcome], orders: int) -> list[float]:
     """Predicted over actual orders, over one stretch after the other of at least so many orders."""
     ratios, expected, actual = [], 0.0, 0
