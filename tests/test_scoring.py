@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 from time import perf_counter
 from typing import Any
 
@@ -178,12 +180,33 @@ def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over
 
     several = [way("slow", 2.0), way("fast", 0.5), Way("broken", True, 4, broken), way("middle", 1.0)]  # type: ignore[arg-type]
     several += [way("off", 0.125, off=2e-4), way("near", 2.0, exact=False, off=0.5), way("close", 4.0, off=5e-5)]
-    best, _, said = fastest(several, ["input_ids", "attention_mask"], lambda: now[0], lambda vectors: vectors)
+    best, _, said = fastest(several, ["input_ids", "attention_mask"], lambda: now[0], lambda vectors: vectors, 64)
     assert best.name == "fast"
     assert said == {
         "slow": 2.0, "fast": 8.0, "middle": 4.0, "near": 2.0, "close": 1.0,
         "broken": "RuntimeError: no such instruction", "off": "not exact: a logit differs by 2.0e-04",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("together", "fastest_is"), [(10, "compiled"), (64, "compiled"), (256, "plain"), (4_096, "plain")]
+)
+def test_a_way_is_timed_with_as_many_pairs_as_will_be_scored_together(together: int, fastest_is: str) -> None:
+    """As on an H200: a plain pass takes 4 ms however few its pairs, a compiled one 2 ms for the 64 it is made for."""
+    now = [0.0]
+
+    def way(name: str, batch: int, milliseconds: float) -> Way:
+        def forward(columns: Any) -> np.ndarray:
+            now[0] += milliseconds / 1e3
+            return np.zeros((len(columns["input_ids"]), 1), np.float32)
+
+        return Way(name, True, batch, lambda: forward)
+
+    several = [way("plain", 256, 4.0), way("compiled", 64, 2.0)]
+    best, _, said = fastest(several, ["input_ids"], lambda: now[0], lambda vectors: vectors, together)
+    assert best.name == fastest_is
+    expected = {"plain": min(together, 256) / 4e-3, "compiled": min(together, 64) / 2e-3}
+    assert said == {name: pytest.approx(rate) for name, rate in expected.items()}
 
 
 class Compiler:
@@ -240,6 +263,31 @@ def test_a_compiled_way_is_among_the_exact_ones_and_gives_the_same_vectors(
     np.testing.assert_allclose(compiled.logits(PAIRS), plain.logits(PAIRS), atol=1e-5)
     timed = Engine(folder, "cpu", timer=perf_counter)
     assert {name for name, said in timed.timings.items() if isinstance(said, float)} == {plain.way, compiled.way}
+
+
+def test_what_is_compiled_runs_in_the_thread_it_was_compiled_in_whoever_asks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile, threads = torch.compile, set()
+
+    class Watched(Compiler):
+        def __call__(self, graph: Any, _inputs: Any, **_: object) -> Any:
+            run = super().__call__(graph, _inputs)
+            threads.add(get_ident())
+
+            def watched(*inputs: Any) -> Any:
+                threads.add(get_ident())
+                return run(*inputs)
+
+            return watched
+
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=Watched()))
+    monkeypatch.setattr(reader, "ways_of", lambda model, _, state: ways_of_gpu(model, state.max_tokens))
+    engine = Engine(folder, "cpu", "torch.compile float32")
+    with ThreadPoolExecutor(1) as other:
+        there = other.submit(engine.logits, PAIRS[:5]).result()
+    np.testing.assert_allclose(there, engine.logits(PAIRS[:5]), atol=1e-5)
+    assert len(threads) == 1
 
 
 @pytest.mark.parametrize("in_line", [False, True])

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from heft.models.teacher.network.encoded import Encoded
-from heft.models.teacher.network.model import load_teacher, predict, reads_left_to_right
+from heft.models.teacher.network.model import Model, load_base, load_teacher, predict, reads_left_to_right
 from heft.models.teacher.network.vocabulary import train_tokenizer
 from heft.models.teacher.settings import PretrainSettings
 from heft.models.teacher.state import TeacherError, read_state
@@ -190,6 +190,27 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
     # A step of 1e-3 or more each; where the gradient is next to nothing, Adam makes much of its rounding.
     assert np.abs(weights[0]).mean() > 1e-3
     assert np.abs(weights[0] - weights[1]).mean() < 2e-5
+
+
+def test_padding_on_to_a_multiple_of_tokens_changes_no_loss_and_exceeds_no_limit() -> None:
+    encoder, tokenizer = load_base("tiny", lambda: list(THINGS), 28, 0.0)
+    torch.manual_seed(1)
+    model = Model(encoder, ["click"], "mean", 0.0).eval()
+    torch.nn.init.normal_(model.linear.weight)
+    part, widths = shop(200, 3), set()
+    encoded = Encoded(tokenizer, part.pairs, 28)
+    model.encoder.register_forward_pre_hook(
+        lambda _, __, given: widths.add(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    plain, padded = (
+        finetuning.loss_of(model, encoded, part, [0], 32, torch.device("cpu"), multiple) for multiple in (1, 8)
+    )
+    batches = encoded.batches_by_length() + [np.arange(n, n + 4) for n in range(0, 200, 4)]
+    expected = [plain(rows).item() for rows in batches]
+    assert any(width % 8 for width in widths)
+    widths.clear()
+    assert [padded(rows).item() for rows in batches] == pytest.approx(expected, rel=1e-5)
+    assert widths <= {8, 16, 24, 28}
 
 
 def test_the_bias_begins_at_the_class_prior_beside_the_offset(tmp_path: Path) -> None:

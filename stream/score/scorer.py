@@ -20,7 +20,7 @@ from heft.models.teacher.template import Pair, Template
 ScorePairs: TypeAlias = Callable[[Sequence[Pair]], Sequence[Logits | None]]
 """Scores pairs, each by its texts alone; None for a pair that got no finite number."""
 
-_MOST_WANTED = 16_384  # pairs that are collected at most before they are scored
+MOST_WANTED = 16_384  # pairs that are collected at most before they are scored
 
 
 class Reference(Protocol):
@@ -120,7 +120,7 @@ class PairScores:
         """Ask for a pair in advance."""
         if pair not in self._known:
             self._wanted[pair] = None
-            if len(self._wanted) >= min(_MOST_WANTED, self._capacity):
+            if len(self._wanted) >= min(MOST_WANTED, self._capacity):
                 self._compute()
 
     def get(self, pairs: Sequence[Pair]) -> list[Logits | None]:

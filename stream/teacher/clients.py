@@ -30,7 +30,7 @@ from heft.stream.score.requests import (
     Teacher,
 )
 from heft.stream.score.rollout import Desks
-from heft.stream.score.scorer import PairScores, Reference, ReplayReference
+from heft.stream.score.scorer import MOST_WANTED, PairScores, Reference, ReplayReference
 
 if TYPE_CHECKING:
     from heft.models.teacher.score.engine import Engine
@@ -77,7 +77,7 @@ class LocalTeacher:
         hand_over: Callable[[Engine], bool] | None = None,
     ) -> None:
         self._config, self._hand_over = config, hand_over
-        self.engine = engine or load_engine(config)
+        self.engine = engine or load_engine(config, config.batch)
         self._followed = False
         self._looked = monotonic()
         self._newer: Engine | None = None
@@ -132,7 +132,7 @@ class LocalTeacher:
 
     def _load(self, version: str) -> None:
         try:
-            engine = load_engine(self._config)
+            engine = load_engine(self._config, self._config.batch)
         except Exception as error:  # the one that runs is good enough
             self._refused = version
             log.warning("%s: version %s cannot be loaded: %s", self._config.model, version, error)
@@ -254,8 +254,8 @@ class Scoring:
         return ScoringThread(desk, connect, teacher.batch, teacher.linger_ms / 1000)
 
 
-def load_engine(config: TeacherConfig) -> Engine:
-    """Return the teacher of ``teacher.model``, loaded.
+def load_engine(config: TeacherConfig, together: int) -> Engine:
+    """Return the teacher of ``teacher.model``, loaded, computed as is the fastest for so many pairs together.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def load_engine(config: TeacherConfig) -> Engine:
     try:
         from heft.models.teacher.score.engine import Engine
 
-        engine = Engine(Path(config.model), config.device, config.ways, perf_counter)
+        engine = Engine(Path(config.model), config.device, config.ways, perf_counter, together)
     except ImportError as error:
         if error.name is None:  # a library that is there, and says what it lacks
             raise
@@ -293,7 +293,7 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Rep
     teacher = config.teacher
     if not teacher.model:
         return None
-    engine = load_engine(teacher)
+    engine = load_engine(teacher, MOST_WANTED)
     scores = PairScores(engine.score, teacher.cache)
 
     def make() -> ReplayReference:

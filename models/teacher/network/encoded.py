@@ -29,7 +29,7 @@ class Encoded:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._max_tokens = tokenizer, max_tokens
         queries, items = [query for query, _ in pairs], [item for _, item in pairs]
         # A model that reads from left to right has no second segment: its tokenizer would join the texts unseparated.
         if tokenizer.sep_token is None and pairs:
@@ -41,9 +41,10 @@ class Encoded:
         self.columns = {name: list(encoded[name]) for name in encoded if name != "attention_mask"}
         self.lengths = np.array([len(ids) for ids in self.columns.get("input_ids", [])], np.int64)
 
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
-        """Return some of the texts as tensors [B, L], padded to the longest of them."""
+    def batch(self, rows: NDArray[np.int64], device: torch.device, multiple: int = 1) -> dict[str, torch.Tensor]:
+        """Return some of the texts as tensors [B, L], padded to the longest of them and on to a ``multiple``."""
         width = max(1, int(self.lengths[rows].max()))
+        width = max(width, min(-(-width // multiple) * multiple, self._max_tokens))
         mask = np.arange(width)[None, :] < self.lengths[rows][:, None]
         out = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
         for name, column in self.columns.items():
@@ -83,10 +84,10 @@ class Apart(Encoded):
         self.sides = np.array([[at[query], at[item]] for query, item in pairs], np.int64).reshape(-1, 2)
         self.lengths = self.texts.lengths[self.sides].max(axis=1, initial=0)
 
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
+    def batch(self, rows: NDArray[np.int64], device: torch.device, multiple: int = 1) -> dict[str, torch.Tensor]:
         """Return the texts of some pairs as tensors [T, L], and which two are a pair's: ``sides`` [B, 2]."""
         used, sides = np.unique(self.sides[rows], return_inverse=True)
-        return self.texts.batch(used, device) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
+        return self.texts.batch(used, device, multiple) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
 
 
 class Read(Apart):
@@ -106,7 +107,7 @@ class Read(Apart):
         self.sides, self.lengths = whole.sides[rows], whole.lengths[rows]
         self.read = read
 
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
+    def batch(self, rows: NDArray[np.int64], device: torch.device, multiple: int = 1) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Return what was read of the texts of some pairs [T, R], and which two are a pair's: ``sides`` [B, 2]."""
         used, sides = np.unique(self.sides[rows], return_inverse=True)
         given = {"read": self.read[used], "sides": torch.from_numpy(sides.reshape(-1, 2))}

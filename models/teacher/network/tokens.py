@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,10 +84,10 @@ class Tokens:
         width = padded(max(1, int(lengths.max())), widths)
         mask = np.arange(width)[None, :] < lengths[:, None]
         columns = {"input_ids": np.full(mask.shape, self._pad, np.int64), "attention_mask": mask.astype(np.int64)}
-        columns["input_ids"][mask] = np.concatenate([ids for ids, _ in encoded])
+        columns["input_ids"][mask] = list(chain.from_iterable(ids for ids, _ in encoded))
         if encoded[0][1] is not None:
             columns["token_type_ids"] = np.zeros(mask.shape, np.int64)
-            columns["token_type_ids"][mask] = np.concatenate([types or [] for _, types in encoded])
+            columns["token_type_ids"][mask] = list(chain.from_iterable(types or [] for _, types in encoded))
         return columns
 
     def _encode(self, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int] | None]]:

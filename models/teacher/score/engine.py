@@ -54,6 +54,8 @@ class Engine:
         ``exact`` or ``any``, to be timed, or the name of one.
     timer
         Seconds, of any origin; None: nothing is timed, the first way is taken.
+    together
+        Pairs that are scored together: the way that is the fastest for so many is taken.
     """
 
     def __init__(
@@ -62,10 +64,11 @@ class Engine:
         device: str = "auto",
         ways: Literal["exact", "any"] | str = "exact",
         timer: Callable[[], float] | None = None,
+        together: int = 64,
     ) -> None:
         folder = folder.resolve()  # all files of one teacher, even where a link is turned to another meanwhile
         self.static = require_state(folder).pooling == STATIC
-        self._reader = StaticReader(folder) if self.static else _model_reader(folder, device, ways, timer)
+        self._reader = StaticReader(folder) if self.static else _model_reader(folder, device, ways, timer, together)
         self.state, self.way, self.timings = self._reader.state, self._reader.way, self._reader.timings
         self.version = wire_version(self.state.version, self.state.data_ends_ms)
         self.template = Template(self.state.template)
@@ -149,11 +152,11 @@ class Engine:
 
 
 def _model_reader(
-    folder: Path, device: str, ways: Literal["exact", "any"] | str, timer: Callable[[], float] | None
+    folder: Path, device: str, ways: Literal["exact", "any"] | str, timer: Callable[[], float] | None, together: int
 ) -> ModelReader:
     from heft.models.teacher.score.model_reader import ModelReader  # torch
 
-    return ModelReader(folder, device, ways, timer)
+    return ModelReader(folder, device, ways, timer, together)
 
 
 def _products(pairs: Sequence[Pair], read: dict[str, Vector]) -> NDArray[np.float64]:

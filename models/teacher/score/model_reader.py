@@ -25,7 +25,7 @@ class ModelReader:
 
     Parameters
     ----------
-    folder, device, ways, timer
+    folder, device, ways, timer, together
         As those of `models.teacher.score.engine.Engine`.
     """
 
@@ -35,6 +35,7 @@ class ModelReader:
         device: str,
         ways: Literal["exact", "any"] | str,
         timer: Callable[[], float] | None,
+        together: int,
     ) -> None:
         model, tokenizer, self.state = load_teacher(folder, device)
         self._tokens = Tokens(tokenizer, self.state.max_tokens)
@@ -51,7 +52,7 @@ class ModelReader:
         if timer is None or len(allowed) == 1:
             self._way, self._forward = allowed[0], allowed[0].prepare()
         else:
-            self._way, self._forward, self.timings = fastest(allowed, columns, timer, self._logits)
+            self._way, self._forward, self.timings = fastest(allowed, columns, timer, self._logits, together)
         run_through(self._way, self._forward, columns)
         self.way = self._way.name
 
