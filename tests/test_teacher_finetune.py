@@ -40,7 +40,7 @@ from heft.models.teacher.train.pretrain import pretrain
 from heft.models.teacher.train.train import CHECKPOINT
 from heft.models.teacher.train.translate import back_translate
 from tests.support.diagram import SVG, measured, points
-from tests.support.finetuning import SOURCES, settings, shop, split
+from tests.support.finetuning import SOURCES, THINGS, settings, shop, split
 
 
 @pytest.fixture(autouse=True)
