@@ -24,7 +24,7 @@ _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         freshness.measure,
     ),
     "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),
-    "importance": ("What a teacher is worth to each policy", importance.compare),
+    "importance": ("What a teacher is worth to each arm", importance.compare),
     "teacher": ("Scoring against sentence_transformers.CrossEncoder, one thread, alternating", teacher.compare),
 }  # fmt: skip
 _ON_ONE_LOG = ("freshness", "snapshots", "teacher")

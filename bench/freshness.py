@@ -20,7 +20,7 @@ from heft.stream.demo.run import running_worker
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Click
 from heft.stream.kafka.publish import Publisher
-from heft.stream.observe.exporter import Seen
+from heft.stream.observe.exporter import Scrape
 
 SLATES_A_SECOND = 300
 _WARM_SECONDS = 30
@@ -65,7 +65,7 @@ def measure(log: Path) -> dict[str, float]:
             clicks = [click for click in clicks if click.at_ms > now]
         after = Delays(config.metrics.port)
         publisher.close()
-        learned = Seen.at(config.metrics.port).total("heft_samples_total")
+        learned = Scrape.at(config.metrics.port).total("heft_samples_total")
     result = {f"p{q}": _quantile(before, after, q / 100) for q in (50, 99, 100)}
     print(
         f"  {SLATES_A_SECOND} slates/s ({best_kind()}), {learned:,.0f} rows learned meanwhile; from the append or tick "

@@ -1,8 +1,8 @@
-"""What a teacher is worth: every policy at several learning rates, on the same samples as `uniform`.
+"""What a teacher is worth: every weighting at several learning rates, on the same samples as `uniform`.
 
 What was shown after the teacher's data is judged; on the simulated shop by the expected log loss of a click that
-someone meant, elsewhere by the clicks. Each policy stands with the best of its learning rates, `uniform` too, since a
-weight is a learning rate in disguise.
+someone meant, elsewhere by the clicks. Each weighting stands with the best of its learning rates, `uniform` too, since
+a weight is a learning rate in disguise.
 
     HEFT_TEACHER__MODEL=DIR python -m bench importance shop.jsonl
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.evaluate import formulas as exact
-from heft.models.importance import weightings as policies
+from heft.models.importance import weightings
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.records import Closed, Record, Shown, data_ends_ms
 from heft.stream.config.settings import load
@@ -26,13 +26,15 @@ from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
 from heft.stream.score.scorer import Scorer
 from heft.stream.shop.simulate import truth_path
 from heft.stream.shop.truth import SlateTruth, read_truth
-from heft.stream.teacher.clients import replay_references
+from heft.stream.teacher.clients import replay_sources
 from heft.stream.teacher.commands import read_log
 
 RATES = (0.3, 0.45, 0.7)
-POLICIES = (
-    *(policy.name for policy in policies.POLICIES if not policy.source),  # what exchanges weights has none to sweep
-    *(reading.name.lower() for reading in policies.Reading),
+WEIGHTINGS = (
+    *(
+        weighting.name for weighting in weightings.WEIGHTINGS if not weighting.source
+    ),  # what exchanges weights has none to sweep
+    *(reading.name.lower() for reading in weightings.PublishedRecipe),
 )
 BLOCKS = 100
 """Stretches of time that are drawn again and again for an interval."""
@@ -50,11 +52,14 @@ class Losses(NamedTuple):
     """On all samples, by the clicks that were logged."""
 
 
-def sweep(names: Sequence[str] = POLICIES, rates: Sequence[float] = RATES) -> tuple[Arm, ...]:
-    """Return an arm for each policy and learning rate; the first is `uniform` at its default."""
+def sweep(names: Sequence[str] = WEIGHTINGS, rates: Sequence[float] = RATES) -> tuple[Arm, ...]:
+    """Return an arm for each weighting and learning rate; the first is `uniform` at its default."""
     # What is stacked has a handful of numbers of its own, and wants smaller steps.
-    own = [(policy, rate / 9.0 if policy == "stacked" else rate) for policy in names for rate in rates]
-    return (Arm("uniform"), *(Arm(f"{policy}@{rate:.3g}", alpha=rate, policy=policy) for policy, rate in own))
+    own = [(weighting, rate / 9.0 if weighting == "stacked" else rate) for weighting in names for rate in rates]
+    return (
+        Arm("uniform"),
+        *(Arm(f"{weighting}@{rate:.3g}", alpha=rate, weighting=weighting) for weighting, rate in own),
+    )
 
 
 def run(records: Iterable[Record], truths: dict[str, SlateTruth], ranker: RankerConfig, from_ms: int) -> Losses:
@@ -102,9 +107,9 @@ def ne(losses: Losses, name: str, part: int = 0, blocks: NDArray[np.int64] | Non
     return float(losses.loss[some, part, losses.names.index(name)].sum() / (n * exact.entropy(clicks / n)))
 
 
-def best(losses: Losses, policy: str) -> str:
-    """Return the arm of a policy whose learning rate is best over all samples."""
-    arms = [name for name in losses.names if name == policy or name.startswith(f"{policy}@")]
+def best(losses: Losses, weighting: str) -> str:
+    """Return the arm of a weighting whose learning rate is best over all samples."""
+    arms = [name for name in losses.names if name == weighting or name.startswith(f"{weighting}@")]
     return min(arms, key=lambda name: ne(losses, name))
 
 
@@ -133,9 +138,9 @@ def in_line(records: Iterable[Record]) -> list[Record]:
 
 
 def compare(log: Path) -> None:
-    """Print what each policy brings on a log, with scores on time only and with all of them in line."""
+    """Print what each weighting brings on a log, with scores on time only and with all of them in line."""
     config = load()
-    make = replay_references(config)
+    make = replay_sources(config)
     if make is None:
         print("  no teacher: name its folder in HEFT_TEACHER__MODEL", flush=True)
         return
@@ -151,18 +156,18 @@ def compare(log: Path) -> None:
         ("without a teacher", RankerConfig(click_teacher_arms=()), records),
         ("scores on time", config.learner.ranker, records),
         ("scores in line", config.learner.ranker, in_line(records)),
-        ("every policy and learning rate, scores in line", every, in_line(records)),
+        ("every weighting and learning rate, scores in line", every, in_line(records)),
     )
     for title, ranker, given in cases:
         show(title, run(given, truths, ranker, data_ends_ms(version)))
 
 
 def show(title: str, losses: Losses) -> None:
-    """Print each policy at its best learning rate beside `uniform` at its own."""
+    """Print each weighting at its best learning rate beside `uniform` at its own."""
     control = best(losses, "uniform")
     print(f"  {title}: difference in log loss to {control}, %, with 95 % intervals; all traffic, new items", flush=True)
-    for policy in dict.fromkeys(name.partition("@")[0] for name in losses.names):
-        name = best(losses, policy)
+    for weighting in dict.fromkeys(name.partition("@")[0] for name in losses.names):
+        name = best(losses, weighting)
         here, new = (interval(losses, name, control, part) for part in (0, 1))
         numbers = "   ".join(f"{mean:+6.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in (here, new))
         print(f"    {name:18} NE {ne(losses, name):.4f} AUC {losses.auc[name]:.4f}   {numbers}", flush=True)

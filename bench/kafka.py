@@ -22,7 +22,7 @@ from bench.worker import Delays, best_kind, cluster
 from heft.stream.config.settings import load
 from heft.stream.demo.run import running_worker
 from heft.stream.kafka.publish import publish
-from heft.stream.observe.exporter import Seen
+from heft.stream.observe.exporter import Scrape
 
 _TIMES = 2
 _QUIET_SECONDS = 4.0
@@ -49,7 +49,7 @@ def compare(log: Path, rounds: int = 3) -> dict[str, Any]:
                 )
     speeds = {side: [each["rows"] / each["seconds"] for each in runs] for side, runs in results.items()}
     ratio = median(ours / theirs for ours, theirs in zip(speeds["heft"], speeds["quixstreams"], strict=True))
-    print(f"  {log.name}: heft with 6 policies through Kafka is {ratio:.1f} times quixstreams with river (one model)")
+    print(f"  {log.name}: heft with 6 arms through Kafka is {ratio:.1f} times quixstreams with river (one model)")
     return {"results": results, "ratio": ratio}
 
 
@@ -69,7 +69,7 @@ def _heft(file: Path, records: int) -> dict[str, float]:
             elif joined >= records and now > changed + _QUIET_SECONDS:
                 break
             sleep(_POLL_SECONDS)
-        rows = Seen.at(port).total("heft_samples_total")
+        rows = Scrape.at(port).total("heft_samples_total")
         return {"rows": rows, "seconds": changed - started}
 
 

@@ -47,7 +47,7 @@ def _heft(log: Path) -> tuple[int, float, dict[str, float]]:
         replay_logs([warm], Config())
     replay, seconds = replay_logs([log], Config())
     report = replay.report(seconds)
-    half = report["heads"]["click"]["policies"]["uniform"]["second_half"]
+    half = report["heads"]["click"]["arms"]["uniform"]["second_half"]
     return report["samples"], seconds, {"auc": half["auc"], "ne": half["ne"]}
 
 
@@ -92,7 +92,7 @@ def compare(log: Path, rounds: int = 3, sides: tuple[str, ...] = ("heft", "vw", 
         if side != "heft"
     }
     for side, ratio in ratios.items():
-        print(f"  {log.name}: heft with 6 policies is {ratio:.1f} times a Python join with {side} (one model)")
+        print(f"  {log.name}: heft with 6 arms is {ratio:.1f} times a Python join with {side} (one model)")
     return {"results": results, "ratios": ratios}
 
 

@@ -1,11 +1,11 @@
-"""Surfaces as numbers: whatever is counted by surface stays bounded, however many names a shop has."""
+"""BoundedNames as numbers: whatever is counted by surface stays bounded, however many names a shop has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-class Surfaces:
+class BoundedNames:
     """Numbers for surfaces, from 0, in the order in which they come.
 
     Parameters
@@ -17,7 +17,7 @@ class Surfaces:
 
     Examples
     --------
-    >>> surfaces = Surfaces(most=2)
+    >>> surfaces = BoundedNames(most=2)
     >>> [surfaces.place(name) for name in ("search", "home", "mail", "search")], surfaces.names
     ([0, 1, 2, 0], ['search', 'home'])
     """
@@ -28,7 +28,7 @@ class Surfaces:
 
     @property
     def names(self) -> list[str]:
-        """Those with a number of their own, in its order: what `Surfaces` begins with to go on."""
+        """Those with a number of their own, in its order: what `BoundedNames` begins with to go on."""
         return list(self._places)
 
     def place(self, surface: str) -> int:

@@ -36,7 +36,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One item of a slate, as it was shown.
 
     ``position`` counts from 0 and defaults to the place in the list. ``score`` is what the shop's own ranker served,
-    ``propensity`` the probability in (0, 1] that its policy showed the item there. ``seen=False``: never on screen.
+    ``propensity`` the probability in (0, 1] that its arm showed the item there. ``seen=False``: never on screen.
     ``teacher``: what the teacher told the ranker of the item, see `Slate`.
     """
 

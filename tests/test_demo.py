@@ -25,7 +25,7 @@ from heft.stream.demo.leaderboard import race_table, runners, verdict
 from heft.stream.demo.run import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker, why_no_teacher
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Impression, encode
-from heft.stream.observe.exporter import Seen
+from heft.stream.observe.exporter import Scrape
 from heft.stream.shop.simulate import write_until
 from heft.stream.shop.traffic import Shop, ShopConfig
 from heft.stream.teacher.commands import read_log
@@ -44,47 +44,46 @@ def sample(metric: str, value: float, **labels: str) -> str:
 def of_policy(name: str, weight: float = 0.0, ne: float = 0.8, mean: float = 0.0, half: float = 0.01) -> str:
     bounds = {"low": mean - half, "mean": mean, "high": mean + half}
     return (
-        sample("heft_mixture_weight_ratio", weight, policy=name)
-        + sample("heft_normalised_entropy_ratio", ne, policy=name)
+        sample("heft_mixture_weight_ratio", weight, arm=name)
+        + sample("heft_normalised_entropy_ratio", ne, arm=name)
         + "".join(
-            sample("heft_policy_against_uniform_nats", value, policy=name, bound=bound)
-            for bound, value in bounds.items()
+            sample("heft_arm_against_uniform_nats", value, arm=name, bound=bound) for bound, value in bounds.items()
         )
     )
 
 
 def race(*told: str) -> dict[str, str]:
-    """The state of each policy."""
-    return {runner.name: runner.state for runner in runners(Seen("".join(told)), TAUGHT)}
+    """The state of each arm."""
+    return {runner.name: runner.state for runner in runners(Scrape("".join(told)), TAUGHT)}
 
 
 def test_a_policy_without_weight_says_why() -> None:
     scores = "heft_reference_samples_total"
     states = race(
         *(of_policy(name, weight=0.9 if name == "uniform" else 0.0) for name in NAMES),
-        sample("heft_policy_benched", 1.0, policy="faster"),
-        sample(scores, 7.0, policy="stacked", score="present"),
-        sample(scores, 7.0, policy="distill", score="late"),
-        sample(scores, 7.0, policy="feature", score="late"),
+        sample("heft_arm_benched", 1.0, arm="faster"),
+        sample(scores, 7.0, arm="stacked", score="present"),
+        sample(scores, 7.0, arm="distill", score="late"),
+        sample(scores, 7.0, arm="feature", score="late"),
     )
     assert states["uniform"] == ""
     assert states["faster"] == "benched"
     assert states["slower"] == states["stacked"] == "waiting"
     assert states["distill"] == "waiting", "a soft label may come late"
-    assert states["feature"] == "asleep", "an input may not"
+    assert states["feature"] == "input_missing", "an input may not"
     assert states["permuted"] == "never served"
     assert states["mixture"] == "is served"
 
 
 def test_a_score_that_never_came_leaves_the_policies_of_the_teacher_asleep() -> None:
     states = race(of_policy("uniform", 1.0))
-    assert {states[name] for name in ("feature", "stacked", "distill", "rho_gate")} == {"asleep"}
+    assert {states[name] for name in ("feature", "stacked", "distill", "rho_gate")} == {"input_missing"}
     assert states["slower"] == "waiting"
 
 
 def shown(*told: str) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=80).print(race_table(runners(Seen("".join(told)), TAUGHT)))
+    Console(file=out, width=80).print(race_table(runners(Scrape("".join(told)), TAUGHT)))
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
@@ -93,7 +92,7 @@ def test_the_table_has_a_row_for_each_arm_with_its_interval_and_fits_into_80_col
         of_policy("uniform", 0.25, ne=0.85),
         of_policy("distill_gate", 0.75, ne=0.8123, mean=-0.0321, half=0.0123),
         of_policy("slowest", mean=0.05, half=float("inf")),
-        sample("heft_reference_samples_total", 7.0, policy="distill_gate", score="present"),
+        sample("heft_reference_samples_total", 7.0, arm="distill_gate", score="present"),
     )
     rows = {line.split()[0]: line.split() for line in lines[1:]}
     assert list(rows) == [*NAMES, "mixture"]
@@ -114,18 +113,18 @@ def test_the_verdict_says_who_won_and_whether_the_mixture_lost(mean: float, says
         of_policy("permuted", ne=0.2),
         of_policy("mixture", ne=0.83, mean=mean, half=0.05),
     ]
-    said = verdict(runners(Seen("".join(told)), TAUGHT))
+    said = verdict(runners(Scrape("".join(told)), TAUGHT))
     assert "slower, 0.8200" in said, "what is never served cannot win"
     assert "slower, 80% of the mixture" in said
     assert says in said
 
 
 def test_before_any_click_is_known_nobody_has_won() -> None:
-    assert "had not begun" in verdict(runners(Seen(), TAUGHT))
+    assert "had not begun" in verdict(runners(Scrape(), TAUGHT))
 
 
 def test_scores_are_shares_of_the_items_that_went_on() -> None:
-    seen = Seen(
+    seen = Scrape(
         'heft_scores_total{partition="0",when="on_time"} 1\nheft_scores_total{partition="1",when="on_time"} 1\n'
         'heft_scores_total{partition="0",when="later"} 3\nheft_scores_missing_total{reason="waiting"} 5\n'
     )

@@ -19,7 +19,7 @@ NAMES = ("uniform", "shifted", "mixture")
 
 
 class Log:
-    """Random slates of known truth: each policy's raw logit, its probability, position-free score and the labels."""
+    """Random slates of known truth: each arm's raw logit, its probability, position-free score and the labels."""
 
     def __init__(self, slates: int, seed: int, base: float = -3.0, n: int = 20, users: int = 200) -> None:
         rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_the_whole_log_agrees_with_scikit_learn_also_at_half_a_percent_of_positi
     assert base > -4 or report["positives"] / report["samples"] < 0.006
     for k, name in enumerate(NAMES):
         labels, raw, p, rank = log.flat(k)
-        got = report["policies"][name]
+        got = report["arms"][name]
         entropy = exact.entropy(labels.mean())
         raw_p = 1 / (1 + np.exp(-raw.astype(np.float64)))
         assert got["auc"] == pytest.approx(roc_auc_score(labels, p), abs=1e-4)
@@ -86,19 +86,19 @@ def test_a_window_agrees_with_scikit_learn_and_holds_the_last_samples_only() -> 
     window = log.into(Prequential(NAMES, window=2_000)).window()
     assert window["samples"] == 2_000
     labels, raw, p, rank = (each[-2_000:] for each in log.flat(0))
-    got = window["policies"]["uniform"]
+    got = window["arms"]["uniform"]
     assert got["auc"] == pytest.approx(roc_auc_score(labels, p), abs=1e-12)
     assert got["auc_rank"] == pytest.approx(roc_auc_score(labels, rank), abs=1e-12)
     assert got["pr_auc"] == pytest.approx(average_precision_score(labels, p), abs=1e-12)
     assert got["logloss"] == pytest.approx(log_loss(labels, p.astype(np.float64)), rel=1e-12)
-    assert got["ne_raw"] > window["policies"]["uniform"]["ne"] - 1e-9
+    assert got["ne_raw"] > window["arms"]["uniform"]["ne"] - 1e-9
     assert raw.size == 2_000
 
 
 def test_a_window_as_long_as_the_log_tells_what_the_whole_log_tells() -> None:
     log = Log(300, seed=3)
     metrics = log.into(Prequential(NAMES))
-    whole, window = metrics.report()["policies"], metrics.window()["policies"]
+    whole, window = metrics.report()["arms"], metrics.window()["arms"]
     for name in NAMES:
         for metric, value in window[name].items():
             tolerance = {"auc": 1e-4, "auc_rank": 1e-4, "pr_auc": 1e-2, "ece": 1e-3, "gauc": 0.05}.get(metric, 1e-6)
@@ -120,7 +120,7 @@ def test_gauc_is_the_mean_of_the_users_aucs_weighted_by_their_samples() -> None:
     window = log.into(Prequential(NAMES)).window()
     for k, name in enumerate(NAMES):
         want = brute_gauc(log.labels, log.rank[..., k], log.users)
-        assert window["policies"][name]["gauc"] == pytest.approx(want, abs=1e-12)
+        assert window["arms"][name]["gauc"] == pytest.approx(want, abs=1e-12)
 
 
 def brute_ranking(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, float]:
@@ -237,7 +237,7 @@ def test_slices_add_up_and_tell_what_their_samples_tell() -> None:
     slices = report["slices"]
     for group in (("surface surface0", "surface surface1"), ("known items", "new items")):
         assert sum(slices[name]["samples"] for name in group) == report["samples"]
-    new = slices["new items"]["policies"]["shifted"]
+    new = slices["new items"]["arms"]["shifted"]
     labels, p = log.labels[log.new], log.p[..., 1][log.new]
     assert slices["new items"]["positives"] == int(labels.sum())
     assert new["logloss"] == pytest.approx(exact.logloss(labels, p), rel=1e-7)
@@ -291,7 +291,7 @@ def test_items_never_on_screen_are_not_measured() -> None:
     got = log.into(Prequential(NAMES)).report()
     assert got["samples"] == 200 * 5
     want = exact.logloss(log.labels[:, :5].ravel(), log.p[:, :5, 0].ravel())
-    assert got["policies"]["uniform"]["logloss"] == pytest.approx(want, rel=1e-7)
+    assert got["arms"]["uniform"]["logloss"] == pytest.approx(want, rel=1e-7)
 
 
 def test_effective_sample_size_is_all_for_equal_weights_and_less_for_others() -> None:
@@ -311,17 +311,17 @@ def test_effective_sample_size_is_all_for_equal_weights_and_less_for_others() ->
 
 def test_nothing_measured_is_not_a_number_and_never_an_error() -> None:
     metrics = Prequential(NAMES)
-    assert np.isnan(metrics.report()["policies"]["uniform"]["auc"])
+    assert np.isnan(metrics.report()["arms"]["uniform"]["auc"])
     assert metrics.window()["samples"] == 0
     one = np.array([[0.5]] * 1, np.float32).repeat(3, axis=1)
     metrics.add(
         1, np.array([1], np.uint8), one * 0, one, one, np.ones(1, bool), np.zeros(1, np.uint16), np.ones(1, bool)
     )
-    got = metrics.report()["policies"]["uniform"]
+    got = metrics.report()["arms"]["uniform"]
     assert got["logloss"] == pytest.approx(np.log(2))
     assert np.isnan(got["auc"])
     assert np.isnan(got["mrr"])  # one matured click is no list to rank
-    assert metrics.window()["policies"]["uniform"]["logloss"] == pytest.approx(np.log(2))
+    assert metrics.window()["arms"]["uniform"]["logloss"] == pytest.approx(np.log(2))
 
 
 def test_a_state_of_other_policies_is_refused_by_name() -> None:

@@ -127,7 +127,7 @@ class Again:
     @property
     def believed(self) -> float:
         """How much of what is served comes from arms that take the teacher's logit in."""
-        reading = [policy.input is not Input.NONE for policy in self.learner.click.policies]
+        reading = [each.input is not Input.NONE for each in self.learner.click.weightings]
         return float(self.learner.click.hedge.weights[reading].sum())
 
     def worse(self, name: str, from_ms: int, until_ms: int) -> float:
@@ -298,7 +298,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 def test_the_mixture_believes_the_teacher_before_it_fails_and_learns_of_the_other(played: Played) -> None:
     reference = played.again.learner.click.reference
     assert reference is not None
-    assert reference.births >= 1
+    assert reference.takeovers >= 1
     assert played.believed > 0.2, "or nothing of the rest is a test"
     assert reference.version == "v2@0"
 

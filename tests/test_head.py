@@ -69,7 +69,7 @@ def test_metrics_calibration_and_mixture_see_what_was_shown_and_not_what_would_b
         then.observe(vectors, as_shown, labels, "search", measured=True)
         later.observe(vectors, later.predict(vectors), labels, "search", measured=True)
     assert all(np.array_equal(then.bank.state()[name], later.bank.state()[name]) for name in then.bank.state())
-    before, after = (head.metrics.report()["policies"]["uniform"]["logloss"] for head in (then, later))
+    before, after = (head.metrics.report()["arms"]["uniform"]["logloss"] for head in (then, later))
     assert before == pytest.approx(np.log(2), rel=1e-6)  # all said one half
     assert after < 0.6
     assert then.hedge.weights == pytest.approx(Head(ARMS, 10, 1).hedge.weights)
@@ -96,18 +96,18 @@ def test_who_is_benched_and_when_and_why_is_told() -> None:
 VERSION, NEW = "abc@0", "def@0"
 TAUGHT = (
     Arm("uniform", alpha=0.2),
-    Arm("feature", alpha=0.2, policy="feature"),
-    Arm("offset", alpha=0.2, policy="offset"),
-    Arm("distill", alpha=0.2, policy="distill"),
-    Arm("rho_gate", alpha=0.2, policy="rho_gate"),
-    Arm("random", alpha=0.2, policy="random"),
-    Arm("stacked", alpha=0.05, policy="stacked"),
+    Arm("feature", alpha=0.2, weighting="feature"),
+    Arm("offset", alpha=0.2, weighting="offset"),
+    Arm("distill", alpha=0.2, weighting="distill"),
+    Arm("rho_gate", alpha=0.2, weighting="rho_gate"),
+    Arm("random", alpha=0.2, weighting="random"),
+    Arm("stacked", alpha=0.05, weighting="stacked"),
 )
 READING = [1, 2, 6]
 
 
 def head() -> Head:
-    return Head(TAUGHT, 10, 1, 0, RankerConfig().policies_of(TAUGHT))
+    return Head(TAUGHT, 10, 1, 0, RankerConfig().weightings_of(TAUGHT))
 
 
 class World:
@@ -137,7 +137,7 @@ class World:
 
 
 def losses(head: Head) -> dict[str, float]:
-    return {name: policy["logloss"] for name, policy in head.metrics.report()["policies"].items()}
+    return {name: arm["logloss"] for name, arm in head.metrics.report()["arms"].items()}
 
 
 def column(head: Head, k: int) -> NDArray[np.float64]:
@@ -161,7 +161,7 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
     taught, world = head(), World(1)
     world.teach(taught, 2_600)  # past the birth
     assert taught.reference is not None
-    assert taught.reference.births == 1
+    assert taught.reference.takeovers == 1
     before = [column(taught, k) for k in READING], taught.platt.a[READING].copy()
     world.teach(taught, 100, late=True)
     assert all(np.array_equal(column(taught, k)[: len(old)], old) for k, old in zip(READING, before[0], strict=True))
@@ -177,7 +177,7 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
 
 def test_at_its_birth_the_arm_with_the_feature_is_uniform_and_the_one_with_the_offset_knows_nothing() -> None:
     taught, world = head(), World(1)
-    while taught.reference is None or taught.reference.births == 0:
+    while taught.reference is None or taught.reference.takeovers == 0:
         world.teach(taught, 1)
     vectors, _, scores = world.slate()
     shown = taught.predict(vectors, (scores,))
@@ -194,7 +194,7 @@ def test_a_teacher_that_knows_more_is_worth_something_as_an_input_and_the_mixtur
     weights = taught.hedge.weights
     assert weights[READING].sum() > 0.99
     assert weights[5] == 0.0  # a placebo is never served
-    before = taught.metrics.report()["policies"]
+    before = taught.metrics.report()["arms"]
     assert before["feature"]["ne"] < before["uniform"]["ne"] - 0.05
     assert before["stacked"]["ne"] < before["uniform"]["ne"] - 0.05
     assert taught.hedge.sequence.below[[1, 6]].all()
@@ -222,7 +222,7 @@ def test_a_new_version_that_says_the_like_is_calibrated_in_shadow_and_its_arms_g
     world.teach(taught, 12_000)
     assert taught.reference is not None
     world.teach(taught, 2_600, (VERSION, NEW))
-    assert (taught.reference.births, taught.reference.version) == (2, NEW)
+    assert (taught.reference.takeovers, taught.reference.version) == (2, NEW)
     assert taught.hedge.weights[[1, 6]].sum() > 0.9  # nothing was lost while it was getting known, nor when it was
     assert taught.hedge.weights[2] == 0.0  # a fixed offset belongs to its version
     before = losses(taught)
@@ -238,7 +238,7 @@ def test_labels_of_what_was_shown_before_a_birth_are_no_part_of_the_probation_af
     taught, world = head(), World(1)
     early = [world.slate() for _ in range(50)]
     shown = [taught.predict(vectors) for vectors, *_ in early]
-    while taught.reference is None or taught.reference.births == 0:
+    while taught.reference is None or taught.reference.takeovers == 0:
         world.teach(taught, 1)
     for (vectors, labels, scores), said in zip(early, shown, strict=True):
         taught.observe(vectors, said, labels, "search", True, (scores,), np.full(4, 50.0))
@@ -253,7 +253,7 @@ def test_gates_that_one_version_opened_are_closed_for_the_next() -> None:
     assert taught.importance is not None
     assert taught.importance.gate.open.any()
     world.knows = 0.0
-    while taught.reference is not None and taught.reference.births == 1:
+    while taught.reference is not None and taught.reference.takeovers == 1:
         world.teach(taught, 1, (NEW,))
     assert not taught.importance.gate.open.any()
     world.teach(taught, 12_000, (NEW,))

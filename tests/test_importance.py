@@ -18,14 +18,14 @@ from heft.models.importance.teacher_scores import Missing
 from heft.models.importance.weigh import LEAST_P, Evidence, Importance, Weights, measured
 from heft.models.importance.weightings import (
     AS_WRITTEN,
-    POLICIES,
+    WEIGHTINGS,
     Input,
     Measure,
     Mode,
     Pipeline,
-    Policy,
-    Reading,
+    PublishedRecipe,
     Update,
+    Weighting,
     as_written,
 )
 
@@ -43,11 +43,11 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + exp(-x))
 
 
-def evidence(policies: int, labels: Any, q: Any, r: Any, request: int = 1, **more: Any) -> Evidence:
+def evidence(weightings: int, labels: Any, q: Any, r: Any, request: int = 1, **more: Any) -> Evidence:
     """A slate; a single q or r holds for all."""
     y = np.asarray(labels, np.uint8)
     n = len(y)
-    predicted = np.empty((n, policies))
+    predicted = np.empty((n, weightings))
     predicted[:] = np.asarray(q, np.float64).reshape(-1, 1) if np.ndim(q) < 2 else q
     known: dict[str, Any] = {
         "shown": predicted.astype(np.float32),
@@ -62,24 +62,24 @@ def evidence(policies: int, labels: Any, q: Any, r: Any, request: int = 1, **mor
     )
 
 
-def stream(policies: int, slates: int, seed: int, size: int = SIZE) -> list[Evidence]:
+def stream(weightings: int, slates: int, seed: int, size: int = SIZE) -> list[Evidence]:
     """A world whose reference knows the truth better than the students, and in which some scores are missing."""
     rng = np.random.default_rng(seed)
     out = []
     for request in range(slates):
         truth = rng.normal(-3.0, 1.0, size)
-        q = 1 / (1 + np.exp(-(truth[:, None] + rng.normal(0, 0.7, (size, policies)))))
+        q = 1 / (1 + np.exp(-(truth[:, None] + rng.normal(0, 0.7, (size, weightings)))))
         r = 1 / (1 + np.exp(-(truth + rng.normal(0, 0.3, size))))
         r[rng.random(size) < 0.1] = np.nan
         y = rng.random(size) < 1 / (1 + np.exp(-truth))
         more = {"items": rng.integers(0, 1000, size).astype(np.uint64), "counts": rng.integers(0, 300, size) * 1.0}
-        out.append(evidence(policies, y, q, r, request, **more))
+        out.append(evidence(weightings, y, q, r, request, **more))
     return out
 
 
-def warmed(policies: tuple[Policy, ...], slates: int = 2_400, seed: int = 1) -> Importance:
-    importance = Importance(policies, seed=7)
-    for slate in stream(len(policies), slates, seed):
+def warmed(weightings: tuple[Weighting, ...], slates: int = 2_400, seed: int = 1) -> Importance:
+    importance = Importance(weightings, seed=7)
+    for slate in stream(len(weightings), slates, seed):
         importance.weigh(slate)
     return importance
 
@@ -134,8 +134,10 @@ def test_attention_is_the_softmax_of_the_references_logits_over_the_slate(
     slate: list[tuple[float, bool, bool]],
 ) -> None:
     r, y, seen = (list(column) for column in zip(*slate, strict=True))
-    policy = Policy("p", Measure.ATTENTION, 1.0, pipeline=AS_WRITTEN)
-    got = Importance((policy,), 1).weigh(evidence(1, y, 0.2, r, learned=np.array(seen) | np.array(y))).policy[:, 0]
+    weighting = Weighting("p", Measure.ATTENTION, 1.0, pipeline=AS_WRITTEN)
+    got = (
+        Importance((weighting,), 1).weigh(evidence(1, y, 0.2, r, learned=np.array(seen) | np.array(y))).importance[:, 0]
+    )
     scored = [each for each in r if each == each]
     most = max(map(logit, scored), default=0.0)
     total = sum(exp(logit(each) - most) for each in scored)
@@ -148,11 +150,11 @@ def test_attention_is_the_softmax_of_the_references_logits_over_the_slate(
 
 
 def test_attention_does_not_see_the_labels_and_what_else_is_in_the_slate_alone() -> None:
-    policy = Policy("attention", Measure.ATTENTION, 0.25, pipeline=IMMEDIATE)
-    first, second = warmed((policy,)), warmed((policy,))
+    weighting = Weighting("attention", Measure.ATTENTION, 0.25, pipeline=IMMEDIATE)
+    first, second = warmed((weighting,)), warmed((weighting,))
     slate = stream(1, 1, seed=22)[0]
     weights = first.weigh(slate)
-    assert weights.policy.std() > 0.05
+    assert weights.importance.std() > 0.05
     assert same(
         second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels)),
         msgspec.structs.replace(weights, targets=1.0 - weights.targets),
@@ -160,7 +162,7 @@ def test_attention_does_not_see_the_labels_and_what_else_is_in_the_slate_alone()
     # Where half of its items have no score, the others have other weights, in the same order.
     half = msgspec.structs.replace(slate, reference=np.where(np.arange(SIZE) < 12, slate.reference, np.nan))
     rows = np.flatnonzero(~np.isnan(half.reference))
-    other, whole = second.weigh(half).policy[rows, 0], weights.policy[rows, 0]
+    other, whole = second.weigh(half).importance[rows, 0], weights.importance[rows, 0]
     assert not np.allclose(other, whole)
     assert np.array_equal(np.argsort(other), np.argsort(whole))
 
@@ -183,9 +185,9 @@ def test_the_gradient_is_that_of_the_last_layer_by_finite_differences() -> None:
 
 
 def under_both(importance: Importance, q: float, r: float) -> list[tuple[float, float, float, float]]:
-    """Weight, structural weight, offset and target of the last policy, under label 0 and under label 1."""
-    weights = importance.weigh(evidence(len(importance.policies), [0, 1], q, r))
-    arrays = (weights.policy, weights.structural, weights.offsets, weights.targets)
+    """Weight, structural weight, offset and target of the last weighting, under label 0 and under label 1."""
+    weights = importance.weigh(evidence(len(importance.weightings), [0, 1], q, r))
+    arrays = (weights.importance, weights.structural, weights.offsets, weights.targets)
     return [tuple(float(array[y, -1]) for array in arrays) for y in (0, 1)]  # type: ignore[misc]
 
 
@@ -198,9 +200,9 @@ def gradient(importance: Importance, p: float, r: float, s: float) -> float:
     )
 
 
-def end(policy: Policy, p: float, r: float, importance: Importance | None = None) -> float:
+def end(weighting: Weighting, p: float, r: float, importance: Importance | None = None) -> float:
     """The logit at which the expected gradient changes its sign."""
-    world = importance or Importance((policy,), seed=1)
+    world = importance or Importance((weighting,), seed=1)
     low, high = -20.0, 20.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -216,26 +218,26 @@ CELLS = [(p, r) for p in (0.01, 0.05, 0.3, 0.7) for r in (0.02, 0.3, 0.6)]
 
 @pytest.mark.parametrize(("p", "r"), CELLS)
 def test_readings_that_see_no_label_end_at_the_truth(p: float, r: float) -> None:
-    for reading in (Reading.S1, Reading.S2, Reading.S3):
+    for reading in (PublishedRecipe.S1, PublishedRecipe.S2, PublishedRecipe.S3):
         assert end(as_written(reading), p, r) == pytest.approx(logit(p), abs=1e-9)
 
 
 @pytest.mark.parametrize(("p", "r"), CELLS)
 def test_the_loss_of_the_reference_and_its_gradient_take_away_what_the_reference_knows(p: float, r: float) -> None:
-    for reading in (Reading.S4, Reading.S6):
+    for reading in (PublishedRecipe.S4, PublishedRecipe.S6):
         assert end(as_written(reading), p, r) == pytest.approx(logit(p) - logit(r), abs=1e-9)
         assert end(as_written(reading), p, p) == pytest.approx(0.0, abs=1e-9)  # the better it is, the more is lost
 
 
 @pytest.mark.parametrize(("p", "r"), CELLS)
 def test_weights_that_trust_the_reference_add_it_to_the_truth(p: float, r: float) -> None:
-    assert end(as_written(Reading.S5), p, r) == pytest.approx(logit(p) + logit(r), abs=1e-9)
+    assert end(as_written(PublishedRecipe.S5), p, r) == pytest.approx(logit(p) + logit(r), abs=1e-9)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.7])
 def test_the_students_own_gradient_halves_its_logit(p: float) -> None:
-    assert end(as_written(Reading.S7), p, 0.5) == pytest.approx(logit(p) / 2, abs=1e-9)
-    assert end(Policy("p", Measure.EL2N, 1.0, diagnostic=True, pipeline=AS_WRITTEN), p, 0.5) == pytest.approx(
+    assert end(as_written(PublishedRecipe.S7), p, 0.5) == pytest.approx(logit(p) / 2, abs=1e-9)
+    assert end(Weighting("p", Measure.EL2N, 1.0, diagnostic=True, pipeline=AS_WRITTEN), p, 0.5) == pytest.approx(
         logit(p) / 2, abs=1e-9
     )
     assert sigmoid(logit(0.01) / 2) == pytest.approx(0.091, abs=5e-4)  # a click rate of 1 % is served as 9.1 %
@@ -243,38 +245,40 @@ def test_the_students_own_gradient_halves_its_logit(p: float) -> None:
 
 @pytest.mark.parametrize(("p", "served"), [(0.01, 0.129), (0.05, 0.229)])
 def test_the_loss_as_a_weight_serves_a_rate_many_times_too_high(p: float, served: float) -> None:
-    policy = Policy("p", Measure.LOSS, 1.0, diagnostic=True, pipeline=AS_WRITTEN)
-    assert sigmoid(end(policy, p, 0.5)) == pytest.approx(served, abs=1e-3)
+    weighting = Weighting("p", Measure.LOSS, 1.0, diagnostic=True, pipeline=AS_WRITTEN)
+    assert sigmoid(end(weighting, p, 0.5)) == pytest.approx(served, abs=1e-3)
 
 
 @pytest.mark.parametrize(("p", "r"), CELLS)
 def test_rho_ends_between_truth_and_reference_by_its_strength(p: float, r: float) -> None:
     for strength in (0.25, 0.5, 1.0):
-        policy = Policy("p", Measure.RHO, strength, diagnostic=True, pipeline=AS_WRITTEN)
-        assert end(policy, p, r) == pytest.approx((logit(p) + strength * logit(r)) / (1 + strength), abs=1e-9)
+        weighting = Weighting("p", Measure.RHO, strength, diagnostic=True, pipeline=AS_WRITTEN)
+        assert end(weighting, p, r) == pytest.approx((logit(p) + strength * logit(r)) / (1 + strength), abs=1e-9)
 
 
 @pytest.mark.parametrize(("p", "r"), CELLS)
 def test_rho_cut_at_zero_ends_at_the_reference_whatever_the_truth(p: float, r: float) -> None:
-    policy = Policy("p", Measure.RHO_RELU, 1.0, diagnostic=True, pipeline=AS_WRITTEN)
-    assert end(policy, p, r) == pytest.approx(logit(r), abs=0.01)
+    weighting = Weighting("p", Measure.RHO_RELU, 1.0, diagnostic=True, pipeline=AS_WRITTEN)
+    assert end(weighting, p, r) == pytest.approx(logit(r), abs=0.01)
 
 
 @pytest.mark.parametrize(("p", "r"), CELLS)
 def test_soft_labels_end_at_the_arithmetic_mean(p: float, r: float) -> None:
-    assert sigmoid(end(Policy("p", distill=0.3), p, r)) == pytest.approx(0.7 * p + 0.3 * r, abs=1e-9)
+    assert sigmoid(end(Weighting("p", distill=0.3), p, r)) == pytest.approx(0.7 * p + 0.3 * r, abs=1e-9)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.05, 0.3])
 def test_denoising_by_a_reference_that_is_right_takes_the_accidents_away(p: float) -> None:
     accidents = 0.01
-    assert sigmoid(end(Policy("p", denoise=accidents, diagnostic=True), p + accidents, p)) == pytest.approx(p, abs=1e-9)
+    assert sigmoid(end(Weighting("p", denoise=accidents, diagnostic=True), p + accidents, p)) == pytest.approx(
+        p, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("measure", [Measure.GRADIENT, Measure.LOSS, Measure.REFERENCE_GRADIENT, Measure.RHO])
 def test_a_sampler_ends_at_the_truth_whatever_it_samples_by(measure: Measure) -> None:
-    policy = Policy("p", measure, 1.0, Mode.SAMPLE, Update.LINEAR, pipeline=PLAIN)
-    importance = Importance((policy,), seed=1)
+    weighting = Weighting("p", measure, 1.0, Mode.SAMPLE, Update.LINEAR, pipeline=PLAIN)
+    importance = Importance((weighting,), seed=1)
     n = 40_000
     for y in (0, 1):
         slate = evidence(1, [y] * n, 0.2, 0.3, request=y)
@@ -282,7 +286,7 @@ def test_a_sampler_ends_at_the_truth_whatever_it_samples_by(measure: Measure) ->
         share = weights.kept.mean()
         inverse = weights.structural[0, 0]
         assert (weights.structural == inverse).all()
-        assert (weights.policy == 1.0).all()
+        assert (weights.importance == 1.0).all()
         # What is kept, times 1 / pi, is what came: so the expectation is that of no sampler at all.
         assert share * inverse == pytest.approx(1.0, abs=5 * sqrt((inverse - 1) / n) + 1e-12)
 
@@ -294,7 +298,7 @@ def test_a_sampler_ends_at_the_truth_whatever_it_samples_by(measure: Measure) ->
 def with_offsets() -> dict[Measure, Importance]:
     chosen = (Measure.REFERENCE_LOSS, Measure.GRADIENT, Measure.LOSS, Measure.RHO, Measure.RHO_RELU)
     return {
-        measure: warmed((Policy("uniform"), Policy("p", measure, 1.0, offset=True, pipeline=IMMEDIATE)))
+        measure: warmed((Weighting("uniform"), Weighting("p", measure, 1.0, offset=True, pipeline=IMMEDIATE)))
         for measure in chosen
     }
 
@@ -319,11 +323,11 @@ def test_with_its_offset_a_label_dependent_weight_is_one_that_sees_no_label(
 def test_with_its_offset_a_clipped_weight_ends_at_the_truth(with_offsets: dict[Measure, Importance]) -> None:
     for importance in with_offsets.values():
         for p, r in CELLS:
-            assert end(importance.policies[1], p, r, importance) == pytest.approx(logit(p), abs=1e-9)
+            assert end(importance.weightings[1], p, r, importance) == pytest.approx(logit(p), abs=1e-9)
 
 
 def test_the_students_gradient_with_its_offset_is_half_the_plain_gradient() -> None:
-    importance = Importance((Policy("p", Measure.GRADIENT, 1.0, offset=True, pipeline=PLAIN),), seed=1)
+    importance = Importance((Weighting("p", Measure.GRADIENT, 1.0, offset=True, pipeline=PLAIN),), seed=1)
     for q in (0.001, 0.05, 0.5, 0.9):
         for y, (w, _, offset, _) in enumerate(under_both(importance, q, 0.5)):
             plain = q - y
@@ -344,9 +348,9 @@ def test_the_bias_of_a_cell_is_the_covariance_of_weight_and_truth(cell: list[tup
 def test_a_weight_depends_on_no_sample_that_comes_later_or_beside_it() -> None:
     # Exchanged weights are others' on purpose, and attention is relative to the slate.
     apart = (Measure.PERMUTED, Measure.ATTENTION)
-    policies = tuple(policy for policy in POLICIES if policy.measure not in apart)
-    events = stream(len(policies), 2_300, seed=3)
-    first, second = Importance(policies, 7), Importance(policies, 7)
+    weightings = tuple(weighting for weighting in WEIGHTINGS if weighting.measure not in apart)
+    events = stream(len(weightings), 2_300, seed=3)
+    first, second = Importance(weightings, 7), Importance(weightings, 7)
     for slate in events[:2_200]:
         first.weigh(slate)
         second.weigh(slate)
@@ -355,23 +359,23 @@ def test_a_weight_depends_on_no_sample_that_comes_later_or_beside_it() -> None:
         at, labels=np.concatenate((at.labels[:1], 1 - at.labels[1:])), reference=np.append(at.reference[0], at.q[1:, 0])
     )
     a, b = first.weigh(at), second.weigh(edited)
-    assert np.array_equal(a.policy[0], b.policy[0])
+    assert np.array_equal(a.importance[0], b.importance[0])
     assert np.array_equal(a.offsets[0], b.offsets[0])
-    assert not np.array_equal(a.policy[1:], b.policy[1:])
+    assert not np.array_equal(a.importance[1:], b.importance[1:])
     # Until the epoch ends nothing that came in it matters, then it does.
     assert same(first.weigh(events[2_201]), second.weigh(events[2_201]))
 
 
 @pytest.mark.parametrize("measure", [Measure.LOGIT, Measure.RHO, Measure.RANDOM, Measure.NOVELTY, Measure.LOSS])
 def test_weights_before_the_clip_come_to_mean_1(measure: Measure) -> None:
-    policy = Policy("p", measure, 0.5, diagnostic=True, pipeline=UNCUT)
-    importance = Importance((policy,), seed=1)
+    weighting = Weighting("p", measure, 0.5, diagnostic=True, pipeline=UNCUT)
+    importance = Importance((weighting,), seed=1)
     total = samples = 0.0
     for place, slate in enumerate(stream(1, 6_000, seed=4)):
         weights = importance.weigh(slate)
         if place >= 1_200:
             present = ~np.isnan(slate.reference) if measure.reads_reference else slate.learned
-            total, samples = total + weights.policy[present].sum(), samples + present.sum()
+            total, samples = total + weights.importance[present].sum(), samples + present.sum()
     assert samples > 100_000
     assert total / samples == pytest.approx(1.0, abs=0.01)
 
@@ -379,21 +383,21 @@ def test_weights_before_the_clip_come_to_mean_1(measure: Measure) -> None:
 def test_a_factor_on_the_measure_changes_no_weight() -> None:
     # With r = q the reference's gradient is |q - y|, the student's sqrt(2) times that.
     pipeline = msgspec.structs.replace(UNCUT, standardise=False, limit=inf)
-    policies = (
-        Policy("a", Measure.GRADIENT, 1.0, diagnostic=True, pipeline=pipeline),
-        Policy("b", Measure.REFERENCE_GRADIENT, 1.0, diagnostic=True, pipeline=pipeline),
+    weightings = (
+        Weighting("a", Measure.GRADIENT, 1.0, diagnostic=True, pipeline=pipeline),
+        Weighting("b", Measure.REFERENCE_GRADIENT, 1.0, diagnostic=True, pipeline=pipeline),
     )
-    importance = Importance(policies, seed=1)
+    importance = Importance(weightings, seed=1)
     for slate in stream(2, 1_300, seed=5):
         q = slate.q[:, 0]
         alike = msgspec.structs.replace(slate, reference=q, q=np.stack((q, q), axis=1))
         weights = importance.weigh(alike)
-        np.testing.assert_allclose(weights.policy[:, 0], weights.policy[:, 1], rtol=1e-9)
-    assert weights.policy[:, 0].std() > 0.1
+        np.testing.assert_allclose(weights.importance[:, 0], weights.importance[:, 1], rtol=1e-9)
+    assert weights.importance[:, 0].std() > 0.1
 
 
 def test_a_wide_measure_is_tempered_until_half_the_samples_are_left() -> None:
-    importance = warmed((Policy("p", Measure.RANDOM, 5.0, diagnostic=True, pipeline=IMMEDIATE),), slates=4_000)
+    importance = warmed((Weighting("p", Measure.RANDOM, 5.0, diagnostic=True, pipeline=IMMEDIATE),), slates=4_000)
     assert 0.7 < importance.normaliser.now[0, STRENGTH] < 0.9
     assert importance.normaliser.ess.min() > 0.5
 
@@ -403,7 +407,7 @@ EDGES = st.sampled_from([0.0, 1.0, 1e-30, 1.0 - 1e-16, 0.03, 0.5])
 
 @pytest.fixture(scope="module")
 def ready() -> dict[str, Any]:
-    return warmed(POLICIES, slates=2_000).state()
+    return warmed(WEIGHTINGS, slates=2_000).state()
 
 
 @settings(max_examples=200, deadline=None)  # the first example may wait for the compiler
@@ -418,12 +422,12 @@ def ready() -> dict[str, Any]:
 def test_weights_stay_within_bounds_whatever_comes(
     ready: dict[str, Any], rows: list[tuple[int, float, float]], counts: float
 ) -> None:
-    importance = Importance(POLICIES, seed=7)
+    importance = Importance(WEIGHTINGS, seed=7)
     importance.restore(ready)
     y, q, r = (list(column) for column in zip(*rows, strict=True))
-    weights = importance.weigh(evidence(len(POLICIES), y, q, r, counts=np.full(len(y), counts)))
+    weights = importance.weigh(evidence(len(WEIGHTINGS), y, q, r, counts=np.full(len(y), counts)))
     low, high = 1 + 0.9 * (0.2 - 1), 1 + 0.9 * (5.0 - 1)
-    assert ((weights.policy >= low) & (weights.policy <= high)).all()
+    assert ((weights.importance >= low) & (weights.importance <= high)).all()
     assert ((weights.structural >= 1.0) & (weights.structural <= 20.0)).all()
     assert np.isfinite(weights.offsets).all()
     assert ((weights.targets >= 0.0) & (weights.targets <= 1.0)).all()
@@ -433,10 +437,10 @@ def test_weights_stay_within_bounds_whatever_comes(
 
 @pytest.mark.parametrize("q", [float("nan"), -0.1, 1.1, float("inf")])
 def test_a_prediction_that_is_no_probability_is_refused_and_nothing_moves(q: float) -> None:
-    importance, other = Importance(POLICIES, 1), Importance(POLICIES, 1)
-    with pytest.raises(ValueError, match=r"policy 'uniform' predicts .* in row 1; expected a probability"):
-        importance.weigh(evidence(len(POLICIES), [0, 1], [0.5, q], 0.5))
-    slates = stream(len(POLICIES), 3, seed=6)
+    importance, other = Importance(WEIGHTINGS, 1), Importance(WEIGHTINGS, 1)
+    with pytest.raises(ValueError, match=r"weighting 'uniform' predicts .* in row 1; expected a probability"):
+        importance.weigh(evidence(len(WEIGHTINGS), [0, 1], [0.5, q], 0.5))
+    slates = stream(len(WEIGHTINGS), 3, seed=6)
     assert all(same(importance.weigh(slate), other.weigh(slate)) for slate in slates)
 
 
@@ -445,69 +449,70 @@ def test_a_prediction_that_is_no_probability_is_refused_and_nothing_moves(q: flo
 
 def test_strength_0_is_uniform_bit_for_bit() -> None:
     measures = [measure for measure in Measure if measure is not Measure.PERMUTED]
-    importance = warmed(tuple(Policy(m.value, m, 0.0, diagnostic=True, pipeline=IMMEDIATE) for m in measures))
+    importance = warmed(tuple(Weighting(m.value, m, 0.0, diagnostic=True, pipeline=IMMEDIATE) for m in measures))
     for slate in stream(len(measures), 20, seed=8):
         weights = importance.weigh(slate)
-        assert (weights.policy == 1.0).all()
+        assert (weights.importance == 1.0).all()
         assert (weights.offsets == 0.0).all()
 
 
 def test_a_closed_gate_is_uniform_bit_for_bit() -> None:
-    gated = [policy for policy in POLICIES if policy.gated]
-    policies = (*gated, Policy("both", Measure.RHO, 1.0, gated=True, offset=True, pipeline=IMMEDIATE))
-    importance = Importance(policies, seed=1)
-    for slate in stream(len(policies), 3_000, seed=9):
+    gated = [weighting for weighting in WEIGHTINGS if weighting.gated]
+    weightings = (*gated, Weighting("both", Measure.RHO, 1.0, gated=True, offset=True, pipeline=IMMEDIATE))
+    importance = Importance(weightings, seed=1)
+    for slate in stream(len(weightings), 3_000, seed=9):
         useless = msgspec.structs.replace(slate, reference=np.full(SIZE, 0.5))
         weights = importance.weigh(useless)
-        assert (weights.policy == 1.0).all()
+        assert (weights.importance == 1.0).all()
         assert (weights.offsets == 0.0).all()
         assert (weights.targets == slate.labels[:, None]).all()
     assert not importance.gate.open.any()
 
 
 def test_an_open_gate_weighs() -> None:
-    importance = warmed(tuple(policy for policy in POLICIES if policy.gated), slates=3_000)
+    importance = warmed(tuple(weighting for weighting in WEIGHTINGS if weighting.gated), slates=3_000)
     assert importance.gate.open.any()
-    weights = importance.weigh(stream(len(importance.policies), 1, seed=10)[0])
-    assert (weights.policy[:, 0] != 1.0).any()
+    weights = importance.weigh(stream(len(importance.weightings), 1, seed=10)[0])
+    assert (weights.importance[:, 0] != 1.0).any()
     assert (weights.targets[:, 1] % 1 != 0).any()
 
 
 def test_a_new_version_of_the_reference_finds_gates_closed_and_weights_of_1_until_it_is_known() -> None:
     importance = warmed(
-        tuple(policy for policy in POLICIES if policy.gated or policy.name == "exp_score"), slates=4_000
+        tuple(weighting for weighting in WEIGHTINGS if weighting.gated or weighting.name == "exp_score"), slates=4_000
     )
     strengths = importance.normaliser.now[:, STRENGTH].copy()
     assert strengths.max() > 0
-    importance.bear()
+    importance.reset_arms()
     assert not importance.gate.open.any()
-    slates = stream(len(importance.policies), 3 * EPOCH // SIZE, seed=11)
+    slates = stream(len(importance.weightings), 3 * EPOCH // SIZE, seed=11)
     for slate in slates[: EPOCH // SIZE]:
-        assert (importance.weigh(slate).policy == 1.0).all()
+        assert (importance.weigh(slate).importance == 1.0).all()
     for slate in slates[EPOCH // SIZE :]:
         weights = importance.weigh(slate)
-    assert (weights.policy != 1.0).any()
+    assert (weights.importance != 1.0).any()
     assert importance.normaliser.now[:, STRENGTH] == pytest.approx(strengths, rel=0.1)
 
 
 def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() -> None:
-    policies = tuple(
-        policy
-        for policy in POLICIES
-        if policy.source or (policy.reads_reference and policy.input is Input.NONE)  # whose source misses its score too
+    weightings = tuple(
+        weighting
+        for weighting in WEIGHTINGS
+        if weighting.source
+        or (weighting.reads_reference and weighting.input is Input.NONE)  # whose source misses its score too
     )
-    importance = warmed(policies, slates=2_500)
+    importance = warmed(weightings, slates=2_500)
     before, counted = importance.normaliser.state(), importance.missing.copy()
     r = np.array([np.nan, 0.3, 0.3, 2.0, -1.0])
     said = np.array([0, Missing.OTHER_VERSION, Missing.IN_SAMPLE, 0, 0], np.uint8)
-    weights = importance.weigh(evidence(len(policies), [1, 0, 1, 0, 1], 0.2, r, missing=said))
-    assert (weights.policy == 1.0).all()
+    weights = importance.weigh(evidence(len(weightings), [1, 0, 1, 0, 1], 0.2, r, missing=said))
+    assert (weights.importance == 1.0).all()
     assert (weights.offsets == 0.0).all()
     assert (weights.targets == np.array([1, 0, 1, 0, 1])[:, None]).all()
     after = importance.normaliser.state()
     assert before["masses"].any()
     assert [name for name in before if not np.array_equal(before[name], after[name])] == []
-    reading = [policy.reads_reference for policy in policies]
+    reading = [weighting.reads_reference for weighting in weightings]
     assert (importance.missing - counted).tolist() == [[0, 1, 0, 1, 1, 2] if reads else [0] * 6 for reads in reading]
 
 
@@ -516,7 +521,7 @@ def test_samples_without_a_score_do_not_hide_that_the_others_weights_leave_too_l
     # ten missing, each of weight 1, that would read as a half.
     pipeline = msgspec.structs.replace(UNCUT, standardise=False, limit=inf, ess_target=1e-9)
     for coverage in (1.0, 0.1):
-        importance = Importance((Policy("p", Measure.LOGIT, 1.0, pipeline=pipeline),), seed=1)
+        importance = Importance((Weighting("p", Measure.LOGIT, 1.0, pipeline=pipeline),), seed=1)
         rng = np.random.default_rng(20)
         strengths = []
         for request in range(20):
@@ -530,18 +535,18 @@ def test_samples_without_a_score_do_not_hide_that_the_others_weights_leave_too_l
 
 
 def test_a_weight_may_use_a_score_that_comes_late_for_an_input() -> None:
-    weights = Importance((Policy("uniform"), Policy("distill", distill=0.5)), 1).weigh(
+    weights = Importance((Weighting("uniform"), Weighting("distill", distill=0.5)), 1).weigh(
         evidence(2, [1, 1, 1], 0.2, [0.5, 0.5, np.nan], missing=np.array([0, Missing.LATE, 0], np.uint8))
     )
     assert weights.targets[:, 1].tolist() == [0.75, 0.75, 1.0]
 
 
 def test_what_was_never_on_screen_is_no_sample() -> None:
-    importance = warmed(POLICIES, slates=2_000)
+    importance = warmed(WEIGHTINGS, slates=2_000)
     before = importance.state()
-    slate = evidence(len(POLICIES), [0] * 5, np.nan, 0.5, learned=np.zeros(5, np.bool_))
+    slate = evidence(len(WEIGHTINGS), [0] * 5, np.nan, 0.5, learned=np.zeros(5, np.bool_))
     weights = importance.weigh(slate)
-    assert (weights.policy == 1.0).all()
+    assert (weights.importance == 1.0).all()
     assert np.array_equal(before["normaliser"]["values"], importance.normaliser.values)
     assert np.array_equal(before["missing"], importance.missing)
 
@@ -550,36 +555,36 @@ def test_what_was_never_on_screen_is_no_sample() -> None:
 
 
 def test_random_weights_know_nothing_and_are_the_same_again() -> None:
-    policies = (Policy("p", Measure.RANDOM, 0.5, diagnostic=True, pipeline=IMMEDIATE),)
-    importance = warmed(policies)
+    weightings = (Weighting("p", Measure.RANDOM, 0.5, diagnostic=True, pipeline=IMMEDIATE),)
+    importance = warmed(weightings)
     n = 3_000  # three slates of it stay within an epoch
     y = np.arange(n) % 2
     slate = evidence(1, y, 0.2, 0.5, items=np.arange(n, dtype=np.uint64))
-    weights = importance.weigh(slate).policy[:, 0]
+    weights = importance.weigh(slate).importance[:, 0]
     assert abs(np.corrcoef(weights, y)[0, 1]) < 5 / sqrt(n)
     assert weights.mean() == pytest.approx(1.0, abs=0.05)
     assert np.log(weights).std() > 0.3
     swapped = evidence(1, 1 - y[::-1], 0.7, 0.1, items=np.arange(n, dtype=np.uint64)[::-1].copy())
-    again = importance.weigh(swapped).policy[:, 0]
+    again = importance.weigh(swapped).importance[:, 0]
     assert np.array_equal(again[::-1], weights)
-    other = importance.weigh(msgspec.structs.replace(slate, request=2)).policy[:, 0]
+    other = importance.weigh(msgspec.structs.replace(slate, request=2)).importance[:, 0]
     assert abs(np.corrcoef(weights, other)[0, 1]) < 5 / sqrt(n)
 
 
 def test_permuted_weights_keep_the_distribution_by_label_and_lose_the_sample() -> None:
-    policies = (
-        Policy("rho", Measure.RHO, 1.0, diagnostic=True, pipeline=IMMEDIATE),
-        Policy("permuted", Measure.PERMUTED, source="rho", diagnostic=True),
+    weightings = (
+        Weighting("rho", Measure.RHO, 1.0, diagnostic=True, pipeline=IMMEDIATE),
+        Weighting("permuted", Measure.PERMUTED, source="rho", diagnostic=True),
     )
-    importance = Importance(policies, seed=3)
+    importance = Importance(weightings, seed=3)
     own, exchanged, labels, q = [], [], [], []
     for place, slate in enumerate(stream(2, 8_000, seed=11)):
         alike = msgspec.structs.replace(slate, q=np.repeat(slate.q[:, :1], 2, axis=1))
         weights = importance.weigh(alike)
         if place > 1_000:
             present = ~np.isnan(slate.reference)
-            own.append(weights.policy[present, 0])
-            exchanged.append(weights.policy[present, 1])
+            own.append(weights.importance[present, 0])
+            exchanged.append(weights.importance[present, 1])
             labels.append(slate.labels[present])
             q.append(alike.q[present, 0])
     a, b, y = np.concatenate(own), np.concatenate(exchanged), np.concatenate(labels)
@@ -593,27 +598,30 @@ def test_permuted_weights_keep_the_distribution_by_label_and_lose_the_sample() -
 
 
 def test_permuted_needs_an_earlier_policy_that_weighs() -> None:
-    for policies in (
-        (Policy("p", Measure.PERMUTED, source="rho", diagnostic=True), Policy("rho", Measure.RHO, diagnostic=True)),
-        (Policy("uniform"), Policy("p", Measure.PERMUTED, source="uniform", diagnostic=True)),
+    for weightings in (
         (
-            Policy("sampler", Measure.LOSS, mode=Mode.SAMPLE, update=Update.LINEAR),
-            Policy("p", Measure.PERMUTED, source="sampler", diagnostic=True),
+            Weighting("p", Measure.PERMUTED, source="rho", diagnostic=True),
+            Weighting("rho", Measure.RHO, diagnostic=True),
         ),
-        (SELECTING[0], Policy("p", Measure.PERMUTED, source="rho_select", diagnostic=True)),
+        (Weighting("uniform"), Weighting("p", Measure.PERMUTED, source="uniform", diagnostic=True)),
+        (
+            Weighting("sampler", Measure.LOSS, mode=Mode.SAMPLE, update=Update.LINEAR),
+            Weighting("p", Measure.PERMUTED, source="sampler", diagnostic=True),
+        ),
+        (SELECTING[0], Weighting("p", Measure.PERMUTED, source="rho_select", diagnostic=True)),
     ):
-        with pytest.raises(ValueError, match=r"'p' takes its weights from .*; expected a policy that weighs"):
-            Importance(policies, 1)
-    with pytest.raises(ValueError, match="every policy needs a name of its own"):
-        Importance((Policy("a"), Policy("a")), 1)
+        with pytest.raises(ValueError, match=r"'p' takes its weights from .*; expected a weighting that weighs"):
+            Importance(weightings, 1)
+    with pytest.raises(ValueError, match="every weighting needs a name of its own"):
+        Importance((Weighting("a"), Weighting("a")), 1)
 
 
 # Selection.
 
 SELECTING = (
-    Policy("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
-    Policy("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
-    Policy("a tenth", Measure.RHO, mode=Mode.SELECT, keep=0.1, diagnostic=True, pipeline=IMMEDIATE),
+    Weighting("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
+    Weighting("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),
+    Weighting("a tenth", Measure.RHO, mode=Mode.SELECT, keep=0.1, diagnostic=True, pipeline=IMMEDIATE),
 )
 
 
@@ -647,7 +655,7 @@ def test_a_selection_keeps_what_plain_python_would_and_everything_counts_once() 
         weights = importance.weigh(slate)
         for k, selection in plain.items():
             assert weights.kept[:, k].tolist() == selection.kept(slate, k)
-        assert (weights.policy == 1.0).all()
+        assert (weights.importance == 1.0).all()
         assert (weights.structural == 1.0).all()
         assert (weights.offsets == 0.0).all()
         assert (weights.targets == slate.labels[:, None]).all()
@@ -697,30 +705,30 @@ def test_a_selection_goes_on_bit_for_bit_and_keeps_all_where_nothing_is_to_be_ch
         assert same(importance.weigh(slate), resumed.weigh(slate))
     assert np.array_equal(importance.normaliser.bars, resumed.normaliser.bars)
     for change in ({"keep": 1.0}, {"strength": 0.0}):
-        world = warmed(tuple(msgspec.structs.replace(policy, **change) for policy in SELECTING), slates=1_200)
+        world = warmed(tuple(msgspec.structs.replace(weighting, **change) for weighting in SELECTING), slates=1_200)
         for slate in stream(3, 10, seed=20):
             assert world.weigh(slate).kept.all()
     # Nor where a measure has one value: it reaches the bar.
-    constant = Importance((Policy("n", Measure.NOVELTY, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),), 1)
+    constant = Importance((Weighting("n", Measure.NOVELTY, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),), 1)
     for slate in stream(1, 1_300, seed=21):
         assert constant.weigh(msgspec.structs.replace(slate, counts=np.ones(SIZE))).kept.all()
     assert np.isfinite(constant.normaliser.bars).all()
 
 
 def test_a_linear_policy_weighs_through_the_structural_channel_alone() -> None:
-    policies = tuple(
-        Policy(update.value, Measure.RHO, 1.0, update=update, diagnostic=True, pipeline=AS_WRITTEN)
+    weightings = tuple(
+        Weighting(update.value, Measure.RHO, 1.0, update=update, diagnostic=True, pipeline=AS_WRITTEN)
         for update in (Update.SUB_STEPS, Update.LINEAR)
     )
-    weights = Importance(policies, 1).weigh(evidence(2, [0, 1], 0.2, 0.3))
-    assert weights.policy[1].tolist() == pytest.approx([1.5, 1.0])
+    weights = Importance(weightings, 1).weigh(evidence(2, [0, 1], 0.2, 0.3))
+    assert weights.importance[1].tolist() == pytest.approx([1.5, 1.0])
     assert weights.structural[1].tolist() == pytest.approx([1.0, 1.5])
 
 
 @pytest.mark.parametrize("cut", [1, 399, 400, 1_234])
 def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit(cut: int) -> None:
-    events = stream(len(POLICIES), 2_000, seed=12)
-    straight, first, resumed = (Importance(POLICIES, 5) for _ in range(3))
+    events = stream(len(WEIGHTINGS), 2_000, seed=12)
+    straight, first, resumed = (Importance(WEIGHTINGS, 5) for _ in range(3))
     for slate in events[:cut]:
         straight.weigh(slate)
         first.weigh(slate)
@@ -731,7 +739,7 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit(cut: int) -> None:
 
 
 def test_an_epoch_ends_with_the_slate_that_fills_it() -> None:
-    importance = Importance((Policy("p", Measure.LOGIT, pipeline=IMMEDIATE),), 1)
+    importance = Importance((Weighting("p", Measure.LOGIT, pipeline=IMMEDIATE),), 1)
     for slate in stream(1, 2 * EPOCH // SIZE - 1, seed=13):
         importance.weigh(slate)
     assert importance.normaliser.now[0, STRENGTH] == 0.0

@@ -16,7 +16,7 @@ from heft.stream.kafka.batch_consumer import TP, Batch, Received
 from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import SnapshotStore
 from heft.stream.worker.join_stage import JoinStage
-from heft.stream.worker.stage import Losses, Wires
+from heft.stream.worker.stage import Connections, LossPolicy
 
 CLICKS = TP("clicks", 0)
 
@@ -54,8 +54,10 @@ class FarBroker:
 
 
 def stage(broker: Any, folder: Path) -> JoinStage:
-    wires = Wires({}, cast(AIOKafkaProducer, broker), PatientStore(SnapshotStore(str(folder)), 1_000), Losses())
-    return JoinStage(wires, JoinConfig(), None, 0, ["clicks"], "samples", "rejected")
+    connections = Connections(
+        {}, cast(AIOKafkaProducer, broker), PatientStore(SnapshotStore(str(folder)), 1_000), LossPolicy()
+    )
+    return JoinStage(connections, JoinConfig(), None, 0, ["clicks"], "samples", "rejected")
 
 
 def wrong(records: int) -> Batch:
@@ -68,7 +70,7 @@ def test_all_rejected_records_of_a_batch_wait_for_one_round_trip_and_keep_their_
     asyncio.run(joining.take(wrong(500)))
     assert broker.round_trips == 1
     assert [msgspec.json.decode(value)["offset"] for value in broker.sent] == list(range(500))
-    assert joining.whole
+    assert joining.healthy
     assert joining.joiner.rejected == []
 
 
@@ -76,4 +78,4 @@ def test_a_batch_is_done_only_when_every_rejected_record_is_acknowledged(tmp_pat
     joining = stage(FarBroker(failing=3), tmp_path)
     with pytest.raises(KafkaTimeoutError):
         asyncio.run(joining.take(wrong(5)))
-    assert not joining.whole
+    assert not joining.healthy

@@ -251,7 +251,7 @@ def test_uniform_does_not_depend_on_what_learns_beside_it(seed: int) -> None:
     one, two = learned(records, alone), learned(records)
     one.flush()
     two.flush()
-    metrics = [learner.report()["click"]["policies"]["uniform"] for learner in (one, two)]
+    metrics = [learner.report()["click"]["arms"]["uniform"] for learner in (one, two)]
     assert metrics[0] == metrics[1]
 
 
@@ -292,7 +292,7 @@ def test_a_learner_saved_today_goes_on_tomorrow() -> None:
     )
     measured = learner.report()["click"]
     assert (measured["samples"], measured["positives"]) == (232, 24)
-    assert measured["policies"]["uniform"]["logloss"] == pytest.approx(0.5388865, abs=1e-6)
+    assert measured["arms"]["uniform"]["logloss"] == pytest.approx(0.5388865, abs=1e-6)
     for record in RECORDS[200:]:
         learner.apply(0, record)
     learner.flush()
@@ -345,9 +345,9 @@ def test_a_learner_whose_teacher_is_in_use_is_the_same_learned_again_or_cut_and_
     other = f"other@{T0}"  # in shadow from the second cut on
     records = [*scored(plain[: cuts[2]]), *scored(plain[cuts[2] :], version=other)]
     straight, resumed = learned(records, TAUGHT), Learner(TAUGHT)
-    for births, (start, end) in zip((0, 0, 1, 1), pairwise(cuts), strict=True):
+    for takeovers, (start, end) in zip((0, 0, 1, 1), pairwise(cuts), strict=True):
         assert resumed.click.reference is not None
-        assert resumed.click.reference.births == births
+        assert resumed.click.reference.takeovers == takeovers
         resumed = restored(resumed)
         for record in records[start:end]:
             resumed.apply(0, record)

@@ -17,7 +17,7 @@ from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.join.joiner import Joiner
 from heft.stream.learn.learner import Learner, LearnerConfig
 from heft.stream.observe.exporter import Metrics, Scores
-from heft.stream.score.requests import Clocks, Desk
+from heft.stream.score.requests import Clocks, ScoreRequests
 from tests.support.builders import click, crowd, impression, joined
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def exported() -> str:
     read = Message(0, 0, 0, "", FIRST_KEY, (), records=records)
     for message in (read, read, msgspec.structs.replace(read, writer="replaced")):
         reader.read(message)
-    desk = Desk("{query}", Clocks(lambda: 0, lambda: 0.0))
+    desk = ScoreRequests("{query}", Clocks(lambda: 0, lambda: 0.0))
     desk.ask(impression())
     desk.missing["shed"] = desk.failures["timeout"] = 2
     metrics = Metrics(
@@ -74,11 +74,11 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         'heft_snapshot_bytes{owner="learn-0"} 1234.0',
         "heft_snapshot_failures_total 0.0",
         "heft_snapshot_store_away_seconds 0.0",
-        'heft_auc_ratio{head="click",policy="uniform",shard="0"}',
-        'heft_mixture_weight_ratio{head="click",policy="thinned",shard="0"} 0.0',
-        'heft_effective_samples_ratio{head="click",label="positive",policy="uniform",shard="0"} 1.0',
-        'heft_policy_decision_timestamp_seconds{decision="out",head="click",policy="thinned",shard="0"} 1.7e+09',
-        'heft_policy_decision_nats{bound="low",head="click",policy="thinned",shard="0"} 0.25',
+        'heft_auc_ratio{head="click",arm="uniform",shard="0"}',
+        'heft_mixture_weight_ratio{head="click",arm="thinned",shard="0"} 0.0',
+        'heft_effective_samples_ratio{head="click",label="positive",arm="uniform",shard="0"} 1.0',
+        'heft_arm_decision_timestamp_seconds{decision="out",head="click",arm="thinned",shard="0"} 1.7e+09',
+        'heft_arm_decision_nats{bound="low",head="click",arm="thinned",shard="0"} 0.25',
     ):
         assert line in text
 

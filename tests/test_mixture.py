@@ -1,4 +1,4 @@
-"""The mixture that is served: close to the best policy, never much worse than `uniform`, however late labels come."""
+"""The mixture that is served: close to the best arm, never much worse than `uniform`, however late labels come."""
 
 from collections import deque
 
@@ -273,7 +273,7 @@ def test_a_newborn_policy_waits_is_charged_nothing_and_enters_with_its_prior() -
     p, labels = world(3_000, seed=14)
     hedge = Hedge(ARMS, probation=10_000)
     serve(p[:1_000], labels[:1_000], hedge, flight=0)
-    hedge.bear(np.array([False, False, False, True]))
+    hedge.reset_arms(np.array([False, False, False, True]))
     terrible = p.copy()
     terrible[..., 3] = 0.999
     for s in range(1_000, 1_400):
@@ -289,7 +289,7 @@ def test_what_was_shown_before_a_policy_was_born_is_no_part_of_its_probation() -
     hedge = Hedge(ARMS, probation=2_000)
     serve(p[:1_000], labels[:1_000], hedge, flight=0)
     before = hedge.changes
-    hedge.bear(np.array([False, False, False, True]))
+    hedge.reset_arms(np.array([False, False, False, True]))
     for s in range(1_000, 2_000):  # ten times its probation is in flight
         hedge.learn(p[s], labels[s], changes=before)
     assert hedge.weights[3] == 0.0
@@ -315,7 +315,7 @@ def convicted(flight: int, slates: int, born_at: int = -1) -> list[int]:
             if hedge.decisions[-1] != before:
                 when.append(shown)
         if when and shown == when[0] + born_at:
-            hedge.bear(np.array([False, False, True]))
+            hedge.reset_arms(np.array([False, False, True]))
     return when
 
 
@@ -356,7 +356,7 @@ def test_benched_and_newborn_are_the_same_after_a_cut() -> None:
     for hedge, until in ((straight, 2_000), (first, 1_200)):
         for s in range(until):
             if s == 1_100:
-                hedge.bear(np.array([False, False, True, False]))
+                hedge.reset_arms(np.array([False, False, True, False]))
             hedge.learn(p[s], labels[s])
     second.restore(first.state())
     for s in range(1_200, 2_000):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heft.models.importance.normaliser import COUNT, EPOCH, SQUARES, STRENGTH, SUM, Normaliser, effective, tempered
-from heft.models.importance.weightings import Measure, Pipeline, Policy
+from heft.models.importance.weightings import Measure, Pipeline, Weighting
 
 
 def masses(weights: list[float]) -> float:
@@ -49,7 +49,7 @@ def feed(normaliser: Normaliser, spread: float = 1.0, samples: int = EPOCH, weig
     normaliser.turn(samples)
 
 
-RHO = Policy("p", Measure.RHO, 0.4, gated=True)
+RHO = Weighting("p", Measure.RHO, 0.4, gated=True)
 
 
 def test_strength_is_0_when_quiet_then_rises_in_a_line_to_its_height() -> None:
@@ -104,7 +104,7 @@ def test_a_policy_that_nothing_was_measured_for_waits() -> None:
 
 def test_a_measure_that_never_varies_weighs_nothing() -> None:
     pipeline = Pipeline(quiet=0, ramp=0)
-    normaliser = Normaliser((Policy("p", Measure.NOVELTY, pipeline=pipeline),))
+    normaliser = Normaliser((Weighting("p", Measure.NOVELTY, pipeline=pipeline),))
     for _ in range(4):
         normaliser.values[:, 0] += EPOCH, -0.7 * EPOCH, 0.49 * EPOCH
         normaliser.counted[:] += EPOCH, EPOCH, 0.0

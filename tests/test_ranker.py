@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from river import linear_model, optim
 
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
-from heft.models.importance.weightings import Input, Measure, Policy
+from heft.models.importance.weightings import Input, Measure, Weighting
 from heft.models.rankers.bank import CLICK_ARMS, Arm, Bank, RankerConfig
 from heft.models.records import Item, Slate
 
@@ -160,7 +160,7 @@ def test_weight_one_is_the_unweighted_model_bit_for_bit() -> None:
     for vectors, y in stream(seed=5):
         plain.learn(vectors, y)
         ones = np.ones((len(vectors), len(CLICK_ARMS)))
-        weighted.learn(vectors, y, policy_weights=ones, structural_weights=ones)
+        weighted.learn(vectors, y, importance_weights=ones, structural_weights=ones)
     assert same(plain, weighted)
 
 
@@ -169,7 +169,7 @@ def test_an_integer_weight_is_so_many_repeats_bit_for_bit(weights: list[int], se
     arms = [UNIFORM, Arm("regular", alpha=0.1, l1=0.2, l2=0.3), Arm("fading", alpha=0.2, half_life=10)]
     once, repeated = Bank(arms, BITS), Bank(arms, BITS)
     for (vectors, y), weight in zip(stream(seed, slates=6, rows=1), weights, strict=False):
-        once.learn(vectors, y, policy_weights=np.full((1, 3), float(weight)))
+        once.learn(vectors, y, importance_weights=np.full((1, 3), float(weight)))
         for _ in range(weight):
             repeated.learn(vectors, y)
     assert same(once, repeated)
@@ -193,7 +193,7 @@ def test_a_policy_beside_others_is_what_it_is_alone_bit_for_bit() -> None:
         weights = np.ones((len(vectors), 4))
         weights[:, 1:] = rng.random((len(vectors), 3)) * 4
         alone.learn(vectors, y)
-        bank.learn(vectors, y, policy_weights=weights)
+        bank.learn(vectors, y, importance_weights=weights)
         assert np.array_equal(alone.predict(vectors)[0][:, 0], bank.predict(vectors)[0][:, 0])
 
 
@@ -201,7 +201,7 @@ def test_a_fractional_weight_lies_between_its_neighbours() -> None:
     moved = []
     for weight in (1.0, 1.5, 2.0, 2.5, 3.0):
         bank = Bank([UNIFORM], BITS)
-        bank.learn(slate([[3, 4]]), labels(1), policy_weights=np.array([[weight]]))
+        bank.learn(slate([[3, 4]]), labels(1), importance_weights=np.array([[weight]]))
         moved.append(float(bank.predict(slate([[3, 4]]))[0][0, 0]))
     assert moved == sorted(moved)
     assert len(set(moved)) == len(moved)
@@ -217,7 +217,7 @@ def test_structural_weights_are_linear_in_the_gradient_and_policy_weights_are_no
     assert 0.1 * linear.predict(slate([[3]]))[0][0, 0] == pytest.approx(once.predict(slate([[3]]))[0][0, 0], rel=1e-4)
     naive = Bank([Arm("uniform", beta=1e-3)], BITS)
     naive.learn(slate([[3]]), labels(0), structural_weights=10 * one)
-    stepped.learn(slate([[3]]), labels(0), policy_weights=10 * one)
+    stepped.learn(slate([[3]]), labels(0), importance_weights=10 * one)
     assert abs(naive.predict(slate([[3]]))[0][0, 0] - stepped.predict(slate([[3]]))[0][0, 0]) > 1e-3
 
 
@@ -238,7 +238,7 @@ def test_a_factor_on_all_structural_weights_changes_no_prediction(factor: float,
     np.testing.assert_allclose(n, factor**2, rtol=1e-6)
 
 
-def stepped(arm: Arm, past: float, label: int, policy: float = 1.0, structural: float = 1.0) -> float:
+def stepped(arm: Arm, past: float, label: int, importance: float = 1.0, structural: float = 1.0) -> float:
     """How far a sample moves the logit of a bank that has learned, ``past`` being a factor on its accumulators."""
     bank = Bank([arm], BITS)
     for vectors, y in stream(seed=13, slates=400):
@@ -250,7 +250,7 @@ def stepped(arm: Arm, past: float, label: int, policy: float = 1.0, structural: 
     bank.restore(state)
     one = slate([[3, 4, 5, 6]])
     before = float(bank.predict(one)[0][0, 0])
-    bank.learn(one, labels(label), np.array([[policy]]), np.array([[structural]]))
+    bank.learn(one, labels(label), np.array([[importance]]), np.array([[structural]]))
     return float(bank.predict(one)[0][0, 0]) - before
 
 
@@ -262,14 +262,14 @@ def test_a_factor_on_all_policy_weights_multiplies_the_steps_of_a_warm_model_by_
     # n grows by h g^2: a past of weights that are all `factor` leaves factor n. Structural ones leave factor^2 n.
     free, damped = Arm("uniform", beta=0.0), Arm("uniform")
     one = stepped(free, 1.0, label)
-    assert stepped(free, factor, label, policy=factor) / one == pytest.approx(sqrt(factor), rel=1e-9)
+    assert stepped(free, factor, label, importance=factor) / one == pytest.approx(sqrt(factor), rel=1e-9)
     assert stepped(free, factor**2, label, structural=factor) / one == pytest.approx(1.0, rel=1e-9)
     # One light sample among samples of weight 1: in proportion, but for what it adds itself to the accumulator.
-    for step in (stepped(free, 1.0, label, policy=factor), stepped(free, 1.0, label, structural=factor)):
+    for step in (stepped(free, 1.0, label, importance=factor), stepped(free, 1.0, label, structural=factor)):
         assert step / one == pytest.approx(factor, rel=0.01)
     # And so nearly with the default's beta, which the accumulator outweighs unless it is a hundredth.
     if factor > 0.1:
-        ratio = stepped(damped, factor, label, policy=factor) / stepped(damped, 1.0, label)
+        ratio = stepped(damped, factor, label, importance=factor) / stepped(damped, 1.0, label)
         assert ratio == pytest.approx(sqrt(factor), rel=0.05)
 
 
@@ -278,8 +278,8 @@ def test_a_weight_that_is_none_is_refused_by_row_and_policy_and_nothing_is_learn
     bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
     weights = np.ones((2, len(CLICK_ARMS)))
     weights[1, 2] = wrong
-    with pytest.raises(ValueError, match=rf"row 1, policy '{CLICK_ARMS[2].name}'.*{wrong}"):
-        bank.learn(slate([[1], [2]]), labels(1, 0), policy_weights=weights)
+    with pytest.raises(ValueError, match=rf"row 1, arm '{CLICK_ARMS[2].name}'.*{wrong}"):
+        bank.learn(slate([[1], [2]]), labels(1, 0), importance_weights=weights)
     assert same(bank, untouched)
 
 
@@ -358,7 +358,7 @@ RATES = [0.9, 0.5, 0.1, 0.02]
 @pytest.mark.parametrize("keep", RATES)
 def test_a_constant_offset_is_a_shift_of_the_intercept(keep: float) -> None:
     # Without regularisation a step does not depend on where the intercept stands: begun log(keep) lower, the thinned
-    # policy stays so much below one that learns the same samples without an offset.
+    # arm stays so much below one that learns the same samples without an offset.
     arm = Arm("thinned", alpha=0.5, beta=1.0, keep=keep)
     shifted, plain = Bank([arm], BITS, seed=2), Bank([msgspec.structs.replace(arm, keep=1.0)], BITS)
     state = shifted.state()
@@ -431,7 +431,7 @@ def test_a_state_is_a_copy_holds_touched_slots_only_and_fits_no_other_bank() -> 
     before = state["table"].copy()
     bank.learn(slate([[3, 4]]), labels(1))
     assert np.array_equal(state["table"], before)
-    with pytest.raises(ValueError, match="expected a state of 2 policies"):
+    with pytest.raises(ValueError, match="expected a state of 2 arms"):
         Bank([UNIFORM, Arm("b")], BITS).restore(state)
 
 
@@ -545,7 +545,7 @@ def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offs
     )  # fmt: skip
     for vectors, y in stream(seed=36):
         bank.learn(vectors, y, inputs=np.ones(5, np.float32))
-    bank.bear(0.7, np.ones(3, np.bool_))
+    bank.reset_arms(0.7, np.ones(3, np.bool_))
     said = np.linspace(-2, 2, 5).astype(np.float32)
     for vectors, _ in stream(seed=37)[:5]:
         q, _ = bank.predict(vectors, said)
@@ -561,14 +561,14 @@ def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offs
 
 
 def test_an_arm_names_a_policy_and_one_that_is_none_is_refused_with_those_there_are() -> None:
-    own = Policy("mine", measure=Measure.NOVELTY, strength=0.1)
-    config = RankerConfig(click_arms=(Arm("uniform"), Arm("n", policy="mine")), policies=(own,))
-    assert config.policies_of(config.click_arms)[1] == Policy("n", measure=Measure.NOVELTY, strength=0.1)
-    assert RankerConfig().policies_of((Arm("x", policy="s6"),))[0].diagnostic
-    with pytest.raises(ValueError, match=r"arm 'n' has policy 'mien'; there are .*rho_gate"):
-        RankerConfig(click_arms=(Arm("uniform"), Arm("n", policy="mien")))
+    own = Weighting("mine", measure=Measure.NOVELTY, strength=0.1)
+    config = RankerConfig(click_arms=(Arm("uniform"), Arm("n", weighting="mine")), weightings=(own,))
+    assert config.weightings_of(config.click_arms)[1] == Weighting("n", measure=Measure.NOVELTY, strength=0.1)
+    assert RankerConfig().weightings_of((Arm("x", weighting="s6"),))[0].diagnostic
+    with pytest.raises(ValueError, match=r"arm 'n' has weighting 'mien'; there are .*rho_gate"):
+        RankerConfig(click_arms=(Arm("uniform"), Arm("n", weighting="mien")))
     with pytest.raises(ValueError, match="expected 'uniform', the control"):
-        RankerConfig(click_arms=(Arm("uniform", policy="rho_gate"),))
+        RankerConfig(click_arms=(Arm("uniform", weighting="rho_gate"),))
 
 
 def test_what_is_stacked_adds_to_the_first_policys_logit_and_learns_only_what_it_adds() -> None:

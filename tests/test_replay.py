@@ -18,7 +18,7 @@ from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.publish import publish
 from heft.stream.kafka.topics import Topics
 from heft.stream.replay.replay import replay_logs, replay_topics, write_report
-from heft.stream.score.scorer import PairScores, ReplayReference
+from heft.stream.score.scorer import PairScores, ReplaySource
 from tests.support.builders import DAY, crowd, impression
 from tests.support.logs import traffic, written
 
@@ -42,8 +42,8 @@ def test_the_report_says_what_came_in_and_what_became_of_it(tmp_path: Path) -> N
     assert sum(report["events"].values()) == sum(report["fates"].values()) == sum(lines)
     assert report["samples"] == 160
     assert report["samples_per_second"] == 80.0
-    assert report["heads"]["click"]["policies"]["uniform"]["ne"] > 0
-    assert set(report["heads"]["click"]["policies"]["mixture"]) >= {"auc", "ne_raw", "auc_rank", "second_half"}
+    assert report["heads"]["click"]["arms"]["uniform"]["ne"] > 0
+    assert set(report["heads"]["click"]["arms"]["mixture"]) >= {"auc", "ne_raw", "auc_rank", "second_half"}
 
 
 def test_the_report_says_what_was_left_out(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_the_report_says_what_was_left_out(tmp_path: Path) -> None:
     log = written(tmp_path / "log.jsonl", [slate, *many, *crowd(2 * DAY)])
     scores = PairScores(lambda pairs: [None if "no number" in pair.item else Logits(1) for pair in pairs])
 
-    def reference() -> ReplayReference:
-        return ReplayReference(scores, Template("{query} | {item.text}"), "v1@0")
+    def reference() -> ReplaySource:
+        return ReplaySource(scores, Template("{query} | {item.text}"), "v1@0")
 
     config = load(environ={**CONFIG, "HEFT_FEATURES__HISTORY_BITS": "3"})
     report = replay_logs([log], config, reference=reference)[0].report(1.0)
@@ -83,8 +83,8 @@ def test_a_replay_with_a_reference_scores_each_pair_once_for_all_its_sources(tmp
     scores = PairScores(said)
     logs = [written(tmp_path / f"{n}.jsonl", [*traffic(30, seed=n), *crowd(2 * DAY)]) for n in range(2)]
 
-    def reference() -> ReplayReference:
-        return ReplayReference(scores, Template("{query} | {item.text}"), "v1@0")
+    def reference() -> ReplaySource:
+        return ReplaySource(scores, Template("{query} | {item.text}"), "v1@0")
 
     stages, _ = replay_logs(logs, load(environ=CONFIG), reference=reference)
     assert sum(stages.report(1.0)["scores"].values()) == 30 * 4 * 2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from heft.models.records import Closed, Matured, Record, ReferenceScore, Shown
 from heft.models.teacher.logits import quantise, wire_version
-from heft.stream.score.scorer import PairScores, ReplayReference
+from heft.stream.score.scorer import PairScores, ReplaySource
 from tests.support.builders import MINUTE, SECOND, T0
 from tests.support.score_stage import TEMPLATE, VERSION, Teacher, closed, scorer, scores, shown
 
@@ -79,7 +79,7 @@ def test_a_teacher_says_nothing_of_what_was_shown_before_its_data_ends() -> None
 
 
 def test_what_is_not_a_number_is_no_score_and_is_counted() -> None:
-    reference = ReplayReference(PairScores(Teacher()), TEMPLATE, VERSION, in_line=True)
+    reference = ReplaySource(PairScores(Teacher()), TEMPLATE, VERSION, in_line=True)
     assert [score.item_id for score in reference.on_time(shown("r1", 0, "a nan").slate)] == ["a"]
     assert reference.not_finite == 1
 

@@ -23,8 +23,8 @@ from heft.stream.events.wire import encode
 from heft.stream.score.requests import Answer, ScoringThread
 from heft.stream.teacher.clients import LocalTeacher, Scoring
 from tests.support.builders import SECOND
-from tests.support.desk import DELAY, LATE, TEMPLATE, Clock, place, slate
 from tests.support.libraries import TORCH, without
+from tests.support.requests import DELAY, LATE, TEMPLATE, Clock, place, slate
 from tests.support.score_stage import Teacher as Said
 from tests.support.score_stage import closed, scorer, scores, shown
 from tests.support.teacher_log import events

@@ -19,7 +19,7 @@ from heft.stream.demo.leaderboard import MIXTURE, Runner, race_table
 from heft.stream.demo.run import Oracle, view
 from heft.stream.kafka.doctor import Finding
 from heft.stream.kafka.topics import Found, Wanted
-from heft.stream.observe.exporter import Seen
+from heft.stream.observe.exporter import Scrape
 from heft.stream.state.store import Name
 from heft.stream.teacher.commands import card_table, evaluation_table, explanation_table
 from heft.stream.terminal.progress import bar_columns
@@ -28,7 +28,7 @@ from heft.stream.terminal.table import Column, Fitted
 from tests.test_demo import of_policy, sample
 
 TAUGHT = RankerConfig().taught()
-ARMS = [*(arm.name for arm in TAUGHT.policies_of(TAUGHT.click_arms)), MIXTURE]
+ARMS = [*(arm.name for arm in TAUGHT.weightings_of(TAUGHT.click_arms)), MIXTURE]
 WIDTHS = pytest.mark.parametrize("width", [80, 140])
 
 
@@ -48,7 +48,7 @@ def measures(value: float, **more: float) -> dict[str, Any]:
 
 def report(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
     half = {"samples": 12_345_678, "positives": 1_234_567}
-    policies = {name: each | {"second_half": each} for name, each in arms.items()}
+    arms = {name: each | {"second_half": each} for name, each in arms.items()}
     return {
         "events": dict.fromkeys(("impression", "click", "order", "action"), 12_345_678),
         "fates": dict.fromkeys(("joined", "late", "duplicate", "bot", "after_window", "orphan", "pending"), 12_345_678),
@@ -56,7 +56,7 @@ def report(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "seconds": 12_345.6,
         "samples_per_second": 12_345_678.9,
         "digest": "0123456789abcdef" * 2,
-        "heads": {"click": {"samples": 1, "second_half": half, "policies": policies}},
+        "heads": {"click": {"samples": 1, "second_half": half, "arms": arms}},
     }
 
 
@@ -115,14 +115,14 @@ def test_the_race_is_shown_whole(width: int) -> None:
 
 def live(width: int, height: int, samples: float = 12_345_678.0) -> list[str]:
     """What the demo with a teacher shows last on a terminal of this size."""
-    seen = Seen(
+    seen = Scrape(
         "".join(of_policy(name, 0.123, 0.8765, mean=-0.0321) for name in ARMS)
         + f"heft_samples_total {samples}\nheft_learner_open_slates 123456\nheft_learner_open_clicks 12345\n"
         + "heft_teacher_waiting_pairs 12345\n"
         + 'heft_lag_records{stage="join"} 12345\n'
         + 'heft_scores_total{when="on_time"} 7\n'
-        + "".join(sample(f"heft_{each}_ratio", 0.7123, policy=MIXTURE) for each in ("auc", "calibration"))
-        + sample("heft_reference_samples_total", 7.0, policy="distill_gate", score="present")
+        + "".join(sample(f"heft_{each}_ratio", 0.7123, arm=MIXTURE) for each in ("auc", "calibration"))
+        + sample("heft_reference_samples_total", 7.0, arm="distill_gate", score="present")
     )
     config = Config(teacher=TeacherConfig(model="teacher"))
     out = io.StringIO()

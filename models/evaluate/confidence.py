@@ -1,6 +1,6 @@
-"""Is a policy better than `uniform`? An answer that stays valid however often one looks.
+"""Is a arm better than `uniform`? An answer that stays valid however often one looks.
 
-One difference of losses enters per slate and policy, summed over the slate's samples: those of one slate are not
+One difference of losses enters per slate and arm, summed over the slate's samples: those of one slate are not
 independent of each other, slates nearly are. A fixed confidence interval that is looked at after each of them errs
 without bound; a confidence sequence covers the mean at all times at once.
 """
@@ -22,7 +22,7 @@ class ConfidenceSequence:
 
     Parameters
     ----------
-    policies
+    arms
         K, how many.
     alpha
         Probability, over all time, that the mean is ever outside; in (0, 1).
@@ -45,7 +45,7 @@ class ConfidenceSequence:
     ([False, True], [False, False])
     """
 
-    def __init__(self, policies: int, alpha: float = 0.05, tightest_at: int = 10_000, start: int = 500) -> None:
+    def __init__(self, arms: int, alpha: float = 0.05, tightest_at: int = 10_000, start: int = 500) -> None:
         if not 0.0 < alpha < 1.0 or tightest_at < 1 or start < 2:
             msg = (
                 f"confidence: alpha {alpha}, tightest_at {tightest_at}, start {start}; expected alpha in (0, 1), "
@@ -55,12 +55,12 @@ class ConfidenceSequence:
         self._alpha = alpha
         self._rho2 = (-2.0 * log(alpha) + log(-2.0 * log(alpha) + 1.0)) / tightest_at
         self._start = start
-        self.slates = np.zeros(policies, np.int64)
-        self.mean = np.zeros(policies)
-        self._squares = np.zeros(policies)
+        self.slates = np.zeros(arms, np.int64)
+        self.mean = np.zeros(arms)
+        self._squares = np.zeros(arms)
 
     def restart(self, which: NDArray[np.bool_] | None = None) -> None:
-        """Forget everything, or what is known of some policies [K].
+        """Forget everything, or what is known of some arms [K].
 
         After a drift alarm the mean of the past says little of what comes.
         """
@@ -69,7 +69,7 @@ class ConfidenceSequence:
         self.mean[some] = self._squares[some] = 0.0
 
     def add(self, differences: NDArray[np.float64]) -> None:
-        """Add one slate: its summed loss under each policy less that under `uniform` [K].
+        """Add one slate: its summed loss under each arm less that under `uniform` [K].
 
         Raises
         ------
@@ -77,9 +77,7 @@ class ConfidenceSequence:
             If a difference is not finite; nothing is added then.
         """
         if not _add(differences, self.slates, self.mean, self._squares):
-            msg = (
-                f"confidence: differences {differences.tolist()}; expected finite numbers; give 0 where a policy sleeps"
-            )
+            msg = f"confidence: differences {differences.tolist()}; expected finite numbers; give 0 where a arm sleeps"
             raise ValueError(msg)
 
     @property
@@ -92,12 +90,12 @@ class ConfidenceSequence:
 
     @property
     def below(self) -> NDArray[np.bool_]:
-        """Which policies are significantly better than `uniform`: the whole interval is below 0 [K]."""
+        """Which arms are significantly better than `uniform`: the whole interval is below 0 [K]."""
         return np.asarray(self.mean + self.half_width < 0.0)
 
     @property
     def above(self) -> NDArray[np.bool_]:
-        """Which policies are significantly worse than `uniform`: the whole interval is above 0 [K]."""
+        """Which arms are significantly worse than `uniform`: the whole interval is above 0 [K]."""
         return np.asarray(self.mean - self.half_width > 0.0)
 
     def state(self) -> dict[str, Any]:

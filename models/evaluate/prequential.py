@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.bounded_names import Surfaces
+from heft.models.bounded_names import BoundedNames
 from heft.models.evaluate import formulas as exact
 from heft.models.evaluate.tally import (
     EDGE,
@@ -41,11 +41,11 @@ Metrics = dict[str, float]
 
 
 class Prequential:
-    """Metrics of K policies on the same samples.
+    """Metrics of K arms on the same samples.
 
     Parameters
     ----------
-    policies
+    arms
         Names, in the order of the columns of every array.
     window
         How many of the last samples `window` measures.
@@ -57,21 +57,21 @@ class Prequential:
     >>> q = np.log(p / (1 - p))
     >>> seen, new = np.array([True, True]), np.array([False, True])
     >>> metrics.add(7, np.array([1, 0], np.uint8), q, p, q, seen, np.array([0, 1], np.uint16), new)
-    >>> metrics.report()["policies"]["uniform"]["auc"]
+    >>> metrics.report()["arms"]["uniform"]["auc"]
     1.0
     """
 
-    def __init__(self, policies: Iterable[str], window: int = 50_000) -> None:
-        self.policies = tuple(policies)
-        K = len(self.policies)
+    def __init__(self, arms: Iterable[str], window: int = 50_000) -> None:
+        self.arms = tuple(arms)
+        K = len(self.arms)
         if not K or window < 1:
-            msg = f"metrics: expected at least one policy and a window of 1 or more, got {K} and {window}"
+            msg = f"metrics: expected at least one arm and a window of 1 or more, got {K} and {window}"
             raise ValueError(msg)
         self._window = window
         self._block_size = _FIRST_BLOCK
         self._blocks: list[Tally] = []
         self._block = Tally(K)
-        self._surfaces = Surfaces(_MOST_SURFACES)
+        self._surfaces = BoundedNames(_MOST_SURFACES)
         slices = len(SLICES) + _MOST_SURFACES
         self._slice_counts = np.zeros((slices, 2), np.int64)
         self._slice_sums = np.zeros((slices, 2, K), np.int64)
@@ -136,7 +136,7 @@ class Prequential:
             self._group_users()
 
     def weigh(self, labels: NDArray[np.uint8], weights: NDArray[np.float64]) -> None:
-        """Note the weights [n, K'] with which the first K' policies learn, for their effective sample size."""
+        """Note the weights [n, K'] with which the first K' arms learn, for their effective sample size."""
         weigh(labels, weights, self._block.weights)
 
     def _surface(self, surface: str) -> int:
@@ -247,20 +247,18 @@ class Prequential:
         return _sum(blocks[first:])
 
     def report(self) -> dict[str, Any]:
-        """Return counts, metrics by policy with those of the second half beside them, and metrics by slice."""
+        """Return counts, metrics by arm with those of the second half beside them, and metrics by slice."""
         whole, half = self.total(), self.second_half()
         return {
             "samples": whole.samples,
             "positives": int(whole.counts[POSITIVES]),
             "second_half": {"samples": half.samples, "positives": int(half.counts[POSITIVES])},
-            "policies": {
-                name: whole.metrics(k) | {"second_half": half.metrics(k)} for k, name in enumerate(self.policies)
-            },
+            "arms": {name: whole.metrics(k) | {"second_half": half.metrics(k)} for k, name in enumerate(self.arms)},
             "slices": self.slices(),
         }
 
     def slices(self) -> dict[str, dict[str, Any]]:
-        """Return, by slice that has samples: counts, and log loss, NE, calibration and AUC by policy."""
+        """Return, by slice that has samples: counts, and log loss, NE, calibration and AUC by arm."""
         names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces.names)]
         out: dict[str, dict[str, Any]] = {}
         for s, name in enumerate(names):
@@ -268,21 +266,21 @@ class Prequential:
             if not n:
                 continue
             entropy = exact.entropy(positives / n)
-            policies = {}
-            for k, policy in enumerate(self.policies):
+            arms = {}
+            for k, arm in enumerate(self.arms):
                 loss, predicted = self._slice_sums[s, :, k] / UNIT
                 negative, positive = self._slice_histogram[s, k, :, ::-1].astype(np.float64)
-                policies[policy] = {
+                arms[arm] = {
                     "logloss": float(loss / n),
                     "ne": float(loss / n / entropy),
                     "calibration": float(predicted / positives) if positives else nan,
                     "auc": exact.auc_of_groups(positive, negative),
                 }
-            out[name] = {"samples": n, "positives": positives, "policies": policies}
+            out[name] = {"samples": n, "positives": positives, "arms": arms}
         return out
 
     def window(self) -> dict[str, Any]:
-        """Return counts and metrics by policy of the last samples (`window` of them, in whole slates), exactly."""
+        """Return counts and metrics by arm of the last samples (`window` of them, in whole slates), exactly."""
         first = int(np.searchsorted(self._starts[: self._slates + 1], max(self._rows - self._window, 0)))
         row = int(self._starts[first])
         rows = slice(row, self._rows)
@@ -292,11 +290,11 @@ class Prequential:
         weight, user_sums = self._gauc(first, self._slates)
         starts = self._starts[first : self._slates + 1]
         slates, ranking = exact.rankings(self._labels, self._rank, starts, exact.DISCOUNTS)
-        policies: dict[str, Metrics] = {}
-        for k, name in enumerate(self.policies):
+        arms: dict[str, Metrics] = {}
+        for k, name in enumerate(self.arms):
             p, rank = self._p[rows, k], self._rank[rows, k]
             loss = exact.logloss(labels, p)
-            policies[name] = {
+            arms[name] = {
                 "auc": exact.auc(labels, p),
                 "logloss": loss,
                 "ne": loss / entropy,
@@ -309,13 +307,13 @@ class Prequential:
                 "pr_auc": exact.pr_auc(labels, p),
                 "ne_raw": exact.raw_logloss(labels, self._raw[rows, k]) / entropy,
             }
-        return {"samples": n, "positives": positives, "policies": policies}
+        return {"samples": n, "positives": positives, "arms": arms}
 
     def state(self) -> dict[str, Any]:
         """Return everything, as plain values and arrays; resting blocks are shared, they never change."""
         kept = self._kept_from()
         return {
-            "policies": list(self.policies),
+            "arms": list(self.arms),
             "block_size": self._block_size,
             "blocks": [block.state() for block in self._blocks],
             "block": self._block.state(),
@@ -333,15 +331,15 @@ class Prequential:
         Raises
         ------
         ValueError
-            If the state is of other policies.
+            If the state is of other arms.
         """
-        if tuple(state["policies"]) != self.policies:
-            msg = f"metrics: expected a state of {', '.join(self.policies)}, got {', '.join(state['policies'])}"
+        if tuple(state["arms"]) != self.arms:
+            msg = f"metrics: expected a state of {', '.join(self.arms)}, got {', '.join(state['arms'])}"
             raise ValueError(msg)
         self._block_size = int(state["block_size"])
         self._blocks = [Tally.of(each, resting=True) for each in state["blocks"]]
         self._block = Tally.of(state["block"], resting=False)
-        self._surfaces = Surfaces(_MOST_SURFACES, state["surfaces"])
+        self._surfaces = BoundedNames(_MOST_SURFACES, state["surfaces"])
         self._slice_counts = state["slice_counts"].copy()
         self._slice_sums = state["slice_sums"].copy()
         self._slice_histogram = state["slice_histogram"].copy()
@@ -350,7 +348,7 @@ class Prequential:
 
 def _sum(tallies: Iterable[Tally]) -> Tally:
     tallies = list(tallies)
-    whole = Tally(tallies[0].policies)
+    whole = Tally(tallies[0].arms)
     for each in tallies:
         whole.add(each)
     if len(tallies) > 1:

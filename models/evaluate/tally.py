@@ -46,19 +46,19 @@ Histogram: TypeAlias = NDArray[np.uint32]
 
 
 class Tally:
-    """Counts over some samples, for K policies.
+    """Counts over some samples, for K arms.
 
-    ``histogram`` [K, 2, BINS] and ``rank_histogram`` [K, 2, RANK_BINS] by policy, label and score; ``sums`` [6, K];
-    ``counts`` [4]; ``weights`` [K, 2, 3]: number, sum and sum of squares of the weights by policy and label.
+    ``histogram`` [K, 2, BINS] and ``rank_histogram`` [K, 2, RANK_BINS] by arm, label and score; ``sums`` [6, K];
+    ``counts`` [4]; ``weights`` [K, 2, 3]: number, sum and sum of squares of the weights by arm and label.
     """
 
-    def __init__(self, policies: int) -> None:
-        self.policies = policies
+    def __init__(self, arms: int) -> None:
+        self.arms = arms
         self.counts = np.zeros(4, np.int64)
-        self.sums = np.zeros((6, policies), np.int64)
-        self.weights = np.zeros((policies, 2, 3), np.int64)
-        self._histogram: Histogram | Sparse = np.zeros((policies, 2, BINS), np.uint32)
-        self._ranks: Histogram | Sparse = np.zeros((policies, 2, RANK_BINS), np.uint32)
+        self.sums = np.zeros((6, arms), np.int64)
+        self.weights = np.zeros((arms, 2, 3), np.int64)
+        self._histogram: Histogram | Sparse = np.zeros((arms, 2, BINS), np.uint32)
+        self._ranks: Histogram | Sparse = np.zeros((arms, 2, RANK_BINS), np.uint32)
 
     @property
     def samples(self) -> int:
@@ -67,13 +67,13 @@ class Tally:
 
     @property
     def histogram(self) -> Histogram:
-        """Counts by policy, label and calibrated logit [K, 2, BINS]."""
-        return _dense(self._histogram, (self.policies, 2, BINS))
+        """Counts by arm, label and calibrated logit [K, 2, BINS]."""
+        return _dense(self._histogram, (self.arms, 2, BINS))
 
     @property
     def rank_histogram(self) -> Histogram:
-        """Counts by policy, label and position-free score [K, 2, RANK_BINS]."""
-        return _dense(self._ranks, (self.policies, 2, RANK_BINS))
+        """Counts by arm, label and position-free score [K, 2, RANK_BINS]."""
+        return _dense(self._ranks, (self.arms, 2, RANK_BINS))
 
     def rest(self) -> None:
         """Keep the filled bins only; nothing will be counted here again."""
@@ -83,7 +83,7 @@ class Tally:
     def take(self) -> Tally:
         """Return what was counted, at rest, and start from nothing."""
         taken = object.__new__(Tally)
-        taken.policies = self.policies
+        taken.arms = self.arms
         taken.counts, taken.sums, taken.weights = self.counts.copy(), self.sums.copy(), self.weights.copy()
         taken._histogram, taken._ranks = _sparse(self._histogram), _sparse(self._ranks)
         for each in (self.counts, self.sums, self.weights):
@@ -94,15 +94,15 @@ class Tally:
         return taken
 
     def add(self, other: Tally) -> None:
-        """Count what another tally of the same policies counted; the order of additions does not matter.
+        """Count what another tally of the same arms counted; the order of additions does not matter.
 
         Raises
         ------
         ValueError
-            If the other is of another number of policies.
+            If the other is of another number of arms.
         """
-        if other.policies != self.policies:
-            msg = f"metrics: expected a tally of {self.policies} policies, got one of {other.policies}"
+        if other.arms != self.arms:
+            msg = f"metrics: expected a tally of {self.arms} arms, got one of {other.arms}"
             raise ValueError(msg)
         self.counts += other.counts
         self.sums += other.sums
@@ -111,7 +111,7 @@ class Tally:
         self._ranks = _add(self.rank_histogram, other._ranks)
 
     def metrics(self, k: int) -> dict[str, float]:
-        """Return the metrics of policy k; NaN where one is not defined."""
+        """Return the metrics of arm k; NaN where one is not defined."""
         n, positives = int(self.counts[SAMPLES]), int(self.counts[POSITIVES])
         loss, raw, predicted, ndcg, reciprocal, user_auc = (float(each) / UNIT for each in self.sums[:, k])
         entropy = exact.entropy(positives / n) if n else nan
@@ -291,7 +291,7 @@ def count(
 
 @njit(cache=True)
 def weigh(labels: NDArray[np.uint8], weights: NDArray[np.float64], out: NDArray[np.int64]) -> None:
-    """Count the weights [n, K] that each policy gave to the samples; ``out`` is a tally's ``weights``."""
+    """Count the weights [n, K] that each arm gave to the samples; ``out`` is a tally's ``weights``."""
     for i in range(weights.shape[0]):
         y = np.int64(labels[i])
         for k in range(weights.shape[1]):

@@ -13,13 +13,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.bounded_names import Surfaces
+from heft.models.bounded_names import BoundedNames
 
 COUNTS = 8
 """Ranges of item counts: floor(log2(1 + count)), the last one open."""
 
 SURFACES = 8
-"""Surfaces kept apart, in the order they come; the last place is shared by all others."""
+"""BoundedNames kept apart, in the order they come; the last place is shared by all others."""
 
 _LEAST_P = 1e-7
 
@@ -32,7 +32,7 @@ class Gate:
 
     Parameters
     ----------
-    policies
+    weightings
         K, how many.
     half_life
         Samples of a slice after which a loss counts half, and which a slice must have before it may open.
@@ -43,13 +43,13 @@ class Gate:
     """
 
     def __init__(
-        self, policies: int, half_life: float = 1_400.0, margin: float = 0.0, hysteresis: float = 0.005
+        self, weightings: int, half_life: float = 1_400.0, margin: float = 0.0, hysteresis: float = 0.005
     ) -> None:
-        self.open = np.zeros((COUNTS * SURFACES, policies), np.bool_)
-        self._student = np.zeros((COUNTS * SURFACES, policies))
+        self.open = np.zeros((COUNTS * SURFACES, weightings), np.bool_)
+        self._student = np.zeros((COUNTS * SURFACES, weightings))
         self._reference = np.zeros(COUNTS * SURFACES)
         self._samples = np.zeros(COUNTS * SURFACES, np.int64)
-        self._surfaces = Surfaces(SURFACES - 1)
+        self._surfaces = BoundedNames(SURFACES - 1)
         self._half_life = half_life
         self._kept = 0.5 ** (1.0 / half_life)
         self._margin, self._hysteresis = margin, hysteresis
@@ -99,7 +99,7 @@ class Gate:
         """Go on from what `state` returned."""
         self.open, self._student = state["open"].copy(), state["student"].copy()
         self._reference, self._samples = state["reference"].copy(), state["samples"].copy()
-        self._surfaces = Surfaces(SURFACES - 1, state["surfaces"])
+        self._surfaces = BoundedNames(SURFACES - 1, state["surfaces"])
 
 
 @njit(cache=True)

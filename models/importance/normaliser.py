@@ -1,4 +1,4 @@
-"""What the past says of a policy's measure: where its middle is, how strong it may be, what its weights sum to.
+"""What the past says of a weighting's measure: where its middle is, how strong it may be, what its weights sum to.
 
 Time is cut into epochs of samples, and within one everything is frozen: a weight is a function of its sample and the
 epoch. Strength and moments are settled one epoch before they are used; in between, the mean that the weights have under
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.importance.weightings import Measure, Mode, Pipeline, Policy
+from heft.models.importance.weightings import Measure, Mode, Pipeline, Weighting
 
 EPOCH = 10_000
 """Samples."""
@@ -68,14 +68,14 @@ def bar(values: NDArray[np.float64], keep: float) -> float:
 
 
 class Normaliser:
-    """Statistics of K policies' measures, past only.
+    """Statistics of K weightings' measures, past only.
 
     The compiled weighing reads `now`, `planned` and `bars` and adds to the others; `turn` ends an epoch.
 
     Parameters
     ----------
-    policies
-        K policies, in the order of every array.
+    weightings
+        K weightings, in the order of every array.
 
     Attributes
     ----------
@@ -95,42 +95,42 @@ class Normaliser:
         Share of the measured samples left in effect over the last epoch: of positives, of negatives, of squared
         gradient; 1 where there was none.
     bars : float64 [S]
-        What F must reach to be selected, by the last epoch, of the S policies that select, in their order; negative
+        What F must reach to be selected, by the last epoch, of the S weightings that select, in their order; negative
         infinity: everything is.
     ranked : float64 [S, EPOCH]
         Their F in this epoch, the last ones where there were more.
     """
 
-    def __init__(self, policies: tuple[Policy, ...]) -> None:
-        self._policies = policies
-        many = len(policies)
+    def __init__(self, weightings: tuple[Weighting, ...]) -> None:
+        self._weightings = weightings
+        many = len(weightings)
         self.now = np.tile([0.0, 0.0, 1.0, 1.0], (many, 1))
         self.values = np.zeros((many, 2, 3))
         self.counted = np.zeros((many, 3))
         self.masses = np.zeros((many, 3, 3))
         self.ess = np.ones((many, 3))
-        self._selects = [k for k, policy in enumerate(policies) if policy.mode is Mode.SELECT]
+        self._selects = [k for k, weighting in enumerate(weightings) if weighting.mode is Mode.SELECT]
         self.bars = np.full(len(self._selects), -inf)
         self.ranked = np.zeros((len(self._selects), EPOCH))
         self._moments = np.zeros((many, 2, 3))
         self._warm = np.zeros(many)
         self.planned = np.array([self._plan(k) for k in range(many)])
-        pipes = [policy.pipeline for policy in policies]
+        pipes = [weighting.pipeline for weighting in weightings]
         self._waits = np.array([bool(pipe.standardise or pipe.normalise or pipe.ess_target) for pipe in pipes])
         for k in np.flatnonzero(~self._waits).tolist():  # nothing of it waits for the past
             self.now[k, :MEAN] = self.planned[k] = self._plan(k, ahead=0)
 
-    def forget(self, policies: NDArray[np.bool_]) -> None:
-        """Let some policies [K] weigh nothing until their measures have been met anew: the reference is another one.
+    def forget(self, weightings: NDArray[np.bool_]) -> None:
+        """Let some weightings [K] weigh nothing until their measures have been met anew: the reference is another one.
 
         That is the rest of this epoch and the next one; then they go on at the strength that the schedule had reached.
         """
-        self._moments[policies] = self.values[policies] = self.counted[policies] = 0.0
-        for k in np.flatnonzero(policies & self._waits).tolist():
+        self._moments[weightings] = self.values[weightings] = self.counted[weightings] = 0.0
+        for k in np.flatnonzero(weightings & self._waits).tolist():
             self.now[k] = 0.0, 0.0, 1.0, 1.0
             self.planned[k] = 0.0, 0.0, 1.0
         for place, k in enumerate(self._selects):
-            if policies[k]:
+            if weightings[k]:
                 self.bars[place] = -inf
 
     def turn(self, samples: int) -> None:
@@ -142,15 +142,15 @@ class Normaliser:
         for place, k in enumerate(self._selects):
             measured = min(int(self.values[k, :, COUNT].sum()), EPOCH)
             if measured >= _ENOUGH:
-                self.bars[place] = bar(self.ranked[place, :measured], self._policies[k].keep)
-        for k, policy in enumerate(self._policies):
-            if policy.pipeline.ess_target and self.ess[k, :GRADIENT].min() < STOP:
+                self.bars[place] = bar(self.ranked[place, :measured], self._weightings[k].keep)
+        for k, weighting in enumerate(self._weightings):
+            if weighting.pipeline.ess_target and self.ess[k, :GRADIENT].min() < STOP:
                 self._warm[k] = 0.0
                 self.now[k] = 0.0, 0.0, 1.0, 1.0
             elif self.counted[k, COUNT] >= _ENOUGH:
                 self.now[k, :MEAN] = self.planned[k]
                 mean = self.counted[k, SUM] / self.counted[k, COUNT]
-                self.now[k, MEAN] = mean if policy.pipeline.normalise and mean > 0.0 else 1.0
+                self.now[k, MEAN] = mean if weighting.pipeline.normalise and mean > 0.0 else 1.0
             else:
                 continue
             self.planned[k] = self._plan(k)
@@ -160,9 +160,9 @@ class Normaliser:
 
     def _plan(self, k: int, ahead: int = EPOCH) -> tuple[float, float, float]:
         """Return strength, centre and inverse scale for the epoch that begins ``ahead`` samples from now."""
-        policy, pipe = self._policies[k], self._policies[k].pipeline
+        weighting, pipe = self._weightings[k], self._weightings[k].pipeline
         centre, scale = 0.0, 1.0
-        if standardised(policy):
+        if standardised(weighting):
             n, total, squares = self._moments[k].sum(axis=0).tolist()
             if n < _ENOUGH:
                 return 0.0, 0.0, 1.0
@@ -170,7 +170,7 @@ class Normaliser:
             deviation = sqrt(max(squares / n - centre * centre, 0.0))
             # Below a millionth of the centre, a deviation from sums of squares is rounding.
             scale = 1.0 / deviation if deviation > 1e-6 * max(1.0, abs(centre)) else 0.0
-        most = tempered(policy.strength, self._spread(k) * scale, pipe.ess_target)
+        most = tempered(weighting.strength, self._spread(k) * scale, pipe.ess_target)
         return self._warmth(k, pipe, ahead) * most, centre, scale
 
     def _warmth(self, k: int, pipe: Pipeline, ahead: int) -> float:
@@ -194,11 +194,11 @@ class Normaliser:
         return {name: getattr(self, name).copy() for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, under the same policies."""
+        """Go on from what `state` returned, under the same weightings."""
         for name, value in state.items():
             setattr(self, name, value.copy())
 
 
-def standardised(policy: Policy) -> bool:
+def standardised(weighting: Weighting) -> bool:
     """Whether F is centred and scaled; the zero of a `rho` measure means that there is nothing to learn."""
-    return policy.pipeline.standardise and policy.measure not in (Measure.RHO, Measure.RHO_RELU)
+    return weighting.pipeline.standardise and weighting.measure not in (Measure.RHO, Measure.RHO_RELU)

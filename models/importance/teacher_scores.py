@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.bounded_names import Surfaces
+from heft.models.bounded_names import BoundedNames
 from heft.models.features.featurizer import item_hash
 from heft.models.records import ReferenceScore, data_ends_ms
 
@@ -37,7 +37,7 @@ PLACES = 12
 """Half octaves of the position, the last one open."""
 
 SURFACES = 8
-"""Surfaces kept apart, in the order they come; the last place is shared by all others."""
+"""BoundedNames kept apart, in the order they come; the last place is shared by all others."""
 
 _SLOPE, _FIRST_PLACE, _FIRST_SURFACE = 0, 1, 1 + PLACES
 _SIZE = 1 + PLACES + SURFACES
@@ -110,21 +110,23 @@ def _logit(steps: int) -> float:
     return min(max(steps / 256.0, -_MOST_LOGIT), _MOST_LOGIT)
 
 
-Told: TypeAlias = tuple[Scores, ...]
+TeacherScores: TypeAlias = tuple[Scores, ...]
 """What each version of the teacher said of a slate, in the order in which they came; the last `VERSIONS` of them."""
 
 
-def told_in_time(items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Told:
+def scores_on_time(items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> TeacherScores:
     """Return what was said in time of items [n], given by their hashes."""
     return _told((), items, [score for score in scores if score.on_time], Missing.PRESENT)
 
 
-def told_by_now(told: Told, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> Told:
+def scores_at_close(told: TeacherScores, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> TeacherScores:
     """Return that and what else has come by the time the slate closed, which is late whatever it says of itself."""
     return _told(told, items, scores, Missing.LATE)
 
 
-def _told(told: Told, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing) -> Told:
+def _told(
+    told: TeacherScores, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing
+) -> TeacherScores:
     if not scores:
         return told
     by_version = {each.version: each for each in told}
@@ -189,7 +191,7 @@ class Takeover(IntEnum):
     """They go on: what the new one says means the same, in the same unit. An arm with a fixed offset begins anew."""
 
 
-class Reference:
+class TeacherCalibration:
     """The teacher as one head of one stream sees it.
 
     Parameters
@@ -199,21 +201,21 @@ class Reference:
 
     Attributes
     ----------
-    births : int
+    takeovers : int
         How many versions have taken over.
     unit : float
         Calibrated logits that one unit of `inputs` means, since the arms last began anew.
     """
 
     def __init__(self, label: Literal["click", "order"] = "click") -> None:
-        self.births = 0
+        self.takeovers = 0
         self.unit = 1.0
         self._label = label
         self._centre, self._slope = 0.0, 1.0
         self._current = _Calibration("")
         self._coming: dict[str, _Calibration] = {}
         self._retired: list[str] = []
-        self._surfaces = Surfaces(SURFACES - 1)
+        self._surfaces = BoundedNames(SURFACES - 1)
 
     @property
     def version(self) -> str:
@@ -225,7 +227,7 @@ class Reference:
         """The a of sigmoid(a z + ...) of the version in use: near 0, the teacher tells nothing here."""
         return self._current.slope
 
-    def of(self, told: Told) -> Scores:
+    def of(self, told: TeacherScores) -> Scores:
         """Return what the version in use said of a slate, of which something was; or another, which `why` refuses."""
         mine = next((scores for scores in told if scores.version == self.version), told[-1])
         if len(told) == 1 or mine.version != self.version:
@@ -250,7 +252,7 @@ class Reference:
 
         Slope and centre are those with which the version took over, so that a number means the same from then on.
         """
-        usable = (why == Missing.PRESENT) & (self.births > 0)
+        usable = (why == Missing.PRESENT) & (self.takeovers > 0)
         return np.where(usable, self._slope * (z - self._centre) / self.unit, np.nan).astype(np.float32)
 
     def probability(self, z: NDArray[np.float64], positions: NDArray[np.uint16], surface: str) -> NDArray[np.float64]:
@@ -259,7 +261,7 @@ class Reference:
 
     def learn(
         self,
-        told: Told,
+        told: TeacherScores,
         labels: NDArray[np.uint8],
         learned: NDArray[np.bool_],
         positions: NDArray[np.uint16],
@@ -314,8 +316,8 @@ class Reference:
         self._coming = {}
         self._centre, self._slope = self._current.centre, self._current.slope
         spread = max(self._current.spread, _LEAST_UNIT)
-        self.births += 1
-        if self.births > 1 and self.unit / _GOES_ON <= spread <= self.unit * _GOES_ON:
+        self.takeovers += 1
+        if self.takeovers > 1 and self.unit / _GOES_ON <= spread <= self.unit * _GOES_ON:
             return Takeover.ON
         self.unit = spread
         return Takeover.ANEW
@@ -323,7 +325,7 @@ class Reference:
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future inputs and probabilities depend on."""
         return {
-            "births": self.births,
+            "takeovers": self.takeovers,
             "unit": self.unit,
             "centre": self._centre,
             "slope": self._slope,
@@ -335,12 +337,12 @@ class Reference:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.births, self.unit = int(state["births"]), float(state["unit"])
+        self.takeovers, self.unit = int(state["takeovers"]), float(state["unit"])
         self._centre, self._slope = float(state["centre"]), float(state["slope"])
         self._current = _Calibration.restore(state["current"])
         self._coming = {one[0]: _Calibration.restore(one) for one in state["coming"]}
         self._retired = list(state["retired"])
-        self._surfaces = Surfaces(SURFACES - 1, state["surfaces"])
+        self._surfaces = BoundedNames(SURFACES - 1, state["surfaces"])
 
 
 @njit(cache=True, inline="always")

@@ -35,7 +35,7 @@ from heft.models.importance.normaliser import (
     standardised,
 )  # fmt: skip
 from heft.models.importance.teacher_scores import Missing
-from heft.models.importance.weightings import Input, Measure, Mode, Policy, Update
+from heft.models.importance.weightings import Input, Measure, Mode, Update, Weighting
 
 LEAST_PI = 0.05
 """A sampler keeps every sample with at least this probability, so that no structural weight is above 20."""
@@ -43,7 +43,7 @@ LEAST_PI = 0.05
 LEAST_P = 1e-12
 """Probabilities are clipped to [1e-12, 1 - 1e-12] before anything is made of them."""
 
-_REMEMBERED = 8  # weights a cell of a permuted policy holds
+_REMEMBERED = 8  # weights a cell of a permuted weighting holds
 _Q_RANGES = 10  # of q, one unit of logit each
 
 (
@@ -62,9 +62,9 @@ class Evidence(msgspec.Struct, frozen=True, eq=False, gc=False):
     labels: NDArray[np.uint8]
     """0 or 1 [n]."""
     q: NDArray[np.float64]
-    """Each policy's current probability, as if nothing were thinned [n, K]."""
+    """Each weighting's current probability, as if nothing were thinned [n, K]."""
     shown: NDArray[np.float32]
-    """Each policy's probability when the slate was shown [n, K]."""
+    """Each weighting's probability when the slate was shown [n, K]."""
     reference: NDArray[np.float64]
     """The reference's calibrated probability r [n]; NaN where missing."""
     missing: NDArray[np.uint8]
@@ -83,7 +83,7 @@ class Evidence(msgspec.Struct, frozen=True, eq=False, gc=False):
 class Weights(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What the student learns the slate with; rows that are no samples have weight 1."""
 
-    policy: NDArray[np.float64]
+    importance: NDArray[np.float64]
     """How often each sample counts [n, K]: sub-steps."""
     structural: NDArray[np.float64]
     """Factors on the gradient [n, K]."""
@@ -96,12 +96,12 @@ class Weights(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Importance:
-    """K policies over one stream and one version of the reference.
+    """K weightings over one stream and one version of the reference.
 
     Parameters
     ----------
-    policies
-        In the order of the arms they train; a plain arm's policy is ``Policy(name)``.
+    weightings
+        In the order of the arms they train; a plain arm's weighting is ``Weighting(name)``.
     seed
         Of all draws, together with request and item.
 
@@ -113,45 +113,45 @@ class Importance:
     Attributes
     ----------
     missing : int64 [K, 6]
-        Samples by `Missing`, of the policies that read the reference.
+        Samples by `Missing`, of the weightings that read the reference.
     normaliser, gate
-        Strengths, normalisers and effective sample sizes; open slices, of the gated policies in their order.
+        Strengths, normalisers and effective sample sizes; open slices, of the gated weightings in their order.
     """
 
-    def __init__(self, policies: tuple[Policy, ...], seed: int) -> None:
-        names = [policy.name for policy in policies]
+    def __init__(self, weightings: tuple[Weighting, ...], seed: int) -> None:
+        names = [weighting.name for weighting in weightings]
         if len(set(names)) < len(names):
-            msg = f"importance: every policy needs a name of its own, got {', '.join(names)}"
+            msg = f"importance: every weighting needs a name of its own, got {', '.join(names)}"
             raise ValueError(msg)
-        self.policies = policies
-        self.normaliser = Normaliser(policies)
-        self._gated = np.array([k for k, policy in enumerate(policies) if policy.gated], np.int64)
+        self.weightings = weightings
+        self.normaliser = Normaliser(weightings)
+        self._gated = np.array([k for k, weighting in enumerate(weightings) if weighting.gated], np.int64)
         self.gate = Gate(len(self._gated))
-        self.missing = np.zeros((len(policies), len(Missing)), np.int64)
+        self.missing = np.zeros((len(weightings), len(Missing)), np.int64)
         self._seed = np.uint64(seed)
         self._in_epoch = 0
         order, gates = list(Measure), {int(k): place for place, k in enumerate(self._gated)}
         self._flags = np.array(
             [
                 (
-                    order.index(policy.measure), policy.reads_reference, policy.input is not Input.NONE,
-                    gates.get(k, -1), policy.offset, policy.mode is Mode.SAMPLE, policy.update is Update.LINEAR,
-                    standardised(policy), _source(policies, k), policy.mode is Mode.SELECT,
+                    order.index(weighting.measure), weighting.reads_reference, weighting.input is not Input.NONE,
+                    gates.get(k, -1), weighting.offset, weighting.mode is Mode.SAMPLE,
+                    weighting.update is Update.LINEAR, standardised(weighting), _source(weightings, k), weighting.mode is Mode.SELECT,
                 )
-                for k, policy in enumerate(policies)
+                for k, weighting in enumerate(weightings)
             ],
             np.int64,
         )  # fmt: skip
         self._numbers = np.array(
             [
                 (
-                    policy.pipeline.limit, policy.pipeline.low, policy.pipeline.high, policy.pipeline.mix,
-                    policy.distill, policy.denoise, policy.keep,
+                    weighting.pipeline.limit, weighting.pipeline.low, weighting.pipeline.high, weighting.pipeline.mix,
+                    weighting.distill, weighting.denoise, weighting.keep,
                 )
-                for policy in policies
+                for weighting in weightings
             ]
         )  # fmt: skip
-        self._remembered = np.ones((_permuted(policies), 2, _Q_RANGES, COUNTS, _REMEMBERED))
+        self._remembered = np.ones((_permuted(weightings), 2, _Q_RANGES, COUNTS, _REMEMBERED))
 
     def weigh(self, evidence: Evidence) -> Weights:
         """Return what to learn a slate with, by the statistics of earlier slates; then let it enter them.
@@ -170,7 +170,7 @@ class Importance:
         if bad >= 0:
             row, k = divmod(bad, shape[1])
             msg = (
-                f"importance: policy {self.policies[k].name!r} predicts {evidence.q[row, k]} in row {row}; "
+                f"importance: weighting {self.weightings[k].name!r} predicts {evidence.q[row, k]} in row {row}; "
                 "expected a probability: its model has diverged, lower the arm's alpha"
             )
             raise ValueError(msg)
@@ -192,13 +192,13 @@ class Importance:
             self._in_epoch = 0
         return Weights(floats[0], floats[1], floats[2], floats[3], kept)
 
-    def bear(self) -> None:
+    def reset_arms(self) -> None:
         """Forget what was known of the reference: a new version has taken over.
 
         Gates close until it has lost less than the student itself, and weights are 1 until its measures are known.
         """
         self.gate.forget()
-        self.normaliser.forget(np.array([policy.reads_reference for policy in self.policies]))
+        self.normaliser.forget(np.array([weighting.reads_reference for weighting in self.weightings]))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future weights depend on."""
@@ -211,32 +211,32 @@ class Importance:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, under the same policies."""
+        """Go on from what `state` returned, under the same weightings."""
         self.normaliser.restore(state["normaliser"])
         self.gate.restore(state["gate"])
         self.missing, self._remembered = state["missing"].copy(), state["remembered"].copy()
         self._in_epoch = int(state["in_epoch"])
 
 
-def _permuted(policies: tuple[Policy, ...]) -> int:
-    """Return how many policies exchange weights."""
-    return sum(policy.measure is Measure.PERMUTED for policy in policies)
+def _permuted(weightings: tuple[Weighting, ...]) -> int:
+    """Return how many weightings exchange weights."""
+    return sum(weighting.measure is Measure.PERMUTED for weighting in weightings)
 
 
-def _source(policies: tuple[Policy, ...], k: int) -> int:
-    """Return whose weights policy k takes, or -1."""
-    policy = policies[k]
-    if policy.measure is not Measure.PERMUTED:
+def _source(weightings: tuple[Weighting, ...], k: int) -> int:
+    """Return whose weights weighting k takes, or -1."""
+    weighting = weightings[k]
+    if weighting.measure is not Measure.PERMUTED:
         return -1
-    for place, other in enumerate(policies[:k]):
+    for place, other in enumerate(weightings[:k]):
         repeats = other.mode is Mode.REPEAT and other.update is Update.SUB_STEPS
         weighs = other.measure is not Measure.UNIFORM and repeats
-        if other.name == policy.source and weighs:
+        if other.name == weighting.source and weighs:
             return place
-    earlier = ", ".join(other.name for other in policies[:k])
+    earlier = ", ".join(other.name for other in weightings[:k])
     msg = (
-        f"importance: policy {policy.name!r} takes its weights from {policy.source!r}; expected a policy that weighs, "
-        f"in sub-steps, among the earlier ones: {earlier}"
+        f"importance: weighting {weighting.name!r} takes its weights from {weighting.source!r}; expected a weighting that "
+        f"weighs, in sub-steps, among the earlier ones: {earlier}"
     )
     raise ValueError(msg)
 
@@ -244,16 +244,16 @@ def _source(policies: tuple[Policy, ...], k: int) -> int:
 @njit(cache=True)
 def _sift(q: NDArray[Any], learned: NDArray[Any], r: NDArray[Any], why: NDArray[Any]) -> int:
     """Note which r are none; return the place of a q that is no probability, or -1."""
-    n, policies = q.shape
+    n, weightings = q.shape
     for row in range(n):
         if isnan(r[row]):
             if why[row] == Missing.PRESENT or why[row] == Missing.LATE:
                 why[row] = Missing.ABSENT
         elif not 0.0 <= r[row] <= 1.0:
             why[row] = Missing.INVALID
-        for k in range(policies):
+        for k in range(weightings):
             if learned[row] and not 0.0 <= q[row, k] <= 1.0:
-                return int(row * policies + k)
+                return int(row * weightings + k)
     return -1
 
 
@@ -341,11 +341,11 @@ def _weigh(
     bars: NDArray[Any], ranked: NDArray[Any], values: NDArray[Any], counted: NDArray[Any], masses: NDArray[Any],
     missing: NDArray[Any], floats: NDArray[Any], kept: NDArray[Any],
 ) -> None:  # fmt: skip
-    """Fill ``floats`` (policy, structural, offsets, targets) and ``kept``; add to the statistics."""
-    n, policies = q.shape
+    """Fill ``floats`` (importance, structural, offsets, targets) and ``kept``; add to the statistics."""
+    n, weightings = q.shape
     stream = mix(seed, request)
     place, chosen, around = 0, 0, odds(r, why)
-    for k in range(policies):
+    for k in range(weightings):
         code, reads, is_input, gate, offset, sampler, linear, centred, source, selects = flags[k]
         limit, distill, denoise, keep = numbers[k, 0], numbers[k, 4], numbers[k, 5], numbers[k, 6]
         for row in range(n):

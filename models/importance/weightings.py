@@ -1,4 +1,4 @@
-"""Importance policies: what a sample's weight is a function of, and which combinations are an error.
+"""Importance weightings: what a sample's weight is a function of, and which combinations are an error.
 
 A weight says "this sample counts w times". What that does to the estimate depends on what the weight sees:
 
@@ -8,7 +8,7 @@ A weight says "this sample counts w times". What that does to the estimate depen
 * the label: logit q = logit p + log(w1 / w0), whatever the student; a good reference then deletes what it knows.
 
 So `Policy` refuses a weight that sees the label unless a training offset, a sampler or a gate makes up for it, or the
-policy is diagnostic: it learns beside the others and is never served.
+weighting is diagnostic: it learns beside the others and is never served.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Measure(Enum):
     RANDOM = "random"
     """A standard normal number, drawn by (seed, request, item): a placebo."""
     PERMUTED = "permuted"
-    """Another policy's weights, exchanged among samples of like q, label and count: a placebo."""
+    """Another weighting's weights, exchanged among samples of like q, label and count: a placebo."""
 
     @property
     def sees(self) -> Sees:
@@ -184,8 +184,8 @@ AS_WRITTEN = Pipeline(
 """w = exp(strength F) as it is, up to what the ranker takes: for recipes as they are published."""
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One policy, named as the arm it trains.
+class Weighting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One weighting, named as the arm it trains.
 
     Raises
     ------
@@ -209,7 +209,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rate of clicks by accident or by bots: a click's soft label is r / (r + denoise)."""
     input: Input = Input.NONE
     source: str = ""
-    """Whose weights `permuted` takes; an earlier policy."""
+    """Whose weights `permuted` takes; an earlier weighting."""
     keep: float = 0.25
     """Share of samples that a sampler keeps, where no probability is at a bound, or that are selected."""
     diagnostic: bool = False
@@ -218,7 +218,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def sees(self) -> Sees:
-        """The most that weights and soft labels of the policy depend on, the label itself aside."""
+        """The most that weights and soft labels of the weighting depend on, the label itself aside."""
         if self.denoise:
             return Sees.LABEL
         return Sees.REFERENCE if self.distill else self.measure.sees
@@ -237,11 +237,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("keep", 0 < self.keep <= 1, "above 0, at most 1"),
         ):
             if not fine:
-                msg = f"importance: policy {self.name!r} has {name} = {getattr(self, name)}; expected {wanted}"
+                msg = f"importance: weighting {self.name!r} has {name} = {getattr(self, name)}; expected {wanted}"
                 raise ValueError(msg)
         for illegal, why, instead in self._illegal():
             if illegal:
-                msg = f"importance: policy {self.name!r} {why}; {instead}"
+                msg = f"importance: weighting {self.name!r} {why}; {instead}"
                 raise ValueError(msg)
 
     def _illegal(self) -> tuple[tuple[bool, str, str], ...]:
@@ -307,7 +307,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (
                 permuted != bool(self.source),
                 f"has source = {self.source!r} and measure = {self.measure.value!r}",
-                "give `permuted`, and only it, the name of an earlier policy",
+                "give `permuted`, and only it, the name of an earlier weighting",
             ),
             (
                 self.gated and not (self.reads_reference and self.input is Input.NONE),
@@ -317,7 +317,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (
                 weighs and bool(self.distill or self.denoise),
                 "has both weights and soft labels: what the reference says would count twice",
-                "make two policies of it",
+                "make two weightings of it",
             ),
             (
                 bool(self.distill and self.denoise),
@@ -327,7 +327,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (
                 self.input is not Input.NONE and (weighs or bool(self.distill or self.denoise)),
                 "reads the reference as an input and learns from it as well: what it says would count twice",
-                "make two policies of it",
+                "make two weightings of it",
             ),
             (
                 label and not (self.offset or sampler or gated_rho or gated_label or self.diagnostic),
@@ -339,7 +339,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )  # fmt: skip
 
 
-class Reading(Enum):
+class PublishedRecipe(Enum):
     """Eight readings of one published recipe, "weigh by 1 / w, w = exp(-F)" or by the gradient's norm.
 
     They are different algorithms with different fixed points; p is the truth.
@@ -356,55 +356,55 @@ class Reading(Enum):
 
 
 _MEASURES = {
-    Reading.S1: Measure.PROBABILITY,
-    Reading.S2: Measure.LOGIT,
-    Reading.S3: Measure.INVERSE_LOGIT,
-    Reading.S4: Measure.REFERENCE_LOSS,
-    Reading.S5: Measure.INVERSE_REFERENCE_LOSS,
-    Reading.S6: Measure.REFERENCE_GRADIENT,
-    Reading.S7: Measure.GRADIENT,
+    PublishedRecipe.S1: Measure.PROBABILITY,
+    PublishedRecipe.S2: Measure.LOGIT,
+    PublishedRecipe.S3: Measure.INVERSE_LOGIT,
+    PublishedRecipe.S4: Measure.REFERENCE_LOSS,
+    PublishedRecipe.S5: Measure.INVERSE_REFERENCE_LOSS,
+    PublishedRecipe.S6: Measure.REFERENCE_GRADIENT,
+    PublishedRecipe.S7: Measure.GRADIENT,
 }
 
 
-def as_written(reading: Reading) -> Policy:
-    """Return the policy that runs a reading of the recipe as it is written: no tempering, clipping or mixing.
+def as_written(reading: PublishedRecipe) -> Weighting:
+    """Return the weighting that runs a reading of the recipe as it is written: no tempering, clipping or mixing.
 
     Examples
     --------
-    >>> as_written(Reading.S6).measure
+    >>> as_written(PublishedRecipe.S6).measure
     <Measure.REFERENCE_GRADIENT: 'reference_gradient'>
     """
     name = reading.name.lower()
-    if reading is Reading.S8:
+    if reading is PublishedRecipe.S8:
         sampled = msgspec.structs.replace(AS_WRITTEN, normalise=True)  # `keep` is a share of samples of mean weight 1
-        return Policy(
+        return Weighting(
             name, Measure.GRADIENT, 1.0, Mode.SAMPLE, Update.LINEAR, diagnostic=True, pipeline=sampled
         )  # fmt: skip
-    return Policy(name, _MEASURES[reading], 1.0, diagnostic=True, pipeline=AS_WRITTEN)
+    return Weighting(name, _MEASURES[reading], 1.0, diagnostic=True, pipeline=AS_WRITTEN)
 
 
-POLICIES = (
-    Policy("uniform"),
-    Policy("exp_score", Measure.LOGIT, 0.25),
-    Policy("attention", Measure.ATTENTION, 0.25),
-    Policy("el2n", Measure.EL2N, diagnostic=True),
-    Policy("gradient", Measure.GRADIENT, offset=True),
-    Policy("loss", Measure.LOSS, diagnostic=True),
-    Policy("uncertainty", Measure.UNCERTAINTY),
-    Policy("novelty", Measure.NOVELTY),
-    Policy("disagreement", Measure.DISAGREEMENT),
-    Policy("rho", Measure.RHO, diagnostic=True),
-    Policy("rho_gate", Measure.RHO, gated=True),
-    Policy("distill", distill=0.3),
-    Policy("distill_gate", distill=0.3, gated=True),
-    Policy("denoise", denoise=0.005, gated=True),
-    Policy("feature", input=Input.FEATURE),
-    Policy("offset", input=Input.OFFSET),
-    Policy("stacked", input=Input.STACKED),
-    Policy("sampler", Measure.GRADIENT, 1.0, Mode.SAMPLE, Update.LINEAR),
-    Policy("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True),
-    Policy("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True),
-    Policy("random", Measure.RANDOM, diagnostic=True),
-    Policy("permuted", Measure.PERMUTED, source="rho_gate", diagnostic=True),
+WEIGHTINGS = (
+    Weighting("uniform"),
+    Weighting("exp_score", Measure.LOGIT, 0.25),
+    Weighting("attention", Measure.ATTENTION, 0.25),
+    Weighting("el2n", Measure.EL2N, diagnostic=True),
+    Weighting("gradient", Measure.GRADIENT, offset=True),
+    Weighting("loss", Measure.LOSS, diagnostic=True),
+    Weighting("uncertainty", Measure.UNCERTAINTY),
+    Weighting("novelty", Measure.NOVELTY),
+    Weighting("disagreement", Measure.DISAGREEMENT),
+    Weighting("rho", Measure.RHO, diagnostic=True),
+    Weighting("rho_gate", Measure.RHO, gated=True),
+    Weighting("distill", distill=0.3),
+    Weighting("distill_gate", distill=0.3, gated=True),
+    Weighting("denoise", denoise=0.005, gated=True),
+    Weighting("feature", input=Input.FEATURE),
+    Weighting("offset", input=Input.OFFSET),
+    Weighting("stacked", input=Input.STACKED),
+    Weighting("sampler", Measure.GRADIENT, 1.0, Mode.SAMPLE, Update.LINEAR),
+    Weighting("rho_select", Measure.RHO, mode=Mode.SELECT, diagnostic=True),
+    Weighting("random_select", Measure.RANDOM, mode=Mode.SELECT, diagnostic=True),
+    Weighting("random", Measure.RANDOM, diagnostic=True),
+    Weighting("permuted", Measure.PERMUTED, source="rho_gate", diagnostic=True),
 )
-"""Every policy by name, as recommended."""
+"""Every weighting by name, as recommended."""

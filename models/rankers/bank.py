@@ -1,7 +1,7 @@
-"""The bank of online models: K policies over the same features, updated in one pass.
+"""The bank of online models: K arms over the same features, updated in one pass.
 
-Two kinds of weight come in apart and never mix. A *policy* weight says "this sample counts h times" and is applied in
-sub-steps; a *structural* weight keeps an expectation unbiased and multiplies the gradient. Neither is changed here.
+Two kinds of weight come in apart and never mix. An *importance* weight says "this sample counts h times" and is applied
+in sub-steps; a *structural* weight keeps an expectation unbiased and multiplies the gradient. Neither is changed here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from heft.models.features.featurizer import Vectors
 from heft.models.hashing import hash_text, mix, unit
-from heft.models.importance.weightings import POLICIES, Input, Policy, Reading, as_written
+from heft.models.importance.weightings import WEIGHTINGS, Input, PublishedRecipe, Weighting, as_written
 from heft.models.rankers import ftrl
 
 _NO_INPUTS = np.zeros((0, 0))
@@ -25,7 +25,7 @@ _NO_QUERY = hash_text("") % 2**64
 
 
 class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One policy's model: a name and its hyper-parameters.
+    """One arm's model: a name and its hyper-parameters.
 
     Raises
     ------
@@ -46,8 +46,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the negatives that is learned, in (0, 1]; a training offset of log(1 / keep) makes up for the rest."""
     half_life: float | None = None
     """Updates of a slot after which its accumulator counts half, so that an old model still follows; none: never."""
-    policy: str = "uniform"
-    """How much each sample counts, by the name of a policy of heft's or of ``ranker.policies``."""
+    weighting: str = "uniform"
+    """How much each sample counts, by the name of a arm of heft's or of ``ranker.weightings``."""
 
     def __post_init__(self) -> None:
         for name, fine, wanted in (
@@ -77,50 +77,50 @@ CONVERSION_ARMS = (
     Arm("faster", alpha=0.6),
 )
 TEACHER_ARMS = (
-    Arm("feature", policy="feature"),
-    Arm("stacked", alpha=0.05, policy="stacked"),
-    Arm("offset", policy="offset"),
-    Arm("distill", policy="distill"),
-    Arm("distill_gate", policy="distill_gate"),
-    Arm("rho", policy="rho"),
-    Arm("rho_gate", policy="rho_gate"),
-    Arm("denoise", policy="denoise"),
-    Arm("exp_score", policy="exp_score"),
-    Arm("permuted", policy="permuted"),
+    Arm("feature", weighting="feature"),
+    Arm("stacked", alpha=0.05, weighting="stacked"),
+    Arm("offset", weighting="offset"),
+    Arm("distill", weighting="distill"),
+    Arm("distill_gate", weighting="distill_gate"),
+    Arm("rho", weighting="rho"),
+    Arm("rho_gate", weighting="rho_gate"),
+    Arm("denoise", weighting="denoise"),
+    Arm("exp_score", weighting="exp_score"),
+    Arm("permuted", weighting="permuted"),
 )
-CONVERSION_TEACHER_ARMS = (Arm("stacked", alpha=0.05, policy="stacked"),)
+CONVERSION_TEACHER_ARMS = (Arm("stacked", alpha=0.05, weighting="stacked"),)
 
-_KNOWN = {policy.name: policy for policy in (*POLICIES, *map(as_written, Reading))}
+_KNOWN = {weighting.name: weighting for weighting in (*WEIGHTINGS, *map(as_written, PublishedRecipe))}
 
 
 class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes and policies of the two heads.
+    """Sizes and arms of the two heads.
 
     Raises
     ------
     ValueError
-        If the first policy of a head is not ``uniform``, or a name comes twice.
+        If the first arm of a head is not ``uniform``, or a name comes twice.
     """
 
     click_bits: int = 20
-    """The click head has 2^bits slots of 192 bytes for each eight policies, begun or full."""
+    """The click head has 2^bits slots of 192 bytes for each eight arms, begun or full."""
     conversion_bits: int = 18
     """The conversion head has 2^conversion_bits slots."""
     seed: int = 1
-    """Which negatives a thinned policy learns."""
+    """Which negatives a thinned arm learns."""
     click_arms: tuple[Arm, ...] = CLICK_ARMS
-    """The policies of the click head, learned side by side; the first is named uniform."""
+    """The arms of the click head, learned side by side; the first is named uniform."""
     conversion_arms: tuple[Arm, ...] = CONVERSION_ARMS
     """Those of the conversion head, likewise."""
     click_teacher_arms: tuple[Arm, ...] = TEACHER_ARMS
-    """Further policies of the click head where there is a teacher."""
+    """Further arms of the click head where there is a teacher."""
     conversion_teacher_arms: tuple[Arm, ...] = CONVERSION_TEACHER_ARMS
     """Those of the conversion head, likewise."""
-    policies: tuple[Policy, ...] = ()
-    """Policies of one's own; a name of heft's is replaced."""
+    weightings: tuple[Weighting, ...] = ()
+    """Weightings of one's own; a name of heft's is replaced."""
 
     def taught(self) -> RankerConfig:
-        """Return the same with the policies of the teacher among the others."""
+        """Return the same with the arms of the teacher among the others."""
         return msgspec.structs.replace(
             self,
             click_arms=self.click_arms + self.click_teacher_arms,
@@ -129,21 +129,21 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             conversion_teacher_arms=(),
         )
 
-    def policies_of(self, arms: tuple[Arm, ...]) -> tuple[Policy, ...]:
-        """Return the policy of each arm, named as the arm.
+    def weightings_of(self, arms: tuple[Arm, ...]) -> tuple[Weighting, ...]:
+        """Return the weighting of each arm, named as the arm.
 
         Raises
         ------
         ValueError
-            If there is no such policy; the message lists those there are.
+            If there is no such weighting; the message lists those there are.
         """
-        known = _KNOWN | {policy.name: policy for policy in self.policies}
+        known = _KNOWN | {weighting.name: weighting for weighting in self.weightings}
         found = []
         for arm in arms:
-            if arm.policy not in known:
-                msg = f"ranker: arm {arm.name!r} has policy {arm.policy!r}; there are {', '.join(sorted(known))}"
+            if arm.weighting not in known:
+                msg = f"ranker: arm {arm.name!r} has weighting {arm.weighting!r}; there are {', '.join(sorted(known))}"
                 raise ValueError(msg)
-            found.append(msgspec.structs.replace(known[arm.policy], name=arm.name))
+            found.append(msgspec.structs.replace(known[arm.weighting], name=arm.name))
         return tuple(found)
 
     def __post_init__(self) -> None:
@@ -152,10 +152,10 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not names or names[0] != "uniform":
                 msg = f"ranker: the first arm is {names[0] if names else 'missing'!r}; expected 'uniform'"
                 raise ValueError(msg)
-            if self.policies_of(arms[:1])[0] != Policy("uniform"):
-                msg = f"ranker: the first arm has policy {arms[0].policy!r}; expected 'uniform', the control"
+            if self.weightings_of(arms[:1])[0] != Weighting("uniform"):
+                msg = f"ranker: the first arm has weighting {arms[0].weighting!r}; expected 'uniform', the control"
                 raise ValueError(msg)
-            self.policies_of(arms)
+            self.weightings_of(arms)
             if len(set(names)) < len(names):
                 msg = f"ranker: every arm needs a name of its own, got {', '.join(names)}"
                 raise ValueError(msg)
@@ -166,18 +166,18 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Bank:
-    """FTRL-Proximal models of K policies in one table of 2^bits hashed slots and a bias.
+    """FTRL-Proximal models of K arms in one table of 2^bits hashed slots and a bias.
 
     Parameters
     ----------
     arms
-        The policies, in the order of every [n, K] array.
+        The arms, in the order of every [n, K] array.
     bits
         2^bits slots, 4 to 28.
     seed
-        Which negatives a thinned policy learns.
+        Which negatives a thinned arm learns.
     inputs
-        Whether and how each policy reads the reference; default: none does.
+        Whether and how each arm reads the reference; default: none does.
 
     Examples
     --------
@@ -222,46 +222,48 @@ class Bank:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing.
 
-        Where ``inputs`` [n], what the reference said, are NaN or not given, a policy that reads them says what the
+        Where ``inputs`` [n], what the reference said, are NaN or not given, a arm that reads them says what the
         first does.
         """
         q = np.empty((len(vectors), len(self.arms)))
         rank = np.empty_like(q)
         ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._cells, q, rank)
         if self._any_reads:
-            taken, asleep = self._inputs(vectors, inputs)
-            ftrl.lean(q, rank, taken, asleep, self._fixed + self._dense[:, :, 2], self._reads, self._stacked)
+            taken, input_missing = self._inputs(vectors, inputs)
+            ftrl.add_teacher_input(
+                q, rank, taken, input_missing, self._fixed + self._dense[:, :, 2], self._reads, self._stacked
+            )
         return q, rank
 
     def _inputs(
         self, vectors: Vectors, inputs: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return what the reading policies take in, and who sleeps [n].
+        """Return what the reading arms take in, and who sleeps [n].
 
         [n, 4]: the reference's number, for all and again for slates without a query, where a reader of query and item
         says something else; and likewise 1. All 0 where it is missing.
         """
         if inputs is None:
             inputs = np.full(len(vectors), np.nan, np.float32)
-        asleep = np.isnan(inputs)
+        input_missing = np.isnan(inputs)
         taken = np.zeros((len(vectors), 4))
-        taken[:, 0] = np.where(asleep, 0.0, inputs)
-        taken[:, 2] = ~asleep
+        taken[:, 0] = np.where(input_missing, 0.0, inputs)
+        taken[:, 2] = ~input_missing
         if vectors.query == _NO_QUERY:
             taken[:, 1] = taken[:, 0]
             taken[:, 3] = taken[:, 2]
-        return taken, asleep
+        return taken, input_missing
 
-    def bear(self, offset: float, born: NDArray[np.bool_]) -> None:
-        """Let policies ``born`` [K], of those that read the reference, begin: a new version of it has taken over.
+    def reset_arms(self, offset: float, reset: NDArray[np.bool_]) -> None:
+        """Let arms ``reset`` [K], of those that read the reference, begin: a new version of it has taken over.
 
-        One with the reference as a feature goes on from the first policy's model, and one that is stacked on it has
+        One with the reference as a feature goes on from the first arm's model, and one that is stacked on it has
         that model for good: both agree with it until they have learned what the reference is worth. One with a fixed
-        summand, ``offset`` for each unit of the input, begins from nothing: the first policy's model knows part of what
+        summand, ``offset`` for each unit of the input, begins from nothing: the first arm's model knows part of what
         the summand says, and would count it twice.
         """
         places = np.flatnonzero(self._touched)
-        for k in np.flatnonzero(self._reads & born).tolist():
+        for k in np.flatnonzero(self._reads & reset).tolist():
             if self._learns[k]:
                 if places.size and not self._stacked[k]:
                     ftrl.adopt(self._cells, places, k, self._numbers)
@@ -271,7 +273,7 @@ class Bank:
             self._dense[k] = 0.0
 
     def thin(self, vectors: Vectors, labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Return which rows each policy learns [n, K], and its training offsets [n, K].
+        """Return which rows each arm learns [n, K], and its training offsets [n, K].
 
         A negative is kept with probability ``keep``, decided by (seed, request, item) alone. With the offset
         log(1 / keep) added in training, the logit without it is that of all samples (He et al. 2014, section 6.3,
@@ -290,14 +292,14 @@ class Bank:
         self,
         vectors: Vectors,
         labels: NDArray[np.uint8],
-        policy_weights: NDArray[np.float64] | None = None,
+        importance_weights: NDArray[np.float64] | None = None,
         structural_weights: NDArray[np.float64] | None = None,
         offsets: NDArray[np.float64] | None = None,
         active: NDArray[np.bool_] | None = None,
         targets: NDArray[np.float64] | None = None,
         inputs: NDArray[np.float32] | None = None,
     ) -> None:
-        """Learn a slate, row by row, each policy from its own prediction at that moment.
+        """Learn a slate, row by row, each arm from its own prediction at that moment.
 
         Parameters
         ----------
@@ -305,45 +307,45 @@ class Bank:
             The slate as it was shown.
         labels
             0 or 1 [n].
-        policy_weights
+        importance_weights
             How often each sample counts, 0 to 1,000 [n, K]; default 1. Weight k is k repeats bit for bit, 0 is none.
         structural_weights
             Factors on the gradient, at least 0 and finite [n, K]; default 1.
         offsets
             Added to the logit in training only [n, K]; default those of `thin`.
         active
-            Whether a policy learns a row [n, K]; default that of `thin`.
+            Whether a arm learns a row [n, K]; default that of `thin`.
         targets
-            What each policy learns in place of the labels, soft labels among them, 0 to 1 [n, K].
+            What each arm learns in place of the labels, soft labels among them, 0 to 1 [n, K].
         inputs
-            What the reference said, as `Reference.inputs` has it; NaN where a policy that reads it
+            What the reference said, as `TeacherCalibration.inputs` has it; NaN where a arm that reads it
             learns nothing [n]. Default: everywhere.
 
         Raises
         ------
         ValueError
-            If a weight is NaN, negative, infinite, or a policy weight above 1,000; nothing is learned then.
+            If a weight is NaN, negative, infinite, or a importance weight above 1,000; nothing is learned then.
         """
         if offsets is None or active is None:
             thinned, shifted = self.thin(vectors, labels)
             active = thinned if active is None else active
             offsets = shifted if offsets is None else offsets
-        policy = np.ones(active.shape) if policy_weights is None else policy_weights
+        importance = np.ones(active.shape) if importance_weights is None else importance_weights
         structural = np.ones(active.shape) if structural_weights is None else structural_weights
         taken = _NO_INPUTS
         if self._any_reads:
-            taken, asleep = self._inputs(vectors, inputs)
-            active = active & ~(self._reads & asleep[:, None])
+            taken, input_missing = self._inputs(vectors, inputs)
+            active = active & ~(self._reads & input_missing[:, None])
             offsets = offsets + self._fixed[:, 0] * taken[:, :1]
         refused = ftrl.learn(
             vectors.indptr, vectors.slots, self._shift, self._cells, self._numbers, self._touched,
-            labels, _NO_INPUTS if targets is None else targets, policy, structural, offsets, active,
+            labels, _NO_INPUTS if targets is None else targets, importance, structural, offsets, active,
             taken, self._learns, self._stacked, self._dense,
         )  # fmt: skip
         if refused >= 0:
             row, k = divmod(refused, len(self.arms))
             msg = (
-                f"weights of row {row}, policy {self.arms[k].name!r}: policy {policy[row, k]}, structural "
+                f"weights of row {row}, arm {self.arms[k].name!r}: importance {importance[row, k]}, structural "
                 f"{structural[row, k]}; expected 0 to {ftrl.MAX_STEPS} and a finite number from 0; clip them before"
             )
             raise ValueError(msg)
@@ -366,13 +368,11 @@ class Bank:
         Raises
         ------
         ValueError
-            If the state is of another number of policies or slots.
+            If the state is of another number of arms or slots.
         """
         places, table = state["places"], state["table"]
         if table.shape[1:] != (2, len(self.arms)) or (places.size and int(places[-1]) != 1 << self.bits):
-            msg = (
-                f"expected a state of {len(self.arms)} policies and 2^{self.bits} slots, got {table.shape[2]} policies"
-            )
+            msg = f"expected a state of {len(self.arms)} arms and 2^{self.bits} slots, got {table.shape[2]} arms"
             raise ValueError(msg)
         self._fixed, self._dense = state["fixed"].copy(), state["dense"].copy()
         self._touched.fill(False)
@@ -386,7 +386,7 @@ class Bank:
 
     @property
     def _blocks(self) -> NDArray[np.float64]:
-        """The cells by slot, block, (z, root of n, weight) and policy [slots + 1, blocks, 3, 8]."""
+        """The cells by slot, block, (z, root of n, weight) and arm [slots + 1, blocks, 3, 8]."""
         return self._cells.reshape(len(self._touched), -1, 3, ftrl.LANES)
 
 

@@ -1,4 +1,4 @@
-"""The calibration layer: two numbers a policy, learned from the raw logit as shown, always unweighted."""
+"""The calibration layer: two numbers a arm, learned from the raw logit as shown, always unweighted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 
 class Platt:
-    """Online Platt scaling, p = 1 / (1 + exp(-(a q + b))), for K policies, starting at identity.
+    """Online Platt scaling, p = 1 / (1 + exp(-(a q + b))), for K arms, starting at identity.
 
     Each update is one Newton step on the new samples with the information of all earlier ones as its prior (the
     extended Kalman filter of logistic regression); information fades, so the layer follows drift.
 
     Parameters
     ----------
-    policies
+    arms
         K, how many.
     half_life
         Samples after which information counts half.
@@ -30,11 +30,11 @@ class Platt:
     Platt 1999, Probabilistic outputs for support vector machines, eq. 4.
     """
 
-    def __init__(self, policies: int, half_life: float = 100_000.0, prior: tuple[float, float] = (100.0, 10.0)) -> None:
-        self.a = np.ones(policies)
-        self.b = np.zeros(policies)
+    def __init__(self, arms: int, half_life: float = 100_000.0, prior: tuple[float, float] = (100.0, 10.0)) -> None:
+        self.a = np.ones(arms)
+        self.b = np.zeros(arms)
         self._prior = np.diag(prior)
-        self._information = np.repeat(self._prior[None], policies, axis=0)
+        self._information = np.repeat(self._prior[None], arms, axis=0)
         self._fade = 0.5 ** (1.0 / half_life)
 
     def learn(
@@ -42,19 +42,19 @@ class Platt:
         q: NDArray[np.float32],
         labels: NDArray[np.uint8],
         learned: NDArray[np.bool_],
-        asleep: NDArray[np.bool_] | None = None,
+        input_missing: NDArray[np.bool_] | None = None,
         reading: NDArray[np.bool_] | None = None,
     ) -> None:
         """Learn from the logits [n, K] as shown and the labels [n] of the rows that are ``learned`` [n].
 
-        Policies ``reading`` [K] learn nothing from rows ``asleep`` [n]; what they said there was not theirs.
+        Arms ``reading`` [K] learn nothing from rows ``input_missing`` [n]; what they said there was not theirs.
         """
-        if asleep is None or reading is None:
-            asleep, reading = ~learned, np.zeros(len(self.a), np.bool_)
-        _learn(q, labels, learned, asleep, reading, self.a, self.b, self._information, self._prior, self._fade)
+        if input_missing is None or reading is None:
+            input_missing, reading = ~learned, np.zeros(len(self.a), np.bool_)
+        _learn(q, labels, learned, input_missing, reading, self.a, self.b, self._information, self._prior, self._fade)
 
-    def bear(self, anew: NDArray[np.bool_], like_first: NDArray[np.bool_]) -> None:
-        """Let some policies [K] begin at identity again, and others go on as the first is calibrated now."""
+    def reset_arms(self, anew: NDArray[np.bool_], like_first: NDArray[np.bool_]) -> None:
+        """Let some arms [K] begin at identity again, and others go on as the first is calibrated now."""
         self.a[anew], self.b[anew], self._information[anew] = 1.0, 0.0, self._prior
         self.a[like_first], self.b[like_first], self._information[like_first] = (
             self.a[0], self.b[0], self._information[0],
@@ -71,22 +71,22 @@ class Platt:
 
 @njit(cache=True)
 def _learn(
-    q: NDArray[Any], labels: NDArray[Any], learned: NDArray[Any], asleep: NDArray[Any], reading: NDArray[Any],
+    q: NDArray[Any], labels: NDArray[Any], learned: NDArray[Any], input_missing: NDArray[Any], reading: NDArray[Any],
     a: NDArray[Any], b: NDArray[Any], information: NDArray[Any], prior: NDArray[Any], fade: float,
 ) -> None:  # fmt: skip
-    n, policies = q.shape
+    n, arms = q.shape
     rows, awake = 0, 0
     for row in range(n):
         rows += learned[row]
-        awake += learned[row] and not asleep[row]
-    for k in range(policies):
+        awake += learned[row] and not input_missing[row]
+    for k in range(arms):
         mine = awake if reading[k] else rows
         if mine == 0:
             continue
         kept = fade**mine
         ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0
         for row in range(n):
-            if learned[row] and not (reading[k] and asleep[row]):
+            if learned[row] and not (reading[k] and input_missing[row]):
                 x = float(q[row, k])
                 p = 1.0 / (1.0 + np.exp(-(a[k] * x + b[k])))
                 ga += (p - labels[row]) * x

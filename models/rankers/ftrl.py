@@ -1,9 +1,9 @@
-"""FTRL-Proximal for K policies at once, compiled.
+"""FTRL-Proximal for K arms at once, compiled.
 
-The parameters of one slot lie beside each other, eight policies to a block, so that a block is a few vector
-instructions: ``cells[(slot * blocks + block) * 24 + (0, 8 or 16) + k]`` is z, the root of n, or the weight w of policy
+The parameters of one slot lie beside each other, eight arms to a block, so that a block is a few vector
+instructions: ``cells[(slot * blocks + block) * 24 + (0, 8 or 16) + k]`` is z, the root of n, or the weight w of arm
 ``8 * block + k``; the last slot is the bias. The weight is derived as soon as z and n move, so a prediction is never a
-step behind and reads one number a slot and policy:
+step behind and reads one number a slot and arm:
 
     w = -(z - sign(z) l1) / ((beta + sqrt(n)) / alpha + l2)   if |z| > l1 else 0
     z += h g x - (sqrt(n + h (g x)^2) - sqrt(n)) / alpha * w,   n += h (g x)^2
@@ -15,7 +15,7 @@ Importance h enters as sub-steps: ceil(h) inner updates of equal weight, each fr
 weight k is k repeats (Karampatziakis & Langford 2011, section 2, take the limit of infinitely many). Within a sub-step,
 of weight at most 1, the accumulator grows by h (g x)^2, not (h g x)^2: weight means repetition there too.
 A structural weight is a factor on g itself, and the accumulator grows by its square: with beta, l1 and l2 of 0, a
-factor on all structural weights changes nothing, and one on all policy weights multiplies the steps by its root.
+factor on all structural weights changes nothing, and one on all importance weights multiplies the steps by its root.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 MAX_STEPS = 1_000
 LANES = 8
-"""Policies to a block."""
+"""Arms to a block."""
 
 CELL = 3 * LANES
 """Numbers to a block of one slot."""
@@ -37,17 +37,17 @@ _ROOT, _WEIGHT = LANES, 2 * LANES
 INVERSE_ALPHA, BETA, L1, L2, KEEP = range(5)
 
 
-def cells_of(slots: int, policies: int) -> NDArray[np.float64]:
+def cells_of(slots: int, arms: int) -> NDArray[np.float64]:
     """Return room for ``slots`` and the bias, all zero, blocks at bounds of cache lines."""
-    size = (slots + 1) * blocks_of(policies) * CELL
+    size = (slots + 1) * blocks_of(arms) * CELL
     room = np.zeros(size + LANES)
     start = -(room.ctypes.data // room.itemsize) % LANES
     return room[start : start + size]
 
 
-def blocks_of(policies: int) -> int:
-    """Return how many blocks hold so many policies."""
-    return -(-policies // LANES)
+def blocks_of(arms: int) -> int:
+    """Return how many blocks hold so many arms."""
+    return -(-arms // LANES)
 
 
 @njit(cache=True, inline="always")
@@ -149,12 +149,12 @@ def learn(
     stacked: NDArray[np.bool_],
     dense: NDArray[np.float64],
 ) -> int:
-    """Update every active policy on every row in turn; return -1, or ``row * K + policy`` of a weight that is none.
+    """Update every active arm on every row in turn; return -1, or ``row * K + arm`` of a weight that is none.
 
-    Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each policy, lanes without one
-    included. ``inputs`` [n, J]: numbers, of which each policy takes in the first ``reads`` [K] beside its slots, with
+    Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each arm, lanes without one
+    included. ``inputs`` [n, J]: numbers, of which each arm takes in the first ``reads`` [K] beside its slots, with
     weights of its own ``dense`` [K, J, (z, root of n, weight)]. Those ``stacked`` [K] add them to the logit of the
-    first policy as it is, and move nothing else. ``targets`` [n, K] stand in for the labels where they are not empty.
+    first arm as it is, and move nothing else. ``targets`` [n, K] stand in for the labels where they are not empty.
     """
     rows, many = weights.shape
     soft = targets.size > 0
@@ -231,24 +231,24 @@ def _move_one(cell: NDArray[np.float64], share: float, gradient: float, inverse_
 
 
 @njit(cache=True)
-def lean(
+def add_teacher_input(
     q: NDArray[np.float64],
     rank: NDArray[np.float64],
     inputs: NDArray[np.float64],
-    asleep: NDArray[np.bool_],
+    input_missing: NDArray[np.bool_],
     slopes: NDArray[np.float64],
     reads: NDArray[np.bool_],
     stacked: NDArray[np.bool_],
 ) -> None:
-    """Add ``slopes`` [K, J] times ``inputs`` [n, J] to both logits [n, K] of the policies that ``reads`` [K].
+    """Add ``slopes`` [K, J] times ``inputs`` [n, J] to both logits [n, K] of the arms that ``reads`` [K].
 
-    Those that are ``stacked`` [K] add it to the first policy's logits. On rows where the input is missing, ``asleep``
-    [n], all say what the first policy says.
+    Those that are ``stacked`` [K] add it to the first arm's logits. On rows where the input is missing
+    (``input_missing`` [n]), all say what the first arm says.
     """
     for k in range(reads.size):
         if reads[k]:
-            for row in range(asleep.size):
-                if asleep[row]:
+            for row in range(input_missing.size):
+                if input_missing[row]:
                     q[row, k], rank[row, k] = q[row, 0], rank[row, 0]
                     continue
                 if stacked[k]:
@@ -262,7 +262,7 @@ def lean(
 
 @njit(cache=True, error_model="numpy")
 def adopt(cells: NDArray[np.float64], places: NDArray[np.int64], k: int, arms: NDArray[np.float64]) -> None:
-    """Give policy ``k`` the accumulators and weights of the first at some places, the bias last among them."""
+    """Give arm ``k`` the accumulators and weights of the first at some places, the bias last among them."""
     blocks = arms.shape[1] // LANES
     for e in range(places.size):
         first = places[e] * blocks * CELL

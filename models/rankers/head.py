@@ -1,7 +1,7 @@
-"""One head, click or conversion: the bank of policies, their calibrators, the mixture, and how good each is.
+"""One head, click or conversion: the bank of arms, their calibrators, the mixture, and how good each is.
 
 `predict` freezes what could have been served when a slate was shown. `observe` takes the labels later: first metrics,
-mixture and calibrators on the prediction as shown, always unweighted; then each policy learns with its own weights.
+mixture and calibrators on the prediction as shown, always unweighted; then each arm learns with its own weights.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from numpy.typing import NDArray
 
 from heft.models.evaluate.prequential import Prequential
 from heft.models.features.featurizer import Vectors
-from heft.models.importance.teacher_scores import Missing, Reference, Takeover, Told
+from heft.models.importance.teacher_scores import Missing, Takeover, TeacherCalibration, TeacherScores
 from heft.models.importance.weigh import Evidence, Importance, Weights
-from heft.models.importance.weightings import Input, Measure, Policy
+from heft.models.importance.weightings import Input, Measure, Weighting
 from heft.models.rankers.bank import Arm, Bank
 from heft.models.rankers.calibration import Platt
 from heft.models.rankers.mixture import Hedge
 
 PROBATION = {"click": 20_000, "order": 2_000}
-"""Samples before a policy may be believed; of an order, clicks, of which there are fewer and each tells more."""
+"""Samples before a arm may be believed; of an order, clicks, of which there are fewer and each tells more."""
 
 _NOTHING = np.zeros(0, np.float32)
-_ALL_ASLEEP = np.ones(1_000, np.bool_)  # as many as a slate may have
+_ALL_MISSING = np.ones(1_000, np.bool_)  # as many as a slate may have
 
 
 class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What K policies said of n items when they were shown, and their mixture as the last column.
+    """What K arms said of n items when they were shown, and their mixture as the last column.
 
-    A policy that reads the reference says what `uniform` does of items whose score was not there.
+    A arm that reads the reference says what `uniform` does of items whose score was not there.
     """
 
     raw: NDArray[np.float32]
@@ -60,19 +60,19 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Head:
-    """K policies that learn the same label side by side.
+    """K arms that learn the same label side by side.
 
     Parameters
     ----------
     arms
-        The policies' models; `uniform` is the first.
+        The arms' models; `uniform` is the first.
     bits
         2^bits slots.
     seed
-        Which negatives a thinned policy learns, and all draws of the policies.
+        Which negatives a thinned arm learns, and all draws of the arms.
     abstain_below
         Positives that must have been learned before the head says anything; until then probabilities are NaN.
-    policies
+    weightings
         How much each sample counts under each arm; default: once.
     label
         Which of the teacher's logits are for this head.
@@ -84,28 +84,30 @@ class Head:
         bits: int,
         seed: int,
         abstain_below: int = 0,
-        policies: tuple[Policy, ...] = (),
+        weightings: tuple[Weighting, ...] = (),
         label: Literal["click", "order"] = "click",
     ) -> None:
         names = tuple(arm.name for arm in arms)
-        self.policies = policies or tuple(Policy(name) for name in names)
-        self.bank = Bank(arms, bits, seed, [policy.input for policy in self.policies])
+        self.weightings = weightings or tuple(Weighting(name) for name in names)
+        self.bank = Bank(arms, bits, seed, [weighting.input for weighting in self.weightings])
         self.platt = Platt(len(arms))
-        served = np.array([not policy.diagnostic for policy in self.policies])
+        served = np.array([not weighting.diagnostic for weighting in self.weightings])
         self.hedge = Hedge(names, probation=PROBATION[label], served=served)
         self.metrics = Prequential((*names, "mixture"))
         self.positives = 0
-        self._born_at = 0  # changes of the mixture with which arms were last born
+        self._reset_at = 0  # changes of the mixture with which arms were last reset
         self._abstain_below = abstain_below
-        plain = all(policy == Policy(policy.name) for policy in self.policies)
-        self.importance = None if plain else Importance(self.policies, seed)
-        self.reference = Reference(label) if any(policy.reads_reference for policy in self.policies) else None
+        plain = all(weighting == Weighting(weighting.name) for weighting in self.weightings)
+        self.importance = None if plain else Importance(self.weightings, seed)
+        self.reference = (
+            TeacherCalibration(label) if any(weighting.reads_reference for weighting in self.weightings) else None
+        )
         self._label = label
-        self._reading = np.array([policy.input is not Input.NONE for policy in self.policies])
-        self._leaning = np.array([policy.input in (Input.FEATURE, Input.STACKED) for policy in self.policies])
-        self._weighing = any(policy.measure is not Measure.UNIFORM for policy in self.policies)
+        self._reading = np.array([weighting.input is not Input.NONE for weighting in self.weightings])
+        self._leaning = np.array([weighting.input in (Input.FEATURE, Input.STACKED) for weighting in self.weightings])
+        self._weighing = any(weighting.measure is not Measure.UNIFORM for weighting in self.weightings)
 
-    def predict(self, vectors: Vectors, told: Told = ()) -> Prediction:
+    def predict(self, vectors: Vectors, told: TeacherScores = ()) -> Prediction:
         """Return what could be served now, ``told`` being what the teacher had said in time; changes nothing."""
         inputs = _NOTHING
         if self.reference is not None and told:
@@ -114,15 +116,15 @@ class Head:
             inputs = self.reference.inputs(scores.logits(self._label), why)
         q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
         shown = np.empty((3, len(q), q.shape[1] + 1), np.float32)
-        asleep = self._asleep(inputs, len(q))
-        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, asleep, self._reading, shown)
+        input_missing = self._input_missing(inputs, len(q))
+        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, input_missing, self._reading, shown)
         if self.positives < self._abstain_below:
             shown[2] = np.nan
         return Prediction(shown[0], shown[1], shown[2], inputs, self.hedge.changes)
 
     @staticmethod
-    def _asleep(inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
-        return np.isnan(inputs) if inputs.size else _ALL_ASLEEP[:n]
+    def _input_missing(inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
+        return np.isnan(inputs) if inputs.size else _ALL_MISSING[:n]
 
     def observe(
         self,
@@ -131,7 +133,7 @@ class Head:
         labels: NDArray[np.uint8],
         surface: str,
         measured: bool,
-        told: Told = (),
+        told: TeacherScores = (),
         counts: NDArray[np.float64] | None = None,
     ) -> None:
         """Take the labels [n] of a slate.
@@ -149,7 +151,7 @@ class Head:
         told
             What the teacher has said of it by now.
         counts
-            How often each item had been shown [n]; needed by policies that weigh.
+            How often each item had been shown [n]; needed by weightings that ask.
         """
         seen, k = vectors.seen, shown.raw.shape[1] - 1
         abstained = bool(np.isnan(shown.p[0, 0]))
@@ -157,28 +159,28 @@ class Head:
             self.metrics.add(
                 vectors.user, labels, shown.raw, shown.p, shown.rank, seen, vectors.positions, vectors.new, surface
             )
-        # An arm born since then has said nothing of this slate; what it took in was scaled for the one before it.
-        inputs = shown.inputs if shown.changes >= self._born_at else _NOTHING
-        asleep = self._asleep(inputs, len(labels))
+        # An arm reset since then has said nothing of this slate; what it took in was scaled for the one before it.
+        inputs = shown.inputs if shown.changes >= self._reset_at else _NOTHING
+        input_missing = self._input_missing(inputs, len(labels))
         if not abstained:
             self.hedge.learn(
                 shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k], at_ms=vectors.at_ms, changes=shown.changes
             )
             # While it abstained the raw logits were those of a model that knew nothing: bringing them to the base rate
             # would count it twice as soon as the model knows it too, for as long as labels are behind.
-            self.platt.learn(shown.raw[:, :k], labels, seen, asleep, self._reading)
+            self.platt.learn(shown.raw[:, :k], labels, seen, input_missing, self._reading)
         active, offsets = self.bank.thin(vectors, labels)
         if self.importance is None:
             weights = active.astype(np.float64)
             self.bank.learn(vectors, labels, offsets=offsets, active=active)
         else:
             w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, told, counts)
-            active &= w.kept & ~(asleep[:, None] & self._reading)
-            weights = active * w.policy * w.structural
+            active &= w.kept & ~(input_missing[:, None] & self._reading)
+            weights = active * w.importance * w.structural
             self.bank.learn(
                 vectors,
                 labels,
-                w.policy,
+                w.importance,
                 w.structural,
                 offsets + w.offsets,
                 active,
@@ -191,7 +193,7 @@ class Head:
             learned = seen | (labels == 1)
             takeover = self.reference.learn(told, labels, learned, vectors.positions, surface, vectors.at_ms)
             if takeover is not Takeover.NONE:
-                self._bear(self.reference.unit, anew=takeover is Takeover.ANEW)
+                self._reset_arms(self.reference.unit, anew=takeover is Takeover.ANEW)
 
     def _weigh(
         self,
@@ -201,14 +203,14 @@ class Head:
         labels: NDArray[np.uint8],
         surface: str,
         inputs: NDArray[np.float32],
-        told: Told,
+        told: TeacherScores,
         counts: NDArray[np.float64] | None,
     ) -> Weights:
         n = len(labels)
         if self._weighing:
             q = 1.0 / (1.0 + np.exp(-self.bank.predict(vectors, inputs if inputs.size else None)[0]))
         else:
-            q = np.zeros((n, len(self.policies)))
+            q = np.zeros((n, len(self.weightings)))
         r, why = np.full(n, np.nan), np.full(n, Missing.ABSENT, np.uint8)
         if self.reference is not None and told:
             scores = self.reference.of(told)
@@ -223,35 +225,35 @@ class Head:
             )
         )  # fmt: skip
 
-    def _bear(self, unit: float, anew: bool) -> None:
+    def _reset_arms(self, unit: float, anew: bool) -> None:
         """Let arms that read the reference begin with its new version: all, or those with a fixed offset alone."""
         fixed = self._reading & ~self._leaning
-        born = self._reading if anew else fixed
-        self.bank.bear(unit, born)
-        self.platt.bear(fixed, self._leaning & born)
-        self.hedge.bear(born)
-        self._born_at = self.hedge.changes
+        reset = self._reading if anew else fixed
+        self.bank.reset_arms(unit, reset)
+        self.platt.reset_arms(fixed, self._leaning & reset)
+        self.hedge.reset_arms(reset)
+        self._reset_at = self.hedge.changes
         if self.importance is not None:
-            self.importance.bear()
+            self.importance.reset_arms()
 
     def missing(self) -> dict[str, dict[str, int]]:
-        """Return for each policy that reads the reference how many samples had a score and, by reason, had none."""
+        """Return for each arm that reads the reference how many samples had a score and, by reason, had none."""
         if self.importance is None:
             return {}
         return {
-            policy.name: {why.name.lower(): int(n) for why, n in zip(Missing, counted, strict=True) if n}
-            for policy, counted in zip(self.policies, self.importance.missing, strict=True)
-            if policy.reads_reference
+            weighting.name: {why.name.lower(): int(n) for why, n in zip(Missing, counted, strict=True) if n}
+            for weighting, counted in zip(self.weightings, self.importance.missing, strict=True)
+            if weighting.reads_reference
         }
 
     def report(self) -> dict[str, Any]:
-        """Return the metrics of every policy, what the mixture believes and why, and what became of the teacher.
+        """Return the metrics of every arm, what the mixture believes and why, and what became of the teacher.
 
         ``mixture.against_uniform``: mean difference of log losses a slate from `uniform`'s, and half the width of its
         95 % confidence sequence (None before there is one), since the evidence was last begun. ``mixture.decisions``:
         the last time each was put out or let in again, and the evidence that did it.
         """
-        names = [policy.name for policy in self.policies]
+        names = [weighting.name for weighting in self.weightings]
         sequence = self.hedge.sequence
         evidence = {
             name: {"mean": mean, "half_width": half if half < inf else None, "slates": slates}
@@ -276,7 +278,7 @@ class Head:
         if self.reference is not None:
             told["teacher"] = {
                 "version": self.reference.version,
-                "births": self.reference.births,
+                "takeovers": self.reference.takeovers,
                 "slope": self.reference.slope,
                 "missing": self.missing(),
             }
@@ -290,18 +292,18 @@ class Head:
             "hedge": self.hedge.state(),
             "metrics": self.metrics.state(),
             "positives": self.positives,
-            "born_at": self._born_at,
+            "reset_at": self._reset_at,
             "importance": None if self.importance is None else self.importance.state(),
             "reference": None if self.reference is None else self.reference.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, under the same policies."""
+        """Go on from what `state` returned, under the same arms."""
         self.bank.restore(state["bank"])
         self.platt.restore(state["platt"])
         self.hedge.restore(state["hedge"])
         self.metrics.restore(state["metrics"])
-        self.positives, self._born_at = state["positives"], state["born_at"]
+        self.positives, self._reset_at = state["positives"], state["reset_at"]
         if self.importance is not None:
             self.importance.restore(state["importance"])
         if self.reference is not None:
@@ -315,19 +317,19 @@ def _serve(
     a: NDArray[Any],
     b: NDArray[Any],
     weights: NDArray[Any],
-    asleep: NDArray[Any],
+    input_missing: NDArray[Any],
     reading: NDArray[Any],
     shown: NDArray[Any],
 ) -> None:
     """Fill raw logits, position-free logits and calibrated probabilities, with the mixture as the last column.
 
-    On rows ``asleep`` [n], arms that are ``reading`` [K] are calibrated as the first is, whose logits they have.
+    On rows ``input_missing`` [n], arms that are ``reading`` [K] are calibrated as the first is, whose logits they have.
     """
     n, k = q.shape
     for row in range(n):
         mixed, in_order = 0.0, 0.0
         for arm in range(k):
-            by = 0 if asleep[row] and reading[arm] else arm
+            by = 0 if input_missing[row] and reading[arm] else arm
             p = 1.0 / (1.0 + np.exp(-(a[by] * q[row, arm] + b[by])))
             shown[0, row, arm], shown[1, row, arm], shown[2, row, arm] = q[row, arm], rank[row, arm], p
             if weights[arm] > 0.0:

@@ -1,4 +1,4 @@
-"""Which policy to believe: what is served is the mixture of the calibrated policies."""
+"""Which arm to believe: what is served is the mixture of the calibrated arms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from heft.models.evaluate.confidence import ConfidenceSequence
 
 _MIN_P = 1e-12
 _LOOK_EVERY = 100  # slates
-_AFRESH = 10_000  # slates after which the evidence on a benched policy is gathered anew
+_AFRESH = 10_000  # slates after which the evidence on a benched arm is gathered anew
 
 
 class Decision(NamedTuple):
@@ -30,17 +30,17 @@ class Decision(NamedTuple):
 
 
 class Hedge:
-    """Fixed-share Hedge over policies by log loss as shown; half the prior is on the first, `uniform`.
+    """Fixed-share Hedge over arms by log loss as shown; half the prior is on the first, `uniform`.
 
-    One update a slate: each policy pays the sum of its log losses on the slate's samples. A policy that is asleep on a
+    One update a slate: each arm pays the sum of its log losses on the slate's samples. A arm that is input_missing on a
     sample stands in with the prediction of `uniform`, so it is charged nothing of its own. Then weight flows back to
     the prior, so that who was ahead once does not keep the lead. Were each label known before the next item is shown,
     and nobody benched, the mixture would lose at most log 2 nats and half of ``share`` of all that `uniform` loses more
-    than `uniform`, whatever the policies do; over any later stretch, log(1/w) nats in place of log 2, w being the
+    than `uniform`, whatever the arms do; over any later stretch, log(1/w) nats in place of log 2, w being the
     weight of `uniform` where it begins. Labels come a slate at a time and a window late: what the mixture costs then is
     measured (LOG.md).
 
-    Beside it runs a confidence sequence of each policy's losses against `uniform`. A policy that is significantly worse
+    Beside it runs a confidence sequence of each arm's losses against `uniform`. A arm that is significantly worse
     is *benched*: it goes on learning and has no weight. It returns when it is significantly better, when its weight in
     shadow is more than a half, or when 10,000 slates have not shown it to be worse. Should the mixture itself be
     significantly worse, all others begin anew, on probation; who is benched stays so. What happens on probation moves
@@ -48,27 +48,27 @@ class Hedge:
 
     Parameters
     ----------
-    policies
+    arms
         K names; the first is `uniform`.
     share
         Weight that flows back to the prior for each nat that `uniform` loses.
     probation
-        Samples, shown since and closed, before any other policy than `uniform` has weight.
+        Samples, shown since and closed, before any other arm than `uniform` has weight.
     served
-        Whether each policy may have weight at all [K]; diagnostic policies and placebos never do. Default: all.
+        Whether each arm may have weight at all [K]; diagnostic arms and placebos never do. Default: all.
 
     Attributes
     ----------
     sequence : ConfidenceSequence
-        Of the K policies and, last, the mixture: sums per slate of log losses less those of `uniform`.
+        Of the K arms and, last, the mixture: sums per slate of log losses less those of `uniform`.
     benched : bool [K]
         Who is not believed now.
     changes : int
         How many probations have begun: to be noted with a prediction, and given back with its labels. What was shown
-        before a policy's probation says nothing of the policy, and a busy shop has more of it in flight than a
+        before a arm's probation says nothing of the arm, and a busy shop has more of it in flight than a
         probation counts.
     decisions : list [K + 1]
-        The last `Decision` about each policy and, last, the mixture; None where there was none.
+        The last `Decision` about each arm and, last, the mixture; None where there was none.
 
     References
     ----------
@@ -78,12 +78,12 @@ class Hedge:
 
     def __init__(
         self,
-        policies: tuple[str, ...],
+        arms: tuple[str, ...],
         share: float = 1e-4,
         probation: int = 20_000,
         served: NDArray[np.bool_] | None = None,
     ) -> None:
-        many = len(policies)
+        many = len(arms)
         able = np.ones(many, np.bool_) if served is None else served
         others = int(able[1:].sum())
         self._prior = np.where(able, 0.5 / max(others, 1), 0.0)
@@ -95,7 +95,7 @@ class Hedge:
         self._since = np.zeros(many, np.int64)  # `changes` with it
         self._waiting = np.ones(many, np.bool_)  # for that
         self._waiting[0] = False
-        self._born = np.zeros(many, np.bool_)  # on a probation of its own
+        self._reset = np.zeros(many, np.bool_)  # on a probation of its own
         self.changes = 0
         self.samples = 0
         self.sequence = ConfidenceSequence(many + 1)
@@ -110,11 +110,11 @@ class Hedge:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """How much each policy is believed [K]; sums to 1."""
+        """How much each arm is believed [K]; sums to 1."""
         return self._served
 
     def mix(self, p: NDArray[Any], awake: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-        """Return the mixture [n] of probabilities [n, K]; policies not ``awake`` [K] say what `uniform` does."""
+        """Return the mixture [n] of probabilities [n, K]; arms not ``awake`` [K] say what `uniform` does."""
         return np.asarray(self._stand_in(p, awake) @ self.weights)
 
     def learn(
@@ -137,7 +137,7 @@ class Hedge:
         said = p if awake is None else self._stand_in(p, awake)
         mixed = self.mix(said) if mixture is None else mixture
         _learn(
-            said, mixed, labels, self._share, self._prior, self._weights, self._born, self._able,
+            said, mixed, labels, self._share, self._prior, self._weights, self._reset, self._able,
             self._served, self._differences,
         )  # fmt: skip
         self.sequence.add(self._differences)
@@ -152,32 +152,32 @@ class Hedge:
     def _enter(self) -> None:
         entering = self._waiting & (self._left <= 0)
         if entering.any():
-            born = entering & self._born
-            if born.any():
-                self._weights[born] = self._prior[born]
+            reset = entering & self._reset
+            if reset.any():
+                self._weights[reset] = self._prior[reset]
                 self._weights /= self._weights.sum()
-            self._born &= ~entering
+            self._reset &= ~entering
             self._waiting &= ~entering
             self.sequence.restart(np.append(entering, True))
             self._serve()
 
-    def bear(self, policies: NDArray[np.bool_]) -> None:
-        """Put some policies [K] on a probation of their own: their models have just begun.
+    def reset_arms(self, arms: NDArray[np.bool_]) -> None:
+        """Put some arms [K] on a probation of their own: their models have just begun.
 
         Until it ends they have no weight and are charged nothing; then they enter with their prior.
         """
-        born = policies & (self._prior > 0.0)
-        self._born |= born
-        self._begin_probation(policies)
-        self._weights[self._born] = 0.0
+        reset = arms & (self._prior > 0.0)
+        self._reset |= reset
+        self._begin_probation(arms)
+        self._weights[self._reset] = 0.0
         self._weights /= self._weights.sum()
-        self.benched &= ~policies
+        self.benched &= ~arms
         self._serve()
 
-    def _begin_probation(self, policies: NDArray[np.bool_]) -> None:
+    def _begin_probation(self, arms: NDArray[np.bool_]) -> None:
         self.changes += 1
-        self._waiting |= policies
-        self._left[policies], self._since[policies] = self._probation, self.changes
+        self._waiting |= arms
+        self._left[arms], self._since[arms] = self._probation, self.changes
 
     def restart(self) -> None:
         """Forget the evidence, for and against: the world has changed. Who is benched stays so."""
@@ -188,8 +188,8 @@ class Hedge:
         if worse[-1] and not self._waiting[1:].all():
             self._decide(len(worse) - 1, True, at_ms)
             self._weights[:] = self._prior
-            self._born[:] = False
-            self._begin_probation(np.arange(len(self._born)) > 0)
+            self._reset[:] = False
+            self._begin_probation(np.arange(len(self._reset)) > 0)
             self._serve()
             return
         long_enough = self.sequence.slates[:-1] >= _AFRESH
@@ -197,7 +197,7 @@ class Hedge:
         ahead = self._weights > 0.5
         back = self.benched & (better[:-1] | ahead | (long_enough & ~worse[:-1]))
         out = ~self.benched & worse[:-1] & ~ahead & ~self._waiting
-        # What decided is not evidence for the next decision, and a benched policy need not make up for all of its past.
+        # What decided is not evidence for the next decision, and a benched arm need not make up for all of its past.
         anew = back | out | (self.benched & long_enough)
         for k in np.flatnonzero(back | out).tolist():
             self._decide(k, bool(out[k]), at_ms)
@@ -228,7 +228,7 @@ class Hedge:
             "left": self._left.copy(),
             "since": self._since.copy(),
             "waiting": self._waiting.copy(),
-            "born": self._born.copy(),
+            "reset": self._reset.copy(),
             "benched": self.benched.copy(),
             "slates": self._slates,
             "decisions": [decision and tuple(decision) for decision in self.decisions],
@@ -238,7 +238,7 @@ class Hedge:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._weights, self.samples = state["weights"].copy(), int(state["samples"])
-        self.changes, self._born = int(state["changes"]), state["born"].copy()
+        self.changes, self._reset = int(state["changes"]), state["reset"].copy()
         self._left, self._since = state["left"].copy(), state["since"].copy()
         self._waiting = state["waiting"].copy()
         self.benched, self._slates = state["benched"].copy(), int(state["slates"])
@@ -259,31 +259,31 @@ def _let_serve(weights: Any, able: Any, served: Any) -> None:
 
 @njit(cache=True)
 def _learn(
-    p: Any, mixture: Any, labels: Any, share: float, prior: Any, weights: Any, born: Any, able: Any,
+    p: Any, mixture: Any, labels: Any, share: float, prior: Any, weights: Any, reset: Any, able: Any,
     served: Any, differences: Any,
 ) -> None:  # fmt: skip
     """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior, kept = exp(-share loss).
 
-    Fill ``served`` [K] from the weights, and ``differences`` [K + 1] with the losses of policies and mixture less those
+    Fill ``served`` [K] from the weights, and ``differences`` [K + 1] with the losses of arms and mixture less those
     of the first.
     """
-    policies = p.shape[1]
-    gained = np.zeros(policies + 1)
-    for k in range(policies + 1):
+    arms = p.shape[1]
+    gained = np.zeros(arms + 1)
+    for k in range(arms + 1):
         for row in range(p.shape[0]):
-            p_of = np.float64(p[row, k]) if k < policies else np.float64(mixture[row])
+            p_of = np.float64(p[row, k]) if k < arms else np.float64(mixture[row])
             said = min(max(p_of, _MIN_P), 1.0 - _MIN_P)
             gained[k] += np.log(said) if labels[row] == 1 else np.log1p(-said)
     most = -np.inf
-    gain = np.empty(policies)
-    for k in range(policies):
+    gain = np.empty(arms)
+    for k in range(arms):
         differences[k] = gained[0] - gained[k]
         gain[k] = np.log(weights[k]) + gained[k] if weights[k] > 0.0 else -np.inf
         most = max(most, gain[k])
-    differences[policies] = gained[0] - gained[policies]
+    differences[arms] = gained[0] - gained[arms]
     gain = np.exp(gain - most)
     gain /= gain.sum()
     kept = np.exp(share * gained[0])
-    for k in range(policies):
-        weights[k] = 0.0 if born[k] else kept * gain[k] + (1.0 - kept) * prior[k]
+    for k in range(arms):
+        weights[k] = 0.0 if reset[k] else kept * gain[k] + (1.0 - kept) * prior[k]
     _let_serve(weights, able, served)

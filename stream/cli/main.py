@@ -161,7 +161,7 @@ def replay(
     """Run event logs or topics through join, score and learn at full speed; report how good each arm was."""
     from heft.stream.config.settings import load, parse_time
     from heft.stream.replay.replay import replay_logs, replay_topics, write_report
-    from heft.stream.teacher.clients import replay_references
+    from heft.stream.teacher.clients import replay_sources
     from heft.stream.terminal.progress import counting
     from heft.stream.terminal.report_tables import open_console, progress_over, show_report
 
@@ -169,7 +169,7 @@ def replay(
         msg = "give event logs to replay, or --from-topics"
         raise typer.BadParameter(msg)
     settings = load(config)
-    reference = replay_references(settings, in_line_scorer)
+    reference = replay_sources(settings, in_line_scorer)
     if logs:
         with progress_over(logs, "Replaying") as advance:
             stages, seconds = replay_logs(logs, settings, advance, reference=reference)

@@ -1,6 +1,6 @@
-"""The race of the policies, as a worker's metrics tell it: who is believed, who is better than `uniform`, who is out.
+"""The race of the arms, as a worker's metrics tell it: who is believed, who is better than `uniform`, who is out.
 
-All policies learn the same samples side by side; what the mixture makes of them is what would be served.
+All arms learn the same samples side by side; what the mixture makes of them is what would be served.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from heft.models.importance.weightings import Input
 from heft.models.rankers.bank import RankerConfig
-from heft.stream.observe.exporter import Seen
+from heft.stream.observe.exporter import Scrape
 from heft.stream.terminal.table import Column, Fitted, number
 
 HEAD = "click"
@@ -18,7 +18,7 @@ UNIFORM, MIXTURE = "uniform", "mixture"
 
 
 class Runner(NamedTuple):
-    """How one policy does.
+    """How one arm does.
 
     Attributes
     ----------
@@ -47,35 +47,35 @@ class Runner(NamedTuple):
         return "better" if self.high < 0.0 else "worse" if self.low > 0.0 else ""
 
 
-def runners(seen: Seen, ranker: RankerConfig) -> list[Runner]:
-    """Return the policies of the click head in their order, the mixture last.
+def runners(seen: Scrape, ranker: RankerConfig) -> list[Runner]:
+    """Return the arms of the click head in their order, the mixture last.
 
     Parameters
     ----------
     seen
         The metrics of a worker with one model.
     ranker
-        What it was configured with, the teacher's policies among the others where it has a teacher.
+        What it was configured with, the teacher's arms among the others where it has a teacher.
     """
-    weight = seen.by("policy", "heft_mixture_weight_ratio", head=HEAD)
-    ne = seen.by("policy", "heft_normalised_entropy_ratio", head=HEAD)
-    benched = seen.by("policy", "heft_policy_benched", head=HEAD)
+    weight = seen.by("arm", "heft_mixture_weight_ratio", head=HEAD)
+    ne = seen.by("arm", "heft_normalised_entropy_ratio", head=HEAD)
+    benched = seen.by("arm", "heft_arm_benched", head=HEAD)
     low, mean, high = (
-        seen.by("policy", "heft_policy_against_uniform_nats", head=HEAD, bound=bound)
-        for bound in ("low", "mean", "high")
+        seen.by("arm", "heft_arm_against_uniform_nats", head=HEAD, bound=bound) for bound in ("low", "mean", "high")
     )
     present, late = (
-        seen.by("policy", "heft_reference_samples_total", head=HEAD, score=score) for score in ("present", "late")
+        seen.by("arm", "heft_reference_samples_total", head=HEAD, score=score) for score in ("present", "late")
     )
     found = []
-    for policy in ranker.policies_of(ranker.click_arms):
-        name = policy.name
-        if policy.diagnostic:
+    for weighting in ranker.weightings_of(ranker.click_arms):
+        name = weighting.name
+        if weighting.diagnostic:
             state = "never served"
         elif benched.get(name):
             state = "benched"
-        elif policy.reads_reference and not (
-            present.get(name) or (policy.input is Input.NONE and late.get(name))  # a weight may come late, an input not
+        elif weighting.reads_reference and not (
+            present.get(name)
+            or (weighting.input is Input.NONE and late.get(name))  # a weight may come late, an input not
         ):
             state = "asleep"
         else:

@@ -32,7 +32,7 @@ from heft.stream.events.wire import Click
 from heft.stream.kafka.local_broker import free_port, running_broker
 from heft.stream.kafka.publish import Publisher
 from heft.stream.kafka.topics import Topics
-from heft.stream.observe.exporter import Seen
+from heft.stream.observe.exporter import Scrape
 from heft.stream.shop.delays import DAY, HOUR
 from heft.stream.shop.raters import Raters
 from heft.stream.shop.simulate import opened_now, paced, write_until
@@ -258,14 +258,14 @@ def _watch(
 ) -> None:
     oracle, port = Oracle(), config.metrics.port
     with console.status("The worker compiles what it learns with; up to a minute, the first time ..."):
-        while worker.poll() is None and not Seen.at(port).answered:
+        while worker.poll() is None and not Scrape.at(port).answered:
             time.sleep(0.2)
     if config.has_teacher:
         with console.status("It loads the teacher ..."):
-            while worker.poll() is None and not Seen.at(port).total("heft_teacher_ready"):
+            while worker.poll() is None and not Scrape.at(port).total("heft_teacher_ready"):
                 time.sleep(0.2)
     started = next_look = time.monotonic()
-    sent, seen = 0, Seen()
+    sent, seen = 0, Scrape()
     opened_ms = traffic.shop.config.start_ms
     with Live(console=console, refresh_per_second=4) as live, closing(Publisher(config)) as publisher:
         for batch in paced(traffic.arrivals, traffic.now_ms, SPEED):
@@ -278,18 +278,18 @@ def _watch(
                 break
             if started + elapsed >= next_look:
                 next_look = started + elapsed + 1.0
-                seen = Seen.at(port)
+                seen = Scrape.at(port)
                 day = (traffic.now_ms - opened_ms + elapsed * 1000 * SPEED) / DAY
                 live.update(view(config, seen, oracle, sent, elapsed, day))
     if worker.poll() is None:
         _summary(console, config, seen, oracle, kind)
 
 
-def _known_until(seen: Seen) -> float:
+def _known_until(seen: Scrape) -> float:
     return seen.total("heft_learner_timestamp_seconds") * 1000 - _LABELS_KNOWN_MS
 
 
-def view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float, day: float) -> Group:
+def view(config: Config, seen: Scrape, oracle: Oracle, sent: int, elapsed: float, day: float) -> Group:
     """Return what there is to see: with the teacher's arms it fills a terminal of 80 columns and 24 lines."""
     facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     facts.add_column()
@@ -304,7 +304,7 @@ def view(config: Config, seen: Seen, oracle: Oracle, sent: int, elapsed: float, 
     )
     if samples:
         auc, ne = oracle.scores(int(_known_until(seen)))
-        of = {"head": HEAD, "policy": MIXTURE}
+        of = {"head": HEAD, "arm": MIXTURE}
         calibration = seen.total("heft_calibration_ratio", **of)
         facts.add_row(
             "AUC of clicks",
@@ -324,13 +324,13 @@ class Scored(NamedTuple):
     """What became of the reference scores of items shown: shares, 0 to 1; NaN before there are any."""
 
     on_time: float
-    """Known when the slate was shown: a policy may read them as an input."""
+    """Known when the slate was shown: a arm may read them as an input."""
     later: float
     """Known when its clicks were: they weigh samples and soften labels."""
     none: float
 
     @classmethod
-    def of(cls, seen: Seen) -> Scored:
+    def of(cls, seen: Scrape) -> Scored:
         """Read the metrics of a worker."""
         counts = (
             seen.total("heft_scores_total", when="on_time"),
@@ -345,9 +345,9 @@ class Scored(NamedTuple):
         return f"{self.on_time:.0%} on time, {self.later:.0%} late, {self.none:.0%} none"
 
 
-def _summary(console: Console, config: Config, seen: Seen, oracle: Oracle, kind: Kind) -> None:
+def _summary(console: Console, config: Config, seen: Scrape, oracle: Oracle, kind: Kind) -> None:
     auc, ne = oracle.scores(int(_known_until(seen)))
-    model = seen.total("heft_normalised_entropy_ratio", head=HEAD, policy=MIXTURE)
+    model = seen.total("heft_normalised_entropy_ratio", head=HEAD, arm=MIXTURE)
     delay = seen.delay_quantile("learn", 0.99)
     console.print(f"\n{verdict(runners(seen, config.learner.ranker))}")
     if config.has_teacher:

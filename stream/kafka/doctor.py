@@ -38,7 +38,7 @@ class Finding(NamedTuple):
     do: str
 
 
-class Seen(NamedTuple):
+class InputProbe(NamedTuple):
     """What the newest records of one input tell."""
 
     topic: str
@@ -149,17 +149,19 @@ def _check_settings(topic: Wanted, settings: Mapping[str, str]) -> list[Finding]
     return findings
 
 
-def look(config: Config, topic: str, partitions: int) -> Seen:
+def look(config: Config, topic: str, partitions: int) -> InputProbe:
     """Read the newest records of an input."""
     settings, decode = client_settings(config.kafka), config.decoder()
-    seen = Seen(topic, 0, Counter(), "", [], {}, 0)
+    seen = InputProbe(topic, 0, Counter(), "", [], {}, 0)
     for partition in range(partitions):
         for record in read_partition(settings, topic, partition, start=-SAMPLE):
             seen = _with(seen, record, decode, partitions)
     return seen
 
 
-def _with(seen: Seen, record: TopicRecord, decode: Callable[[str, bytes], Sequence[object]], partitions: int) -> Seen:
+def _with(
+    seen: InputProbe, record: TopicRecord, decode: Callable[[str, bytes], Sequence[object]], partitions: int
+) -> InputProbe:
     example, keyed = seen.example, seen.keyed
     try:
         events = decode(record.topic, record.value)
@@ -176,7 +178,7 @@ def _with(seen: Seen, record: TopicRecord, decode: Callable[[str, bytes], Sequen
     return seen._replace(records=seen.records + 1, example=example, keyed=keyed)
 
 
-def check_records(seen: Sequence[Seen], clock_skew_ms: int) -> list[Finding]:
+def check_records(seen: Sequence[InputProbe], clock_skew_ms: int) -> list[Finding]:
     """Judge what the newest records of the inputs tell."""
     findings = []
     for topic in seen:
@@ -188,7 +190,7 @@ def check_records(seen: Sequence[Seen], clock_skew_ms: int) -> list[Finding]:
     return findings + _check_partitioners(seen) + _check_clocks(seen, clock_skew_ms)
 
 
-def _check_partitioners(seen: Sequence[Seen]) -> list[Finding]:
+def _check_partitioners(seen: Sequence[InputProbe]) -> list[Finding]:
     where: dict[str, dict[int, str]] = {}
     for topic in seen:
         for user, partitions in topic.partitions_of.items():
@@ -208,7 +210,7 @@ def _check_partitioners(seen: Sequence[Seen]) -> list[Finding]:
     return [Finding(f"{len(torn)} of {len(where)} users are in two partitions: {user} in {listed}", do)]
 
 
-def _check_clocks(seen: Sequence[Seen], clock_skew_ms: int) -> list[Finding]:
+def _check_clocks(seen: Sequence[InputProbe], clock_skew_ms: int) -> list[Finding]:
     delays = {topic.topic: median(topic.delays_ms) for topic in seen if topic.delays_ms}
     if not delays or min(delays.values()) > _REPLAY_MS:
         return []

@@ -190,7 +190,7 @@ class Writer:
                     raise FencedError(msg)
 
 
-class Rightful:
+class OwnerFilter:
     """Passes on the messages of a log that were written by who owned it then."""
 
     def __init__(self, owner: Owner) -> None:

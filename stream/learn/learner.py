@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from heft.models.evaluate.prequential import Cohorts
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors, item_hash
-from heft.models.importance.teacher_scores import Scores, Told, told_by_now, told_in_time
+from heft.models.importance.teacher_scores import Scores, TeacherScores, scores_at_close, scores_on_time
 from heft.models.rankers.bank import RankerConfig
 from heft.models.rankers.head import Head, Prediction
 from heft.models.records import (
@@ -81,7 +81,7 @@ class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
     vectors: Vectors
     order: Prediction
     click: Prediction
-    told: Told
+    told: TeacherScores
     """What the teacher had said in time."""
 
 
@@ -94,7 +94,7 @@ class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
     measured: bool
     vectors: Vectors
     order: Prediction
-    told: Told
+    told: TeacherScores
     """All that the teacher had said by the time the slate closed."""
 
     @property
@@ -110,7 +110,7 @@ class Outcome(NamedTuple):
     vectors: Vectors
     """The slate as it was shown; of a click, its row alone."""
     shown: Prediction
-    """What each policy and, in the last column, the mixture said when it was shown."""
+    """What each arm and, in the last column, the mixture said when it was shown."""
     labels: NDArray[np.uint8]
     """[n]"""
     measured: bool
@@ -131,7 +131,7 @@ class Learner:
     config
         Determines, with the log, all that is learned.
     observer
-        Told each outcome before it is learned; must change nothing of it. For backtests that measure what the
+        TeacherScores each outcome before it is learned; must change nothing of it. For backtests that measure what the
         learner itself does not.
     """
 
@@ -144,9 +144,9 @@ class Learner:
         self.featurizer = Featurizer(self.config.features)
         ranker = self.config.ranker
         clicks, orders = ranker.click_arms, ranker.conversion_arms
-        self.click = Head(clicks, ranker.click_bits, ranker.seed, 0, ranker.policies_of(clicks))
+        self.click = Head(clicks, ranker.click_bits, ranker.seed, 0, ranker.weightings_of(clicks))
         self.order = Head(
-            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.policies_of(orders), "order"
+            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.weightings_of(orders), "order"
         )
         self._taught = any(head.reference is not None for head in (self.click, self.order))
         self.cohorts = Cohorts()
@@ -190,7 +190,7 @@ class Learner:
             return
         vectors = self.featurizer.shown(slate, record.session)
         measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
-        told = told_in_time(vectors.items, record.scores) if self._taught else ()
+        told = scores_on_time(vectors.items, record.scores) if self._taught else ()
         shown = _Slate(
             self._slates.next_number,
             slate.request_id,
@@ -235,7 +235,7 @@ class Learner:
         self.counts["unseen"] += len(vectors) - int(seen.sum())
         if self._observer is not None:
             self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
-        told = told_by_now(slate.told, vectors.items, record.scores) if self._taught else ()
+        told = scores_at_close(slate.told, vectors.items, record.scores) if self._taught else ()
         counts = self._counts(self.click, vectors)
         self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, told, counts)
         self.featurizer.closed(vectors, labels)
@@ -246,7 +246,7 @@ class Learner:
         for row in rows:
             self._keep_click(slate, row, counted, told)
 
-    def _keep_click(self, slate: _Slate, row: int, counted: bool, told: Told) -> None:
+    def _keep_click(self, slate: _Slate, row: int, counted: bool, told: TeacherScores) -> None:
         number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
         its = tuple(scores.one(row) for scores in told)
         click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, its)
@@ -274,7 +274,7 @@ class Learner:
             self.cohorts.matured(click.vectors.at_ms, record.converted)
 
     def _counts(self, head: Head, vectors: Vectors) -> NDArray[np.float64] | None:
-        """Return how often each item had been shown [n], where a policy of the head asks."""
+        """Return how often each item had been shown [n], where a arm of the head asks."""
         return self.featurizer.history.shows_of(vectors.items, vectors.at_ms) if head.importance else None
 
     # ---------------------------------------------------------------- what is known

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.events.messages import ScoredReader
     from heft.stream.join.joiner import Joiner
     from heft.stream.learn.learner import Learner
-    from heft.stream.score.requests import Desk
+    from heft.stream.score.requests import ScoreRequests
 
 _DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -65,7 +65,7 @@ class Scores(NamedTuple):
 
     passed: Mapping[int, Mapping[str, int]] = {}
     """Scores that went along, by partition and by when: on time or later."""
-    desk: Desk | None = None
+    desk: ScoreRequests | None = None
     """Where the worker's pairs wait for the teacher; None without one."""
 
 
@@ -280,34 +280,34 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
     clock = GaugeMetricFamily("heft_learner_timestamp_seconds", "The largest due time learned", labels=labels)
     slates = GaugeMetricFamily("heft_learner_open_slates", "Slates that wait for their labels", labels=labels)
     clicks = GaugeMetricFamily("heft_learner_open_clicks", "Clicks that wait to mature", labels=labels)
-    policy = [*labels, "head", "policy"]
-    weight = GaugeMetricFamily("heft_mixture_weight_ratio", "How much the mixture believes a policy", labels=policy)
-    benched = GaugeMetricFamily("heft_policy_benched", "1 while a policy is proven worse than uniform", labels=policy)
+    of_arm = [*labels, "head", "arm"]
+    weight = GaugeMetricFamily("heft_mixture_weight_ratio", "How much the mixture believes a arm", labels=of_arm)
+    benched = GaugeMetricFamily("heft_arm_benched", "1 while a arm is proven worse than uniform", labels=of_arm)
     against = GaugeMetricFamily(
-        "heft_policy_against_uniform_nats",
+        "heft_arm_against_uniform_nats",
         "Log loss a slate less that of uniform: mean, and bounds of a 95 % confidence sequence",
-        labels=[*policy, "bound"],
+        labels=[*of_arm, "bound"],
     )
     decided = GaugeMetricFamily(
-        "heft_policy_decision_timestamp_seconds",
-        "Event time of the last decision about a policy, or about the mixture: put out, or let in again",
-        labels=[*policy, "decision"],
+        "heft_arm_decision_timestamp_seconds",
+        "Event time of the last decision about a arm, or about the mixture: put out, or let in again",
+        labels=[*of_arm, "decision"],
     )
     evidence = GaugeMetricFamily(
-        "heft_policy_decision_nats",
+        "heft_arm_decision_nats",
         "What decided: log loss a slate less that of uniform, mean and bounds of the confidence sequence",
-        labels=[*policy, "bound"],
+        labels=[*of_arm, "bound"],
     )
     scores = CounterMetricFamily(
-        "heft_reference_samples", "Samples whose reference score was there, or why not", labels=[*policy, "score"]
+        "heft_reference_samples", "Samples whose reference score was there, or why not", labels=[*of_arm, "score"]
     )
     slope = GaugeMetricFamily(
         "heft_reference_slope_ratio", "What a unit of the teacher's logit is worth here; near 0: nothing",
         labels=[*labels, "head", "version"],
     )  # fmt: skip
-    ess = GaugeMetricFamily("heft_effective_samples_ratio", "Effective share of the samples", labels=[*policy, "label"])
+    ess = GaugeMetricFamily("heft_effective_samples_ratio", "Effective share of the samples", labels=[*of_arm, "label"])
     quality = {
-        metric: GaugeMetricFamily(name, f"{metric} over the newest samples", labels=policy)
+        metric: GaugeMetricFamily(name, f"{metric} over the newest samples", labels=of_arm)
         for metric, name in QUALITY.items()
     }
     for shard, learner in learners.items():
@@ -324,16 +324,16 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
             for arm, believed in zip(head.bank.arms, head.hedge.weights, strict=True):
                 weight.add_metric([at, name, arm.name], float(believed))
             _head_metrics([at, name], head, quality, ess)
-            _policy_metrics([at, name], head, benched, against, scores)
+            _arm_metrics([at, name], head, benched, against, scores)
             _decision_metrics([at, name], head, decided, evidence)
-            if head.reference is not None and head.reference.births:
+            if head.reference is not None and head.reference.takeovers:
                 slope.add_metric([at, name, head.reference.version], head.reference.slope)
     yield from (samples, counts, ignored, evicted, clock, slates, clicks, weight, benched, against, decided, evidence)
     yield from (scores, slope, ess)
     yield from quality.values()
 
 
-def _policy_metrics(
+def _arm_metrics(
     labels: list[str],
     head: Head,
     benched: GaugeMetricFamily,
@@ -367,9 +367,9 @@ def _add_interval(family: GaugeMetricFamily, labels: list[str], mean: float, hal
 
 
 def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: GaugeMetricFamily) -> None:
-    for policy, metrics in head.metrics.window()["policies"].items():
+    for arm, metrics in head.metrics.window()["arms"].items():
         for metric, family in quality.items():
-            family.add_metric([*labels, policy], metrics[metric])
+            family.add_metric([*labels, arm], metrics[metric])
     whole = head.metrics.total()
     for column, arm in enumerate(head.bank.arms):
         sizes = whole.metrics(column)
@@ -377,7 +377,7 @@ def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: G
             ess.add_metric([*labels, arm.name, label], sizes[f"ess_{label}"])
 
 
-class Seen:
+class Scrape:
     r"""One look at a worker's metrics.
 
     Parameters
@@ -387,7 +387,7 @@ class Seen:
 
     Examples
     --------
-    >>> seen = Seen('shown_total{of="a",at="0"} 2.5\nshown_total{of="a",at="1"} 3\nshown_total{of="b",at="0"} 1')
+    >>> seen = Scrape('shown_total{of="a",at="0"} 2.5\nshown_total{of="a",at="1"} 3\nshown_total{of="b",at="0"} 1')
     >>> seen.total("shown_total", of="a"), seen.by("of", "shown_total", at="0")
     (5.5, {'a': 2.5, 'b': 1.0})
     """
@@ -400,7 +400,7 @@ class Seen:
         }
 
     @classmethod
-    def at(cls, port: int) -> Seen:
+    def at(cls, port: int) -> Scrape:
         """Ask the worker whose endpoint has this port."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:

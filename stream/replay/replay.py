@@ -25,7 +25,7 @@ from heft.stream.events.log import read_lines
 from heft.stream.join.joiner import Joiner
 from heft.stream.kafka.bulk_reader import Ended, input_partitions, read_inputs
 from heft.stream.learn.learner import Learner, Observer
-from heft.stream.score.scorer import ReplayReference, Scorer
+from heft.stream.score.scorer import ReplaySource, Scorer
 
 _NEVER = sys.maxsize
 _CHUNK = 256  # lines read from one log before the next is considered
@@ -33,7 +33,7 @@ _CHUNK = 256  # lines read from one log before the next is considered
 Progress = Callable[[int], None]
 """Told the number of lines read since the last call."""
 
-References = Callable[[], ReplayReference]
+ScoreSources = Callable[[], ReplaySource]
 """Makes the reference of one source."""
 
 
@@ -60,7 +60,7 @@ class Replay:
         sources: int = 1,
         inputs: Sequence[str] = ("log",),
         observer: Observer | None = None,
-        reference: References | None = None,
+        reference: ScoreSources | None = None,
     ) -> None:
         self.config = config
         decode = config.decoder()
@@ -154,7 +154,7 @@ def replay_logs(
     config: Config,
     progress: Progress | None = None,
     observer: Observer | None = None,
-    reference: References | None = None,
+    reference: ScoreSources | None = None,
 ) -> tuple[Replay, float]:
     """Run logs through all stages; return the stages at the end and the seconds it took.
 
@@ -169,7 +169,7 @@ def replay_topics(
     since_ms: int | None = None,
     until_ms: int | None = None,
     progress: Progress | None = None,
-    reference: References | None = None,
+    reference: ScoreSources | None = None,
 ) -> tuple[Replay, float]:
     """Run the input topics, up to where they end now, through all stages, outside any consumer group.
 

@@ -13,7 +13,7 @@ from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
 
 
-class Known(NamedTuple):
+class Score(NamedTuple):
     """A score, and since when it is known."""
 
     logits: Logits
@@ -23,7 +23,7 @@ class Known(NamedTuple):
     """How far the stream had come."""
 
 
-class Asked:
+class Request:
     """A pair that somebody asked for: its score, or why there is none yet."""
 
     __slots__ = ("asked_at", "known", "pair", "reason", "slates")
@@ -32,7 +32,7 @@ class Asked:
         self.pair = pair
         self.asked_at = asked_at  # seconds
         self.slates = 1  # that wait for it
-        self.known: Known | None = None
+        self.known: Score | None = None
         self.reason = "waiting"
 
 
@@ -47,13 +47,13 @@ class PairQueue:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._by_slates: dict[int, OrderedDict[Asked, None]] = {}
+        self._by_slates: dict[int, OrderedDict[Request, None]] = {}
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def add(self, asked: Asked) -> Asked | None:
+    def add(self, asked: Request) -> Request | None:
         """Let a pair wait; return the one that had to go for it, which may be itself."""
         self._by_slates.setdefault(asked.slates, OrderedDict())[asked] = None
         self._size += 1
@@ -63,7 +63,7 @@ class PairQueue:
         self.remove(least)
         return least
 
-    def remove(self, asked: Asked) -> bool:
+    def remove(self, asked: Request) -> bool:
         """Take a pair out; return whether it waited."""
         bucket = self._by_slates.get(asked.slates)
         if bucket is None or asked not in bucket:
@@ -74,16 +74,16 @@ class PairQueue:
         self._size -= 1
         return True
 
-    def revalue(self, asked: Asked, slates: int) -> None:
+    def revalue(self, asked: Request, slates: int) -> None:
         """Say how many slates wait for a pair, in the queue or not."""
         waited = self.remove(asked)
         asked.slates = slates
         if waited and slates > 0:
             self.add(asked)
 
-    def take(self, n: int) -> list[Asked]:
+    def take(self, n: int) -> list[Request]:
         """Take the most valuable pairs out."""
-        taken: list[Asked] = []
+        taken: list[Request] = []
         while self._size and len(taken) < n:
             first = next(iter(self._by_slates[max(self._by_slates)]))
             self.remove(first)

@@ -16,15 +16,15 @@ from typing import NamedTuple, Protocol
 from heft.models.records import ReferenceScore, Slate, data_ends_ms
 from heft.models.teacher.logits import Logits, is_wire_version
 from heft.models.teacher.template import Pair, Template
-from heft.stream.score.queue import Asked, Known, PairQueue
-from heft.stream.score.text_times import AtOnce, Moment, TextsKnown
+from heft.stream.score.queue import PairQueue, Request, Score
+from heft.stream.score.text_times import AtOnce, Moment, TextReadTimes
 
 log = logging.getLogger("heft.scoring")
 
 PAIRS = ("asked", "hits", "scored", "at_once", "shed", "not_finite", "swapped")
 MISSING = ("waiting", "asked", "shed", "failed", "timeout", "not_finite", "in_sample", "swapped")
 FAILURES = ("failed", "timeout")
-"""What a `Desk` counts, and under which names."""
+"""What a `ScoreRequests` counts, and under which names."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0  # after a failure; doubled each time
 
@@ -77,10 +77,12 @@ class Clocks(NamedTuple):
 
 class _Open(NamedTuple):
     at_ms: int
-    waiting: list[tuple[Desk, list[tuple[str, Asked]]]]  # items, and what was asked for them, by where it was asked
+    waiting: list[
+        tuple[ScoreRequests, list[tuple[str, Request]]]
+    ]  # items, and what was asked for them, by where it was asked
 
 
-class Desk:
+class ScoreRequests:
     """Pairs that wait for a score and scores that are known, for all partitions of a worker.
 
     ``counts``: ``asked`` for items of slates, ``hits`` of them known or asked for already; pairs ``scored`` by the
@@ -117,9 +119,9 @@ class Desk:
         self._clocks, self._lateness_ms, self._cache_size, self._observe = clocks, lateness_ms, cache, observe
         self._template = Template(template)
         self._queue = PairQueue(queue)
-        self._asked: dict[Pair, Asked] = {}
-        self._known: OrderedDict[Pair, Asked] = OrderedDict()
-        self._texts = TextsKnown(cache)
+        self._asked: dict[Pair, Request] = {}
+        self._known: OrderedDict[Pair, Request] = OrderedDict()
+        self._texts = TextReadTimes(cache)
         self._event_ms = 0
         self._there = threading.Condition()
         self.ready = False
@@ -130,7 +132,7 @@ class Desk:
 
     # ---------------------------------------------------------------- for the stream
 
-    def ask(self, slate: Slate) -> list[tuple[str, Asked]]:
+    def ask(self, slate: Slate) -> list[tuple[str, Request]]:
         """Note what a slate asks for, by item."""
         with self._there:
             self._event_ms = max(self._event_ms, slate.at_ms)
@@ -146,7 +148,7 @@ class Desk:
             self._there.notify()
             return asked
 
-    def leave(self, at_ms: int, waiting: Sequence[tuple[str, Asked]]) -> list[tuple[str, Known]]:
+    def leave(self, at_ms: int, waiting: Sequence[tuple[str, Request]]) -> list[tuple[str, Score]]:
         """Return what is known by now for a slate that no longer waits."""
         found = []
         with self._there:
@@ -164,7 +166,7 @@ class Desk:
                     self._forget(asked)
         return found
 
-    def was_known(self, known: Known, at_ms: int, delay_ms: int) -> bool:
+    def was_known(self, known: Score, at_ms: int, delay_ms: int) -> bool:
         """Whether a ranker could have known a score when a slate was shown.
 
         By the wall clock, and by the stream's own time as well: a shop may be played faster than its time passes, and
@@ -172,11 +174,11 @@ class Desk:
         """
         return max(known.wall_ms, known.event_ms + self._lateness_ms) + delay_ms <= at_ms
 
-    def go_on_counting(self, before: Desk) -> None:
+    def go_on_counting(self, before: ScoreRequests) -> None:
         """Take the place of another desk: its counts go on."""
         self.counts, self.missing, self.failures = before.counts, before.missing, before.failures
 
-    def _ask(self, pair: Pair) -> Asked:
+    def _ask(self, pair: Pair) -> Request:
         if (found := self._known.get(pair)) is not None:
             self._known.move_to_end(pair)
             self.counts["hits"] += 1
@@ -185,7 +187,7 @@ class Desk:
             self._queue.revalue(waiting, waiting.slates + 1)
             self.counts["hits"] += 1
             return waiting
-        asked = self._asked[pair] = Asked(pair, self._clocks.seconds())
+        asked = self._asked[pair] = Request(pair, self._clocks.seconds())
         self._let_wait(asked)
         return asked
 
@@ -199,28 +201,28 @@ class Desk:
             self.failures[ScorerError.reason] += 1
             return
         for pair, logits, since in scores:
-            asked = self._asked.get(pair) or Asked(pair)
+            asked = self._asked.get(pair) or Request(pair)
             self._queue.remove(asked)
-            self._know(asked, Known(logits, self.version, *since))
+            self._know(asked, Score(logits, self.version, *since))
             self.counts["at_once"] += 1
 
-    def _know(self, asked: Asked, known: Known) -> None:
+    def _know(self, asked: Request, known: Score) -> None:
         asked.known = known
         self._forget(asked)
         self._known[asked.pair] = asked
         if len(self._known) > self._cache_size:
             self._known.popitem(last=False)
 
-    def _let_wait(self, asked: Asked) -> None:
+    def _let_wait(self, asked: Request) -> None:
         if (shed := self._queue.add(asked)) is not None:
             self._drop(shed, "shed")
             self.counts["shed"] += 1
 
-    def _drop(self, asked: Asked, reason: str) -> None:
+    def _drop(self, asked: Request, reason: str) -> None:
         asked.reason = reason
         self._forget(asked)
 
-    def _forget(self, asked: Asked) -> None:
+    def _forget(self, asked: Request) -> None:
         if self._asked.get(asked.pair) is asked:
             del self._asked[asked.pair]
 
@@ -231,7 +233,7 @@ class Desk:
         """Pairs in the queue."""
         return len(self._queue)
 
-    def take(self, n: int, timeout: float) -> list[Asked]:
+    def take(self, n: int, timeout: float) -> list[Request]:
         """Return the most valuable pairs, as soon as there are any; nothing after `timeout` seconds."""
         with self._there:
             if not self._queue:
@@ -241,7 +243,7 @@ class Desk:
                 asked.reason = "asked"
             return taken
 
-    def answer(self, taken: Sequence[Asked], answer: Answer) -> None:
+    def answer(self, taken: Sequence[Request], answer: Answer) -> None:
         """Note what the teacher said."""
         with self._there:
             misread = answer.template != self._template.text
@@ -256,11 +258,11 @@ class Desk:
                     self.counts[reason] += 1
                     self._drop(asked, reason)
                     continue
-                self._know(asked, Known(logits, answer.version, *self._texts.note(asked.pair, moment)))
+                self._know(asked, Score(logits, answer.version, *self._texts.note(asked.pair, moment)))
                 self.counts["scored"] += 1
                 self._observe(now - asked.asked_at)
 
-    def fail(self, taken: Sequence[Asked], reason: str) -> None:
+    def fail(self, taken: Sequence[Request], reason: str) -> None:
         """Note that the teacher said nothing; what slates still wait for is asked again."""
         with self._there:
             self.failures[reason] += 1
@@ -282,7 +284,7 @@ class Desk:
                 self._drop(asked, "swapped")
 
 
-class LiveReference:
+class LiveSource:
     """The reference of one partition: see `stream.score.scorer.Reference`.
 
     Parameters
@@ -295,7 +297,7 @@ class LiveReference:
         How long a slate can stay open: the click window.
     """
 
-    def __init__(self, desks: Callable[[int], Sequence[Desk]], score_delay_ms: int, open_for_ms: int) -> None:
+    def __init__(self, desks: Callable[[int], Sequence[ScoreRequests]], score_delay_ms: int, open_for_ms: int) -> None:
         self._desks, self._delay_ms, self._open_for_ms = desks, score_delay_ms, open_for_ms
         self._open: OrderedDict[str, _Open] = OrderedDict()
 
@@ -306,7 +308,7 @@ class LiveReference:
         """Return the scores that were known long enough before the slate was shown, and ask for the others."""
         self._forget(slate.at_ms)
         scores: list[ReferenceScore] = []
-        left: list[tuple[Desk, list[tuple[str, Asked]]]] = []
+        left: list[tuple[ScoreRequests, list[tuple[str, Request]]]] = []
         for desk in self._desks(slate.at_ms):
             waiting = []
             for item_id, asked in desk.ask(slate):
@@ -338,7 +340,7 @@ class LiveReference:
             self.by_now(request)
 
 
-def _score(item_id: str, known: Known, on_time: bool) -> ReferenceScore:
+def _score(item_id: str, known: Score, on_time: bool) -> ReferenceScore:
     logits = known.logits
     return ReferenceScore(item_id, logits.logit_256, known.version, on_time, logits.order_256)
 
@@ -358,7 +360,7 @@ class ScoringThread:
         How long a batch that is not full waits for more.
     """
 
-    def __init__(self, desk: Desk, connect: Callable[[], Teacher], batch: int, linger_seconds: float) -> None:
+    def __init__(self, desk: ScoreRequests, connect: Callable[[], Teacher], batch: int, linger_seconds: float) -> None:
         self.desk, self._connect, self._batch, self._linger = desk, connect, batch, linger_seconds
         self._stopping = threading.Event()
         self._teacher: Teacher | None = None
@@ -414,7 +416,7 @@ class ScoringThread:
             self.desk.answer([], answer)
         return True
 
-    def step(self, taken: Sequence[Asked]) -> bool:
+    def step(self, taken: Sequence[Request]) -> bool:
         """Have some pairs scored; return whether that went well."""
         assert self._teacher is not None, "connect first"
         try:
@@ -433,7 +435,7 @@ class ScoringThread:
         self._failed = 0
         return True
 
-    def _note_failure(self, taken: Sequence[Asked], error: Exception) -> None:
+    def _note_failure(self, taken: Sequence[Request], error: Exception) -> None:
         self.desk.fail(taken, error.reason if isinstance(error, ScorerError) else ScorerError.reason)
         self._failed += 1
         if self._failed & (self._failed - 1) == 0:  # the 1st, 2nd, 4th, ... in a row

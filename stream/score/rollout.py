@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from heft.stream.score.requests import Desk, ScoringThread
+from heft.stream.score.requests import ScoreRequests, ScoringThread
 
 SHADOW_ITEMS = 100_000
 """Of three clicks in a hundred shows and one order in twenty clicks, what learners of orders settle a version on."""
@@ -13,7 +13,7 @@ SHADOW_ITEMS = 100_000
 log = logging.getLogger("heft.scoring")
 
 
-class Desks:
+class ShadowRollout:
     """Where the partitions of a worker ask for scores: of one version of the teacher, or of two.
 
     A new version is asked beside the old one until it has been asked for `SHADOW_ITEMS` items and their labels have
@@ -37,11 +37,11 @@ class Desks:
         self._changing = threading.Lock()  # a version comes from the thread that scores
 
     @property
-    def current(self) -> Desk:
+    def current(self) -> ScoreRequests:
         """The desk of the version in use."""
         return self._first.desk
 
-    def at(self, at_ms: int) -> tuple[Desk, ...]:
+    def at(self, at_ms: int) -> tuple[ScoreRequests, ...]:
         """Return whom to ask about a slate shown at a time: the version in use first."""
         if self._newer is None:
             return (self._first.desk,)

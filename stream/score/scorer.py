@@ -23,7 +23,7 @@ ScorePairs: TypeAlias = Callable[[Sequence[Pair]], Sequence[Logits | None]]
 MOST_WANTED = 16_384  # pairs that are collected at most before they are scored
 
 
-class Reference(Protocol):
+class ScoreSource(Protocol):
     """Where reference scores come from."""
 
     def expect(self, slate: Slate) -> None:
@@ -60,7 +60,7 @@ class Scorer:
     ``counts`` says how many scores were ``on_time``, and how many came ``later``.
     """
 
-    def __init__(self, reference: Reference | None = None) -> None:
+    def __init__(self, reference: ScoreSource | None = None) -> None:
         self._reference = reference or NoReference()
         self.counts: Counter[str] = Counter(on_time=0, later=0)
 
@@ -152,7 +152,7 @@ class _Open(NamedTuple):
     waiting: list[tuple[str, Pair]]  # item and its texts
 
 
-class ReplayReference:
+class ReplaySource:
     """Reference scores in a replay: what a scorer that keeps up would have said, by event time alone.
 
     A pair is scored when it is first shown, at t. A slate shown at t + ``score_delay_ms`` or later has the score on

@@ -26,7 +26,7 @@ class Moment(NamedTuple):
     event_ms: int
 
 
-class TextsKnown:
+class TextReadTimes:
     """Texts that a teacher has read, and since when; nothing of a teacher that reads pairs.
 
     ``at_once`` is the teacher's, None for one that reads pairs.

@@ -36,15 +36,15 @@ class Verdict(NamedTuple):
     """Click-through rate."""
     oracle: Measured
     """Normalised entropy of the true probabilities: the least there is."""
-    policies: dict[str, Measured]
+    arms: dict[str, Measured]
     """Normalised entropy of the predictions as shown; 1 is predicting the base rate.
 
     X. He et al., "Practical lessons from predicting clicks on ads at Facebook" (2014), equation 1.
     """
 
-    def closed(self, policy: str = "mixture") -> Measured:
-        """Return how much of the way from the base rate (0) to the truth (1) a policy has made."""
-        ne = self.policies[policy]
+    def closed(self, arm: str = "mixture") -> Measured:
+        """Return how much of the way from the base rate (0) to the truth (1) a arm has made."""
+        ne = self.arms[arm]
         return Measured(
             (1.0 - ne.expected) / (1.0 - self.oracle.expected), (1.0 - ne.realised) / (1.0 - self.oracle.realised)
         )
@@ -57,8 +57,8 @@ class Judge:
     ----------
     truths
         The truth about the slates of the log; those that the learner never closes may be among them.
-    policies
-        Names of the click head's policies.
+    arms
+        Names of the click head's arms.
 
     Examples
     --------
@@ -67,9 +67,9 @@ class Judge:
     >>> learner = Learner(observer=judge)
     """
 
-    def __init__(self, truths: Iterable[SlateTruth], policies: Iterable[str]) -> None:
+    def __init__(self, truths: Iterable[SlateTruth], arms: Iterable[str]) -> None:
         self._truths = {truth.request_id: truth for truth in truths}
-        self._policies = (*policies, "mixture")
+        self._arms = (*arms, "mixture")
         self._at_ms: list[int] = []
         self._sums: list[NDArray[np.float64]] = []  # a slate: [2, _POLICIES + K + 1], expected and realised
 
@@ -111,7 +111,7 @@ class Judge:
             name: Measured(*(total[:, column] / scale).tolist())
             for name, column in [
                 ("oracle", _ORACLE),
-                *zip(self._policies, range(_POLICIES, total.shape[1]), strict=True),
+                *zip(self._arms, range(_POLICIES, total.shape[1]), strict=True),
             ]
         }
         return Verdict(int(n), Measured(*rates.tolist()), ne.pop("oracle"), ne)

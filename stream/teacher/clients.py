@@ -22,15 +22,15 @@ from heft.stream.config.settings import Config, ConfigError
 from heft.stream.score.requests import (
     Answer,
     Clocks,
-    Desk,
-    LiveReference,
+    LiveSource,
+    ScoreRequests,
     ScorerError,
     ScorerTimeoutError,
     ScoringThread,
     Teacher,
 )
-from heft.stream.score.rollout import Desks
-from heft.stream.score.scorer import MOST_WANTED, PairScores, Reference, ReplayReference
+from heft.stream.score.rollout import ShadowRollout
+from heft.stream.score.scorer import MOST_WANTED, PairScores, ReplaySource, ScoreSource
 
 if TYPE_CHECKING:
     from heft.models.teacher.score.engine import Engine
@@ -215,17 +215,17 @@ class Scoring:
         self._config, self._clocks, self._observe = config, clocks, observe
         labels_after_ms = config.join.click_window_ms + config.join.conversion_window_ms
         first = self._thread(self._connect)
-        self._desks = Desks(first, labels_after_ms)
+        self._desks = ShadowRollout(first, labels_after_ms)
         first.start()
 
     @property
-    def desk(self) -> Desk:
+    def desk(self) -> ScoreRequests:
         """Where the version in use is asked."""
         return self._desks.current
 
-    def reference(self) -> Reference:
+    def reference(self) -> ScoreSource:
         """Return the reference of one partition."""
-        return LiveReference(self._desks.at, self._config.teacher.score_delay_ms, self._config.join.click_window_ms)
+        return LiveSource(self._desks.at, self._config.teacher.score_delay_ms, self._config.join.click_window_ms)
 
     def stop(self) -> None:
         """Score no more."""
@@ -243,7 +243,7 @@ class Scoring:
 
     def _thread(self, connect: Callable[[], Teacher]) -> ScoringThread:
         teacher = self._config.teacher
-        desk = Desk(
+        desk = ScoreRequests(
             teacher.template,
             self._clocks,
             lateness_ms=self._config.join.lateness_ms,
@@ -280,7 +280,7 @@ def load_engine(config: TeacherConfig, together: int) -> Engine:
     return engine
 
 
-def replay_references(config: Config, in_line: bool = False) -> Callable[[], ReplayReference] | None:
+def replay_sources(config: Config, in_line: bool = False) -> Callable[[], ReplaySource] | None:
     """Return what makes the reference of each source of a replay; None without a teacher.
 
     Parameters
@@ -296,8 +296,8 @@ def replay_references(config: Config, in_line: bool = False) -> Callable[[], Rep
     engine = load_engine(teacher, MOST_WANTED)
     scores = PairScores(engine.score, teacher.cache)
 
-    def make() -> ReplayReference:
-        return ReplayReference(
+    def make() -> ReplaySource:
+        return ReplaySource(
             scores,
             engine.template,
             engine.version,

@@ -23,7 +23,7 @@ from heft.models.teacher.template import Template
 from heft.stream.config.settings import Config
 from heft.stream.events.log import read_lines
 from heft.stream.join.joiner import Joiner
-from heft.stream.teacher.ranker_baseline import RankerSaid
+from heft.stream.teacher.ranker_baseline import RankerBaseline
 from heft.stream.terminal.progress import bar_columns
 from heft.stream.terminal.report_tables import open_console, progress_over
 from heft.stream.terminal.table import Column, Fitted, number
@@ -77,7 +77,7 @@ def labelled(paths: Sequence[Path], config: Config, template: str, residual: boo
     records = read_log(paths, config)
     if not residual:
         return Log(records, Template(template))
-    said = RankerSaid(config.learner)
+    said = RankerBaseline(config.learner)
     return Log(said.read(records), Template(template), said.clicks)
 
 

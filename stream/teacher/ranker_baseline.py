@@ -13,7 +13,7 @@ from heft.models.teacher.data.log_samples import sample_key
 from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
 
 
-class RankerSaid:
+class RankerBaseline:
     """Learns a log as it is read, by `uniform` alone, and notes each click probability as shown.
 
     ``clicks``: probabilities by `sample_key`; complete when `read` has come to its end.

@@ -68,7 +68,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         if head["samples"]:
             half = head["second_half"]
             title = f"{name}, second half: {half['samples']:,} samples, {half['positives']:,} positive"
-            console.print(f"\n[italic]{title}", _arms(head["policies"]), sep="\n")
+            console.print(f"\n[italic]{title}", _arms(head["arms"]), sep="\n")
     console.print()
 
 

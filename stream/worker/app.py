@@ -24,7 +24,7 @@ from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
 from heft.stream.worker.join_stage import JoinStage
 from heft.stream.worker.score_stage import ScoreStage
-from heft.stream.worker.stage import Losses, Stage, Unsaved, Wires
+from heft.stream.worker.stage import Connections, LossPolicy, PendingSnapshot, Stage
 
 if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.join.joiner import Joiner
@@ -41,7 +41,7 @@ _YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # as Python has them
 _ROUNDS_TO_A_FULL_ONE = 10_000  # Python: 10; at full speed one in a quarter of an hour
 
 
-class _Running:
+class OpenStage:
     """A stage of one partition, and who may touch it now."""
 
     def __init__(self, stage: Stage) -> None:
@@ -50,17 +50,17 @@ class _Running:
         self.taken_at: dict[TP, float] = {}
 
 
-_Place: TypeAlias = tuple[StageName, int]
+StageKey: TypeAlias = tuple[StageName, int]
 
 
-class Shell:
+class Worker:
     """Opens the stages of the partitions this worker has, feeds them, saves them, and closes them."""
 
-    def __init__(self, app: faust.App, config: Config, losses: Losses) -> None:
+    def __init__(self, app: faust.App, config: Config, losses: LossPolicy) -> None:
         self.app = app
         self.config = config
         self.losses = losses
-        self.running: dict[_Place, _Running] = {}
+        self.running: dict[StageKey, OpenStage] = {}
         self._topics = config.kafka.topics
         self._stage_of: dict[str, StageName] = {self._topics.samples: "score", self._topics.scored: "learn"}
         self._stage_of |= dict.fromkeys(config.inputs, "join")
@@ -70,7 +70,7 @@ class Shell:
         self.metrics = Metrics(self._joiners, self._learners, self._lag, self._missing, self._scores, self._readers)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
-        self._wires: Wires | None = None
+        self._connections: Connections | None = None
         self._changing = asyncio.Lock()  # partitions come, go and are let go of one after another
         self._stopping = False
         self._closed = False
@@ -92,14 +92,14 @@ class Shell:
         async with self._changing:
             if self._closed:
                 return {}
-            if self._wires is None:
+            if self._connections is None:
                 # No idempotent producer: readers drop repeats themselves, and not every broker has it.
                 producer = AIOKafkaProducer(**self.client, acks="all", linger_ms=0, request_timeout_ms=30_000)
                 await producer.start()
-                self._wires = Wires(self.client, producer, self._store, self.losses)
+                self._connections = Connections(self.client, producer, self._store, self.losses)
             places = {self._place(tp) for tp in assigned}
             self._check_complete(assigned, places)
-            opened = {place: _Running(self._new(place, self._wires)) for place in sorted(places)}
+            opened = {place: OpenStage(self._new(place, self._connections)) for place in sorted(places)}
             gaps = self.losses.gaps.total()
             try:
                 offsets = await asyncio.gather(*[running.stage.open() for running in opened.values()])
@@ -132,23 +132,23 @@ class Shell:
             self._store.close()
             if self._scoring is not None:
                 self._scoring.stop()
-            if self._wires is not None:
-                await self._wires.producer.stop()
+            if self._connections is not None:
+                await self._connections.producer.stop()
 
-    async def _close(self, places: set[_Place]) -> None:
+    async def _close(self, places: set[StageKey]) -> None:
         for place in sorted(places):
             running = self.running.pop(place, None)
             if running is not None:
                 async with running.lock:
-                    if running.stage.whole and running.stage.changed:
-                        unsaved = await running.stage.unsaved()
-                        await self._write(unsaved)  # where that fails, what came since is done again
-                        self._store.forget(unsaved.name.owner)
+                    if running.stage.healthy and running.stage.dirty:
+                        pending = await running.stage.pending()
+                        await self._write(pending)  # where that fails, what came since is done again
+                        self._store.forget(pending.name.owner)
 
-    def _place(self, tp: TP) -> _Place:
+    def _place(self, tp: TP) -> StageKey:
         return self._stage_of[tp.topic], tp.partition
 
-    def _check_complete(self, assigned: set[TP], places: set[_Place]) -> None:
+    def _check_complete(self, assigned: set[TP], places: set[StageKey]) -> None:
         for stage, partition in places:
             missing = [topic for topic in self.topics(stage) if TP(topic, partition) not in assigned]
             if missing:
@@ -158,24 +158,24 @@ class Shell:
                 )
                 raise RuntimeError(msg)
 
-    def _new(self, place: _Place, wires: Wires) -> Stage:
+    def _new(self, place: StageKey, connections: Connections) -> Stage:
         name, partition = place
         config, topics = self.config, self._topics
         if name == "join":
             decode, inputs = config.decoder(), config.inputs
-            return JoinStage(wires, config.join, decode, partition, inputs, topics.samples, topics.rejected)
+            return JoinStage(connections, config.join, decode, partition, inputs, topics.samples, topics.rejected)
         if name == "score":
             if not config.has_teacher:
-                return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, Scorer())
+                return ScoreStage(connections, partition, topics.samples, topics.scored, config.shards, Scorer())
             if self._scoring is None:
                 clocks = Clocks(lambda: round(time() * 1000), perf_counter)
                 self._scoring = Scoring(config, clocks, self.metrics.scoring_delay.observe)
             scorer, open_for_ms = Scorer(self._scoring.reference()), config.join.click_window_ms
-            return ScoreStage(wires, partition, topics.samples, topics.scored, config.shards, scorer, open_for_ms)
+            return ScoreStage(connections, partition, topics.samples, topics.scored, config.shards, scorer, open_for_ms)
         # A worker that only joins needs no models.
         from heft.stream.worker.learn_stage import LearnStage
 
-        return LearnStage(wires, config.learner, partition, topics.scored)
+        return LearnStage(connections, config.learner, partition, topics.scored)
 
     # ---------------------------------------------------------------- records
 
@@ -232,14 +232,14 @@ class Shell:
             self._settle()
             self._settled = True
         for place, running in list(self.running.items()):
-            unsaved: Unsaved | None = None
+            pending: PendingSnapshot | None = None
             async with running.lock:
-                if running in self.running.values() and running.stage.whole and running.stage.changed:
+                if running in self.running.values() and running.stage.healthy and running.stage.dirty:
                     started = perf_counter()
-                    unsaved = await running.stage.unsaved()
+                    pending = await running.stage.pending()
                     self.metrics.snapshot_stall.labels(place[0]).observe(perf_counter() - started)
-            if unsaved is not None and not await self._write(unsaved):
-                running.stage.changed = True  # the next snapshot takes its place
+            if pending is not None and not await self._write(pending):
+                running.stage.dirty = True  # the next snapshot takes its place
         self._store.check()
 
     def next_save_seconds(self) -> float:
@@ -248,8 +248,8 @@ class Shell:
 
     async def _save_at_once(self, stages: Iterable[Stage]) -> None:
         for stage in stages:
-            unsaved = await stage.unsaved()
-            await self._store.save(unsaved.name, unsaved.state, unsaved.segments)
+            pending = await stage.pending()
+            await self._store.save(pending.name, pending.state, pending.segments)
 
     def _settle(self) -> None:
         """Spare the cyclic collector what is there to stay: modules, compiled kernels, restored state.
@@ -261,12 +261,12 @@ class Shell:
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_ROUNDS, _ROUNDS_TO_A_FULL_ONE)
 
-    async def _write(self, unsaved: Unsaved) -> bool:
-        written = await self._store.try_save(unsaved.name, unsaved.state, unsaved.segments)
+    async def _write(self, pending: PendingSnapshot) -> bool:
+        written = await self._store.try_save(pending.name, pending.state, pending.segments)
         if written is None:
             return False
-        self.metrics.snapshot_written(unsaved.name.owner, time(), written)
-        await self.consumer.commit_offsets(unsaved.offsets)
+        self.metrics.snapshot_written(pending.name.owner, time(), written)
+        await self.consumer.commit_offsets(pending.offsets)
         return True
 
     # ---------------------------------------------------------------- what is exported
@@ -338,7 +338,7 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
         broker_heartbeat_interval=session_seconds / 6,
         **faust_settings(),
     )
-    shell = Shell(app, config, Losses(accept_loss))
+    shell = Worker(app, config, LossPolicy(accept_loss))
     drive(app, shell.client, shell.offsets_for, shell.on_revoked, accept_loss=accept_loss)
 
     async def run(stream: Any) -> None:

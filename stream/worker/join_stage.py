@@ -21,9 +21,16 @@ from heft.stream.events.messages import Message, MessageError
 from heft.stream.join.config import JoinConfig
 from heft.stream.join.joiner import Decode, Joiner, Rejected
 from heft.stream.kafka.batch_consumer import TP, Batch, OffsetGoneError
-from heft.stream.kafka.partition_log import Cursor, MissingRecordsError, Owner, Rightful, Writer
+from heft.stream.kafka.partition_log import Cursor, MissingRecordsError, Owner, OwnerFilter, Writer
 from heft.stream.state.store import Name
-from heft.stream.worker.stage import RecoveryError, Seen, Unsaved, Wires, read_message, whole_or_broken
+from heft.stream.worker.stage import (
+    Connections,
+    PendingSnapshot,
+    RecoveryError,
+    TopicFingerprint,
+    healthy_or_broken,
+    read_message,
+)
 
 
 class JoinStage:
@@ -31,7 +38,7 @@ class JoinStage:
 
     Parameters
     ----------
-    wires, config, decode
+    connections, config, decode
         Connections, windows, and how raw records become events.
     partition
         Which partition of every input.
@@ -43,7 +50,7 @@ class JoinStage:
 
     def __init__(
         self,
-        wires: Wires,
+        connections: Connections,
         config: JoinConfig,
         decode: Decode | None,
         partition: int,
@@ -51,19 +58,19 @@ class JoinStage:
         samples: str,
         rejected: str,
     ) -> None:
-        self.wires, self.config, self.partition = wires, config, partition
+        self.connections, self.config, self.partition = connections, config, partition
         self.tps = [TP(topic, partition) for topic in inputs]
         self.inputs = tuple(inputs)
-        self.whole, self.changed = False, False
+        self.healthy, self.dirty = False, False
         self._decode: tuple[Decode, ...] = () if decode is None else (decode,)
         self._rejected_topic = rejected
         self._samples = TP(samples, partition)
-        self._writer = Writer(wires.client, wires.producer, self._samples)
+        self._writer = Writer(connections.client, connections.producer, self._samples)
         self._keys: dict[int, Key] = {}
         self._made: dict[int, list[Record]] = {}  # while doing it again: by shard, not yet found in the output
         self._floor: dict[int, Key] = {}  # after an accepted loss: what is not above was written before
-        self._seen = [Seen(tp) for tp in self.tps]
-        self._written = Seen(self._samples)
+        self._seen = [TopicFingerprint(tp) for tp in self.tps]
+        self._written = TopicFingerprint(self._samples)
         self._rollbacks = 0
         self._said: list[int] = []  # the input offsets in the last message
         self.joiner = Joiner(config, self.inputs, *self._decode)
@@ -77,25 +84,25 @@ class JoinStage:
         """Restore the snapshot, take over the output, and do again what was done since."""
         start, owner = await self._restore()
         fresh = start is None
-        losses, theirs = self.wires.losses, (*self.tps, self._samples)
+        losses, theirs = self.connections.losses, (*self.tps, self._samples)
         gaps = losses.of(*theirs)
         here = [None if fresh else offset for offset in self.joiner.offsets]
         pairs = zip(self._seen, here, strict=True)
-        self.joiner.seek(await asyncio.gather(*[seen.verify(self.wires, at) for seen, at in pairs]))
-        start = await self._written.verify(self.wires, start)
+        self.joiner.seek(await asyncio.gather(*[seen.verify(self.connections, at) for seen, at in pairs]))
+        start = await self._written.verify(self.connections, start)
         marker = await self._writer.claim(start, owner, tuple(self.joiner.offsets))
         try:
             await self._do_again(start, marker, owner, fresh)
         except (RecoveryError, OffsetGoneError, MissingRecordsError, MessageError) as error:
             losses.accept(self._samples, error)
             await self._go_on_after(start, marker, owner)
-        self.whole, self.changed = True, True  # the next snapshot spares doing the same again once more
+        self.healthy, self.dirty = True, True  # the next snapshot spares doing the same again once more
         self._rollbacks += losses.of(*theirs) > gaps
         return dict(zip(self.tps, self.joiner.offsets, strict=True))
 
     async def take(self, batch: Batch) -> None:
         """Push a batch and write what is due."""
-        with whole_or_broken(self):
+        with healthy_or_broken(self):
             number, before, moved_ms = self.tps.index(batch.tp), self.joiner.frontier, None
             for record in batch.records:
                 self.joiner.push(number, record.offset, record.value or b"")
@@ -106,7 +113,7 @@ class JoinStage:
 
     async def tick(self, tp: TP, now_ms: int) -> None:
         """Say that an input has run dry, and write what that makes due."""
-        with whole_or_broken(self):
+        with healthy_or_broken(self):
             self.joiner.tick(self.tps.index(tp))
             await self._write(now_ms)
 
@@ -118,9 +125,9 @@ class JoinStage:
         """Which inputs are too far ahead to be read on."""
         return {tp: self.joiner.held(number) for number, tp in enumerate(self.tps)}
 
-    async def unsaved(self) -> Unsaved:
+    async def pending(self) -> PendingSnapshot:
         """Note where we are in the output, so that it can be done again from any older snapshot, and say what is."""
-        with whole_or_broken(self):
+        with healthy_or_broken(self):
             if self.joiner.marks or self._said != self.joiner.offsets:  # else the last message said it all
                 await self._append(0, [])
         state = {
@@ -133,8 +140,8 @@ class JoinStage:
             "inputs": list(self.inputs),
         }
         name = Name(self.owner_name, self._rollbacks, self._writer.next_offset, "join")
-        self.changed = False
-        return Unsaved(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
+        self.dirty = False
+        return PendingSnapshot(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
 
     # ---------------------------------------------------------------- output
 
@@ -164,7 +171,7 @@ class JoinStage:
 
     async def _write_rejected(self) -> None:
         """Send all and wait for all at once: one by one, a broken producer would slow the join to a record a trip."""
-        producer, topic = self.wires.producer, self._rejected_topic
+        producer, topic = self.connections.producer, self._rejected_topic
         values = [rejected_record(self.tps[each.input], each) for each in self.joiner.rejected]
         await asyncio.gather(*[await producer.send(topic, value) for value in values])
         self.joiner.rejected.clear()
@@ -173,7 +180,7 @@ class JoinStage:
 
     async def _restore(self) -> tuple[int | None, Owner]:
         """Return where the snapshot stands in the output, None without one, and who owned it then."""
-        found = await self.wires.store.latest(self.owner_name, "join")
+        found = await self.connections.store.latest(self.owner_name, "join")
         if found is None:
             return None, Owner()
         name, state, _ = found
@@ -182,19 +189,19 @@ class JoinStage:
             raise RecoveryError(msg)
         self.joiner = Joiner.restore(self.config, self.inputs, state["joiner"], *self._decode)
         self._keys = {shard: _key(key) for shard, key in state["keys"]}
-        self._seen = [Seen(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
-        self._written = Seen(self._samples, *state["written"])
+        self._seen = [TopicFingerprint(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
+        self._written = TopicFingerprint(self._samples, *state["written"])
         self._rollbacks = name.rollbacks
         return state["output"], Owner(*state["owner"])
 
     async def _do_again(self, start: int, marker: int, owner: Owner, fresh: bool) -> None:
         """Read our own output since ``start`` and the inputs it was made of; write what is missing of it."""
-        rightful = Rightful(owner)
+        rightful = OwnerFilter(owner)
         made = self._made
         before: bytes | None = b""
         async with contextlib.AsyncExitStack() as open_inputs:
             cursors: list[Cursor] = []
-            async with Cursor(self.wires.client, self._samples, start) as log:
+            async with Cursor(self.connections.client, self._samples, start) as log:
                 async for record in log.up_to(marker):
                     if record.value == before:
                         continue  # sent again because an acknowledgement was lost
@@ -207,7 +214,7 @@ class JoinStage:
                     if not cursors:
                         pairs = zip(self.tps, self.joiner.offsets, strict=True)
                         cursors = [
-                            await open_inputs.enter_async_context(Cursor(self.wires.client, tp, offset))
+                            await open_inputs.enter_async_context(Cursor(self.connections.client, tp, offset))
                             for tp, offset in pairs
                         ]
                     await self._advance(cursors, message)
@@ -224,10 +231,10 @@ class JoinStage:
 
     async def _go_on_after(self, start: int, marker: int, owner: Owner) -> None:
         """Go on from wherever doing it again has come, and write nothing again of what is there."""
-        rightful = Rightful(owner)
-        async with Cursor(self.wires.client, self._samples, start) as log:
+        rightful = OwnerFilter(owner)
+        async with Cursor(self.connections.client, self._samples, start) as log:
             async for record in log.up_to(marker):
-                message = read_message(self.wires, self._samples, record)
+                message = read_message(self.connections, self._samples, record)
                 if message is not None and rightful.passes(message) and message.records:
                     highest = self._keys.get(message.shard, FIRST_KEY)
                     self._keys[message.shard] = max(highest, message.records[-1].key)

@@ -9,50 +9,57 @@ from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch
 from heft.stream.learn.learner import Learner, LearnerConfig
 from heft.stream.state.store import Name
-from heft.stream.worker.stage import Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
+from heft.stream.worker.stage import (
+    Connections,
+    PendingSnapshot,
+    TopicFingerprint,
+    healthy_or_broken,
+    read_message,
+    read_records,
+)
 
 
 class LearnStage:
     """One shard of `scored` becomes a model."""
 
-    def __init__(self, wires: Wires, config: LearnerConfig, shard: int, scored: str) -> None:
-        self.wires, self.config, self.shard = wires, config, shard
-        self.whole, self.changed = False, False
+    def __init__(self, connections: Connections, config: LearnerConfig, shard: int, scored: str) -> None:
+        self.connections, self.config, self.shard = connections, config, shard
+        self.healthy, self.dirty = False, False
         self.tp = TP(scored, shard)
         self.learner = Learner(config)
         self.reader = ScoredReader()
         self._rollbacks = 0
-        self._seen = Seen(self.tp)
+        self._seen = TopicFingerprint(self.tp)
         self._offset: int | None = None
 
     async def open(self) -> Mapping[TP, int | None]:
         """Restore the newest snapshot of this lineage."""
-        found = await self.wires.store.latest(f"learn-{self.shard}", self.config.lineage)
+        found = await self.connections.store.latest(f"learn-{self.shard}", self.config.lineage)
         if found is not None:
             name, state, segments = found
             self.learner = Learner.restore(self.config, state["learner"], segments)
             self.reader = ScoredReader.restore(state["reader"])
-            self._seen = Seen(self.tp, *state["seen"])
+            self._seen = TopicFingerprint(self.tp, *state["seen"])
             self._offset, self._rollbacks = state["offset"], name.rollbacks
-        gaps = self.wires.losses.of(self.tp)
-        self._offset = await self._seen.verify(self.wires, self._offset)
-        self._rollbacks += self.wires.losses.of(self.tp) > gaps
-        self.whole = True
+        gaps = self.connections.losses.of(self.tp)
+        self._offset = await self._seen.verify(self.connections, self._offset)
+        self._rollbacks += self.connections.losses.of(self.tp) > gaps
+        self.healthy = True
         return {self.tp: self._offset}
 
     async def take(self, batch: Batch) -> None:
         """Learn a batch."""
-        with whole_or_broken(self):
+        with healthy_or_broken(self):
             for record in batch.records:
-                message = read_message(self.wires, self.tp, record)
+                message = read_message(self.connections, self.tp, record)
                 if message is not None:
-                    for each in read_records(self.wires, self.tp, record, message, self.reader):
+                    for each in read_records(self.connections, self.tp, record, message, self.reader):
                         self.learner.apply(message.source, each)
                 self._seen.note(record)
                 await asyncio.sleep(0)  # a batch may hold many thousand samples: let the others have a turn
             self._offset = batch.end_offset
 
-    async def unsaved(self) -> Unsaved:
+    async def pending(self) -> PendingSnapshot:
         """Return a copy of the model; it is encoded and written later."""
         offset = self._offset or 0
         learner, segments = self.learner.state()
@@ -63,5 +70,5 @@ class LearnStage:
             "offset": self._offset,
         }
         name = Name(f"learn-{self.shard}", self._rollbacks, offset, self.config.lineage)
-        self.changed = False
-        return Unsaved(name, state, segments, {self.tp: offset})
+        self.dirty = False
+        return PendingSnapshot(name, state, segments, {self.tp: offset})

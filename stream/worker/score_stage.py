@@ -13,12 +13,20 @@ from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch, Received
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.store import Name
-from heft.stream.worker.stage import RecoveryError, Seen, Unsaved, Wires, read_message, read_records, whole_or_broken
+from heft.stream.worker.stage import (
+    Connections,
+    PendingSnapshot,
+    RecoveryError,
+    TopicFingerprint,
+    healthy_or_broken,
+    read_message,
+    read_records,
+)
 
 _MOST_PLACES = 64
 
 
-class _Place(NamedTuple):
+class StageKey(NamedTuple):
     """Where the stage was when a snapshot was taken."""
 
     due_ms: int
@@ -31,7 +39,7 @@ class ScoreStage:
 
     Parameters
     ----------
-    wires, partition, samples, scored, shards
+    connections, partition, samples, scored, shards
         Connections, and what is read and written.
     scorer
         What adds the scores.
@@ -42,7 +50,7 @@ class ScoreStage:
 
     def __init__(
         self,
-        wires: Wires,
+        connections: Connections,
         partition: int,
         samples: str,
         scored: str,
@@ -50,22 +58,22 @@ class ScoreStage:
         scorer: Scorer,
         open_for_ms: int = 0,
     ) -> None:
-        self.wires, self.partition = wires, partition
-        self.whole, self.changed = False, False
+        self.connections, self.partition = connections, partition
+        self.healthy, self.dirty = False, False
         self.tp = TP(samples, partition)
         self._scored = scored
         self.scorer = scorer
         self._open_for_ms = open_for_ms
         self._due_ms = 0
-        self._places: list[_Place] = []
-        self._seen = Seen(self.tp)
+        self._places: list[StageKey] = []
+        self._seen = TopicFingerprint(self.tp)
         self._offset: int | None = None
         self._rollbacks = 0
         self.readers = [ScoredReader() for _ in range(shards)]
 
     async def open(self) -> Mapping[TP, int | None]:
         """Go on at the snapshot; what is then forwarded again, readers drop."""
-        found = await self.wires.store.latest(f"score-{self.partition}", "score")
+        found = await self.connections.store.latest(f"score-{self.partition}", "score")
         if found is not None:
             name, state, _ = found
             if len(state["readers"]) != len(self.readers):
@@ -73,21 +81,21 @@ class ScoreStage:
                 msg = f"{name.file}: made for {had} shards, the configuration names {now}"
                 raise RecoveryError(msg)
             self.readers = [ScoredReader.restore(reader) for reader in state["readers"]]
-            self._seen = Seen(self.tp, *state["seen"])
+            self._seen = TopicFingerprint(self.tp, *state["seen"])
             self._offset = state["offset"]
             self._rollbacks = name.rollbacks
-        gaps = self.wires.losses.of(self.tp)
-        self._offset = await self._seen.verify(self.wires, self._offset)
-        self._rollbacks += self.wires.losses.of(self.tp) > gaps
+        gaps = self.connections.losses.of(self.tp)
+        self._offset = await self._seen.verify(self.connections, self._offset)
+        self._rollbacks += self.connections.losses.of(self.tp) > gaps
         self._places = [self._here()]
-        self.whole = True
+        self.healthy = True
         return {self.tp: self._offset}
 
     async def take(self, batch: Batch) -> None:
         """Forward a batch, shard by shard."""
-        with whole_or_broken(self):
+        with healthy_or_broken(self):
             for record in batch.records:
-                message = read_message(self.wires, self.tp, record)
+                message = read_message(self.connections, self.tp, record)
                 if message is not None:
                     await self._forward(record, message)
                 self._seen.note(record)
@@ -102,7 +110,7 @@ class ScoreStage:
         if message.shard >= len(self.readers):
             msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self.readers)}"
             raise RecoveryError(msg)
-        new = read_records(self.wires, self.tp, record, message, self.readers[message.shard])
+        new = read_records(self.connections, self.tp, record, message, self.readers[message.shard])
         if new:
             self._due_ms = max(self._due_ms, new[-1].due_ms)
             scored = [self.scorer.score(each) for each in new]
@@ -110,11 +118,11 @@ class ScoreStage:
             await self._send(message.shard, scores, record.due_since_ms)
 
     async def _send(self, shard: int, message: Message, due_since_ms: int) -> None:
-        await self.wires.producer.send_and_wait(
+        await self.connections.producer.send_and_wait(
             self._scored, messages.encode(message), partition=shard, headers=due.headers(due_since_ms)
         )
 
-    async def unsaved(self) -> Unsaved:
+    async def pending(self) -> PendingSnapshot:
         """Return the newest place before which no slate is open."""
         here, places = self._here(), self._places
         if len(places) > 1 and places[-1].due_ms == here.due_ms:
@@ -124,11 +132,11 @@ class ScoreStage:
         places.append(here)
         while len(places) > 1 and places[1].due_ms <= here.due_ms - self._open_for_ms:
             places.pop(0)
-        self.changed = False
+        self.dirty = False
         name = Name(f"score-{self.partition}", self._rollbacks, places[0].offset, "score")
-        return Unsaved(name, places[0].state, (), {self.tp: places[0].offset})
+        return PendingSnapshot(name, places[0].state, (), {self.tp: places[0].offset})
 
-    def _here(self) -> _Place:
+    def _here(self) -> StageKey:
         offset = self._offset or 0
         state = {"offset": offset, "seen": self._seen.state(), "readers": [reader.state() for reader in self.readers]}
-        return _Place(self._due_ms, offset, state)
+        return StageKey(self._due_ms, offset, state)

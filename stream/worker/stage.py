@@ -32,7 +32,7 @@ class RecoveryError(RuntimeError):
     """What is in a topic is not what the snapshot says; the message names both."""
 
 
-class Unsaved(NamedTuple):
+class PendingSnapshot(NamedTuple):
     """A snapshot that is still to be written, and the offsets that may be committed then."""
 
     name: Name
@@ -41,7 +41,7 @@ class Unsaved(NamedTuple):
     offsets: Mapping[TP, int]
 
 
-class Losses:
+class LossPolicy:
     """Decides what happens where a topic does not hold what a stage expects: end, or go on and count.
 
     Parameters
@@ -66,30 +66,32 @@ class Losses:
         log.warning("loss accepted: %s", error)
 
 
-class Wires(NamedTuple):
+class Connections(NamedTuple):
     """What the stages of a worker share."""
 
     client: Mapping[str, Any]
     producer: AIOKafkaProducer
     store: PatientStore
-    losses: Losses
+    losses: LossPolicy
 
 
-def read_message(wires: Wires, tp: TP, record: Received) -> Message | None:
+def read_message(connections: Connections, tp: TP, record: Received) -> Message | None:
     """Return the message of a record; None for a damaged one when losses are accepted."""
     try:
         return messages.decode(record.value or b"")
     except MessageError as error:
-        wires.losses.accept(tp, _located(tp, record, error))
+        connections.losses.accept(tp, _located(tp, record, error))
         return None
 
 
-def read_records(wires: Wires, tp: TP, record: Received, message: Message, reader: ScoredReader) -> list[Record]:
+def read_records(
+    connections: Connections, tp: TP, record: Received, message: Message, reader: ScoredReader
+) -> list[Record]:
     """Return the records of a message that are new; over a gap only when losses are accepted."""
     try:
         return reader.read(message)
     except GapError as error:
-        wires.losses.accept(tp, _located(tp, record, error))
+        connections.losses.accept(tp, _located(tp, record, error))
         reader.skip_gap(message)
         return reader.read(message)
 
@@ -102,10 +104,10 @@ def _located(tp: TP, record: Received, error: MessageError) -> RecoveryError:
 
 
 class Stage(Protocol):
-    """One partition of one stage. ``whole``: nothing was broken off; ``changed``: since the last snapshot."""
+    """One partition of one stage. ``healthy``: nothing was broken off; ``dirty``: changed since the last snapshot."""
 
-    whole: bool
-    changed: bool
+    healthy: bool
+    dirty: bool
 
     async def open(self) -> Mapping[TP, int | None]:
         """Restore what was; return where to go on in each input."""
@@ -115,12 +117,12 @@ class Stage(Protocol):
         """Deal with a batch."""
         ...
 
-    async def unsaved(self) -> Unsaved:
+    async def pending(self) -> PendingSnapshot:
         """Return a snapshot of now."""
         ...
 
 
-class Seen:
+class TopicFingerprint:
     """The last record of a partition that a stage knows, and of how many partitions: is the topic still the same."""
 
     def __init__(self, tp: TP, offset: int = -1, checksum: int = 0, partitions: int = 0) -> None:
@@ -134,12 +136,12 @@ class Seen:
         """Return what to remember in a snapshot."""
         return self.offset, self.checksum, self.partitions
 
-    async def verify(self, wires: Wires, at: int | None) -> int:
+    async def verify(self, connections: Connections, at: int | None) -> int:
         """Check that the topic is the one that was read, and holds what comes next; return where to go on.
 
         Parameters
         ----------
-        wires
+        connections
             Connections, and whether losses are accepted.
         at
             Where to go on if it is; None: at the beginning.
@@ -151,24 +153,24 @@ class Seen:
         OffsetGoneError
             If the records to go on from are not there.
         """
-        async with Cursor(wires.client, self.tp, -1) as log:
+        async with Cursor(connections.client, self.tp, -1) as log:
             bounds = await log.bounds()
         if self.partitions not in (0, bounds.partitions):
-            wires.losses.accept(self.tp, self._repartitioned(bounds.partitions))
+            connections.losses.accept(self.tp, self._repartitioned(bounds.partitions))
         self.partitions = bounds.partitions
         if at is None:
             return bounds.beginning
         if not bounds.beginning <= at <= bounds.end:
             gone = OffsetGoneError(self.tp, at, bounds.beginning, bounds.end)
-            wires.losses.accept(self.tp, gone)
+            connections.losses.accept(self.tp, gone)
             self.offset = -1
             return gone.nearest
         if bounds.beginning <= self.offset:
-            async with Cursor(wires.client, self.tp, self.offset) as log:
+            async with Cursor(connections.client, self.tp, self.offset) as log:
                 async for record in log.up_to(self.offset + 1):
                     found = zlib.crc32(record.value or b"")
                     if record.offset == self.offset and found != self.checksum:
-                        wires.losses.accept(self.tp, self._made_anew(found))
+                        connections.losses.accept(self.tp, self._made_anew(found))
                         self.offset = -1
                         return bounds.beginning
         return at
@@ -189,9 +191,9 @@ class Seen:
 
 
 @contextlib.contextmanager
-def whole_or_broken(stage: Stage) -> Iterator[None]:
+def healthy_or_broken(stage: Stage) -> Iterator[None]:
     """Leave a stage marked as broken when what happens inside does not end well."""
-    stage.whole = False
-    stage.changed = True
+    stage.healthy = False
+    stage.dirty = True
     yield
-    stage.whole = True
+    stage.healthy = True

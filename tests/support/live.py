@@ -25,7 +25,7 @@ from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.events.wire import Action, Click, Event, Impression, Order
 from heft.stream.join.config import JoinConfig
 from heft.stream.join.joiner import Joiner
-from heft.stream.kafka.partition_log import Owner, Rightful
+from heft.stream.kafka.partition_log import Owner, OwnerFilter
 from heft.stream.learn.learner import Learner
 from heft.stream.state.store import SnapshotStore
 
@@ -247,7 +247,7 @@ class Shop:
     def pure(self, source: int = 0) -> list[Record]:
         """What the pure joiner makes of the same inputs and the idle marks that the messages note."""
         joiner = Joiner(JoinConfig(**self.join), INPUTS)
-        owner, made, before = Rightful(Owner()), [], b""
+        owner, made, before = OwnerFilter(Owner()), [], b""
 
         def read_to(offsets: tuple[int, ...]) -> None:
             for number, end in enumerate(offsets):

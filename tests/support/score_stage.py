@@ -10,7 +10,7 @@ import msgspec
 from heft.models.records import Closed, Record, Shown
 from heft.models.teacher.logits import Logits, wire_version
 from heft.models.teacher.template import Pair, Template
-from heft.stream.score.scorer import PairScores, ReplayReference, Scorer
+from heft.stream.score.scorer import PairScores, ReplaySource, Scorer
 from tests.support.builders import MINUTE, T0, impression
 
 TEMPLATE = Template("{query} | {item.name}")
@@ -44,7 +44,7 @@ def closed(request: str, at: int) -> Closed:
 
 
 def scorer(teacher: Teacher, version: str = VERSION, remembered: int = 1_000, **more: Any) -> Scorer:
-    return Scorer(ReplayReference(PairScores(teacher, remembered), TEMPLATE, version, **more))
+    return Scorer(ReplaySource(PairScores(teacher, remembered), TEMPLATE, version, **more))
 
 
 def scores(record: Record) -> list[tuple[str, bool]]:

@@ -8,7 +8,7 @@ from typing import Any
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
 from heft.stream.score.requests import Answer
-from tests.support.desk import LATE, TEMPLATE, Clock, items, place, slate
+from tests.support.requests import LATE, TEMPLATE, Clock, items, place, slate
 
 
 class Apart:

@@ -51,7 +51,7 @@ SIZES = {"tiny": (2, 128), "small": (6, 384)}
 """Layers and width of the models made from nothing."""
 
 Progress = Callable[[int, int, str], None]
-"""Told steps done, steps in all, and what there is to say."""
+"""TeacherScores steps done, steps in all, and what there is to say."""
 
 
 class Model(nn.Module):

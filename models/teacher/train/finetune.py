@@ -91,7 +91,7 @@ def finetune(
     grades
         Grades of judgements that mean 0 and 1.
     progress
-        Told every step.
+        TeacherScores every step.
 
     Raises
     ------

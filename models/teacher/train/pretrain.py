@@ -46,7 +46,7 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     settings
         How.
     progress
-        Told every step.
+        TeacherScores every step.
 
     Raises
     ------

@@ -97,7 +97,7 @@ class Trainer:
         identity
             Of data and settings; a checkpoint of another is refused.
         progress
-            Told every step.
+            TeacherScores every step.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Which policies are an error, and that the message says what is wrong and what to do."""
+"""Which weightings are an error, and that the message says what is wrong and what to do."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ import pytest
 
 from heft.models.importance.weightings import (
     AS_WRITTEN,
-    POLICIES,
+    WEIGHTINGS,
     Input,
     Measure,
     Mode,
     Pipeline,
-    Policy,
-    Reading,
+    PublishedRecipe,
     Sees,
     Update,
+    Weighting,
     as_written,
 )
 
@@ -25,10 +25,10 @@ LABEL = [measure for measure in Measure if measure.sees is Sees.LABEL and measur
 @pytest.mark.parametrize("measure", LABEL)
 def test_a_weight_that_sees_the_label_needs_an_offset_a_sampler_or_to_be_diagnostic(measure: Measure) -> None:
     with pytest.raises(ValueError, match=r"sees the label .*; set offset = true, mode = 'sample'"):
-        Policy("p", measure)
-    Policy("p", measure, offset=True)
-    Policy("p", measure, mode=Mode.SAMPLE, update=Update.LINEAR)
-    Policy("p", measure, diagnostic=True)
+        Weighting("p", measure)
+    Weighting("p", measure, offset=True)
+    Weighting("p", measure, mode=Mode.SAMPLE, update=Update.LINEAR)
+    Weighting("p", measure, diagnostic=True)
 
 
 @pytest.mark.parametrize("measure", [Measure.RHO, Measure.NOVELTY, Measure.LOSS, Measure.RANDOM])
@@ -36,15 +36,15 @@ def test_a_selection_is_a_diagnostic_whatever_it_sees(measure: Measure) -> None:
     # Not even with a gate: it opens and closes, and does not make up for what was left out.
     for gated in (False, True):
         with pytest.raises(ValueError, match=r"'p' selects: .*; set diagnostic = true.* or mode = 'sample'"):
-            Policy("p", measure, mode=Mode.SELECT, gated=gated)
-    assert Policy("p", measure, mode=Mode.SELECT, diagnostic=True).reads_reference
+            Weighting("p", measure, mode=Mode.SELECT, gated=gated)
+    assert Weighting("p", measure, mode=Mode.SELECT, diagnostic=True).reads_reference
 
 
 def test_a_gate_makes_up_for_the_label_only_with_rho_of_strength_at_most_one() -> None:
-    Policy("p", Measure.RHO, 1.0, gated=True)
+    Weighting("p", Measure.RHO, 1.0, gated=True)
     for measure, strength in ((Measure.RHO, 1.1), (Measure.RHO_RELU, 0.5), (Measure.REFERENCE_GRADIENT, 0.5)):
         with pytest.raises(ValueError, match="sees the label"):
-            Policy("p", measure, strength, gated=True)
+            Weighting("p", measure, strength, gated=True)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_a_gate_makes_up_for_the_label_only_with_rho_of_strength_at_most_one() -
             "known for one label only",
         ),
         ({"measure": Measure.NOVELTY, "gated": True}, "do not read the reference.*; leave out the gate"),
-        ({"measure": Measure.LOGIT, "distill": 0.3}, "count twice; make two policies"),
+        ({"measure": Measure.LOGIT, "distill": 0.3}, "count twice; make two weightings"),
         ({"distill": 0.3, "denoise": 0.1, "diagnostic": True}, "two rules for one soft label"),
-        ({"input": Input.FEATURE, "distill": 0.3}, "count twice; make two policies"),
+        ({"input": Input.FEATURE, "distill": 0.3}, "count twice; make two weightings"),
         ({"denoise": 0.1}, "sees the label"),
         ({"strength": -1.0}, "strength = -1.0; expected at least 0"),
         ({"strength": float("nan")}, "strength = nan"),
@@ -87,7 +87,7 @@ def test_a_gate_makes_up_for_the_label_only_with_rho_of_strength_at_most_one() -
 )
 def test_what_does_not_estimate_what_it_says_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        Policy("mine", **settings)
+        Weighting("mine", **settings)
     assert "'mine'" in str(error.value)
 
 
@@ -100,21 +100,21 @@ def test_a_pipeline_out_of_range_is_refused(settings: dict[str, Any]) -> None:
 
 
 def test_the_recommended_policies_have_names_of_their_own_and_uniform_comes_first() -> None:
-    names = [policy.name for policy in POLICIES]
+    names = [weighting.name for weighting in WEIGHTINGS]
     assert names[0] == "uniform"
     assert len(set(names)) == len(names)
     assert {"rho", "rho_gate", "distill", "distill_gate", "denoise", "feature", "offset"} < set(names)
 
 
 def test_every_reading_of_the_recipe_runs_and_only_as_a_diagnostic() -> None:
-    policies = [as_written(reading) for reading in Reading]
-    assert [policy.name for policy in policies] == ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8"]
-    assert all(policy.diagnostic for policy in policies)
-    assert [policy.sees is Sees.LABEL for policy in policies] == [False] * 3 + [True] * 5
+    weightings = [as_written(reading) for reading in PublishedRecipe]
+    assert [weighting.name for weighting in weightings] == ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8"]
+    assert all(weighting.diagnostic for weighting in weightings)
+    assert [weighting.sees is Sees.LABEL for weighting in weightings] == [False] * 3 + [True] * 5
 
 
 def test_a_policy_is_written_in_a_configuration_by_value() -> None:
-    policy = msgspec.convert({"name": "p", "measure": "rho", "gated": True, "pipeline": {"mix": 0.5}}, Policy)
-    assert (policy.measure, policy.pipeline.mix, policy.pipeline.high) == (Measure.RHO, 0.5, 5.0)
+    weighting = msgspec.convert({"name": "p", "measure": "rho", "gated": True, "pipeline": {"mix": 0.5}}, Weighting)
+    assert (weighting.measure, weighting.pipeline.mix, weighting.pipeline.high) == (Measure.RHO, 0.5, 5.0)
     with pytest.raises(msgspec.ValidationError, match=r"sees the label"):
-        msgspec.convert({"name": "p", "measure": "loss"}, Policy)
+        msgspec.convert({"name": "p", "measure": "loss"}, Weighting)

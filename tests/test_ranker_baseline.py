@@ -11,7 +11,7 @@ from heft.stream.config.settings import Config
 from heft.stream.events.wire import Impression, encode
 from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
 from heft.stream.teacher.commands import read_log
-from heft.stream.teacher.ranker_baseline import RankerSaid
+from heft.stream.teacher.ranker_baseline import RankerBaseline
 from tests.support.builders import joined
 from tests.support.teacher_log import events
 
@@ -32,7 +32,7 @@ def test_logs_of_partitions_are_read_in_the_order_of_time_whatever_the_order_the
 
 def test_it_is_what_uniform_said_when_each_slate_was_shown_and_the_records_pass_untouched() -> None:
     records, _ = joined(list(events()))
-    said = RankerSaid(LearnerConfig(ranker=RankerConfig(click_bits=12)))
+    said = RankerBaseline(LearnerConfig(ranker=RankerConfig(click_bits=12)))
     passed = list(said.read(records))
     assert passed == records
 

@@ -7,21 +7,21 @@ from numpy.typing import NDArray
 
 from heft.models.features.featurizer import Vectors
 from heft.models.importance.weigh import Evidence, Importance
-from heft.models.importance.weightings import AS_WRITTEN, Measure, Policy, Reading, as_written
+from heft.models.importance.weightings import AS_WRITTEN, Measure, PublishedRecipe, Weighting, as_written
 from heft.models.rankers.bank import Arm, Bank
 
 CELLS = 24
 TRUTH = np.linspace(-5.0, -0.5, CELLS)
 RATE = 1 / (1 + np.exp(-TRUTH))
 CORRECTED = msgspec.structs.replace(AS_WRITTEN, low=1e-9)
-POLICIES = (
-    Policy("uniform"),
-    *(as_written(reading) for reading in Reading),
-    Policy("rho", Measure.RHO, 1.0, diagnostic=True, pipeline=AS_WRITTEN),
-    Policy("s6, offset", Measure.REFERENCE_GRADIENT, 1.0, offset=True, pipeline=CORRECTED),
-    Policy("s7, offset", Measure.GRADIENT, 1.0, offset=True, pipeline=CORRECTED),
+WEIGHTINGS = (
+    Weighting("uniform"),
+    *(as_written(reading) for reading in PublishedRecipe),
+    Weighting("rho", Measure.RHO, 1.0, diagnostic=True, pipeline=AS_WRITTEN),
+    Weighting("s6, offset", Measure.REFERENCE_GRADIENT, 1.0, offset=True, pipeline=CORRECTED),
+    Weighting("s7, offset", Measure.GRADIENT, 1.0, offset=True, pipeline=CORRECTED),
 )
-NAMES = [policy.name for policy in POLICIES]
+NAMES = [weighting.name for weighting in WEIGHTINGS]
 
 
 def one_item_a_cell() -> Vectors:
@@ -35,9 +35,9 @@ def one_item_a_cell() -> Vectors:
 
 @pytest.fixture(scope="module")
 def learned() -> NDArray[np.float64]:
-    """Logits [CELLS, policies] after 6,000 slates, with a reference that knows the truth."""
+    """Logits [CELLS, weightings] after 6,000 slates, with a reference that knows the truth."""
     rng = np.random.default_rng(1)
-    vectors, importance = one_item_a_cell(), Importance(POLICIES, seed=1)
+    vectors, importance = one_item_a_cell(), Importance(WEIGHTINGS, seed=1)
     bank = Bank([Arm(name) for name in NAMES], bits=12)
     nothing, all_of_them = np.zeros(CELLS, np.uint8), np.ones(CELLS, np.bool_)
     for request in range(6_000):
@@ -50,7 +50,7 @@ def learned() -> NDArray[np.float64]:
             )
         )  # fmt: skip
         active, offsets = bank.thin(vectors, y)
-        bank.learn(vectors, y, w.policy, w.structural, offsets + w.offsets, active & w.kept)
+        bank.learn(vectors, y, w.importance, w.structural, offsets + w.offsets, active & w.kept)
     return bank.predict(vectors)[0]
 
 

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heft.models.teacher.template import Pair
-from heft.stream.score.queue import Asked, PairQueue
-from heft.stream.score.requests import Answer, Desk, ScorerTimeoutError, ScoringThread
+from heft.stream.score.queue import PairQueue, Request
+from heft.stream.score.requests import Answer, ScoreRequests, ScorerTimeoutError, ScoringThread
 from tests.support.builders import MINUTE, SECOND, T0
-from tests.support.desk import DELAY, LATE, TEMPLATE, Clock, items, place, said, slate
+from tests.support.requests import DELAY, LATE, TEMPLATE, Clock, items, place, said, slate
 
 
-def answer(taken: Sequence[Asked], version: str = "v1@0", template: str = TEMPLATE) -> Answer:
+def answer(taken: Sequence[Request], version: str = "v1@0", template: str = TEMPLATE) -> Answer:
     return Answer(version, template, [said(asked.pair) for asked in taken])
 
 
-def score_all(desk: Desk) -> None:
+def score_all(desk: ScoreRequests) -> None:
     taken = desk.take(1_000, 0.0)
     desk.answer(taken, answer(taken))
 
@@ -30,7 +30,7 @@ def score_all(desk: Desk) -> None:
 
 def test_the_pair_that_most_slates_wait_for_goes_first_and_of_equals_the_one_that_came_first() -> None:
     queue = PairQueue(10)
-    asked = [Asked(Pair("q", text)) for text in "abcd"]
+    asked = [Request(Pair("q", text)) for text in "abcd"]
     for each in asked:
         queue.add(each)
     queue.revalue(asked[2], 3)
@@ -41,7 +41,7 @@ def test_the_pair_that_most_slates_wait_for_goes_first_and_of_equals_the_one_tha
 
 def test_when_there_are_too_many_the_one_that_fewest_wait_for_and_that_came_last_goes() -> None:
     queue = PairQueue(2)
-    first, second, third = (Asked(Pair("q", text)) for text in "abc")
+    first, second, third = (Request(Pair("q", text)) for text in "abc")
     assert queue.add(first) is queue.add(second) is None
     queue.revalue(first, 2)
     assert queue.add(third) is third
@@ -52,8 +52,8 @@ def test_when_there_are_too_many_the_one_that_fewest_wait_for_and_that_came_last
 @given(st.lists(st.tuples(st.sampled_from("armt"), st.integers(0, 9)), max_size=60))
 def test_the_queue_gives_what_sorting_would(steps: list[tuple[str, int]]) -> None:
     """Against a plain list: add, remove, one slate more, take."""
-    queue, model = PairQueue(5), list[Asked]()
-    everyone = [Asked(Pair("q", str(n))) for n in range(10)]
+    queue, model = PairQueue(5), list[Request]()
+    everyone = [Request(Pair("q", str(n))) for n in range(10)]
     for step, n in steps:
         asked = everyone[n]
         if step == "a" and asked not in model:

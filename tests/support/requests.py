@@ -10,7 +10,7 @@ import msgspec
 from heft.models.records import ReferenceScore, Slate
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
-from heft.stream.score.requests import Clocks, Desk, LiveReference
+from heft.stream.score.requests import Clocks, LiveSource, ScoreRequests
 from tests.support.builders import MINUTE, SECOND, T0, impression
 
 TEMPLATE = "{query} | {item.text}"
@@ -38,9 +38,9 @@ def said(pair: Pair) -> Logits | None:
     return None if pair.item == "nan" else Logits(len(pair.item))
 
 
-def place(clock: Clock | None = None, **more: Any) -> tuple[Desk, LiveReference]:
-    desk = Desk(TEMPLATE, (clock or Clock()).clocks(), lateness_ms=LATE, **more)
-    return desk, LiveReference(lambda _: (desk,), DELAY, 10 * MINUTE)
+def place(clock: Clock | None = None, **more: Any) -> tuple[ScoreRequests, LiveSource]:
+    desk = ScoreRequests(TEMPLATE, (clock or Clock()).clocks(), lateness_ms=LATE, **more)
+    return desk, LiveSource(lambda _: (desk,), DELAY, 10 * MINUTE)
 
 
 def items(scores: Sequence[ReferenceScore]) -> list[tuple[str, bool]]:

@@ -12,12 +12,12 @@ from heft.models.importance.teacher_scores import (
     SETTLED_SAMPLES,
     VERSIONS,
     Missing,
-    Reference,
     Scores,
     Takeover,
-    Told,
-    told_by_now,
-    told_in_time,
+    TeacherCalibration,
+    TeacherScores,
+    scores_at_close,
+    scores_on_time,
 )
 from heft.models.records import ReferenceScore, data_ends_ms
 from tests.support.builders import T0
@@ -36,11 +36,11 @@ def score(item: str, logit: float = 1.0, version: str = VERSION, on_time: bool =
 
 
 def scores(version: str = VERSION, logit: float = 1.0) -> Scores:
-    return told_in_time(ITEMS, [score(item, logit, version) for item in "abcd"])[0]
+    return scores_on_time(ITEMS, [score(item, logit, version) for item in "abcd"])[0]
 
 
 def teach(
-    reference: Reference,
+    reference: TeacherCalibration,
     slates: int,
     slope: float = 1.0,
     shift: float = -1.0,
@@ -58,12 +58,12 @@ def teach(
     return [takeover for takeover in found if takeover is not Takeover.NONE]
 
 
-def versions_of(told: Told) -> list[str]:
+def versions_of(told: TeacherScores) -> list[str]:
     return [scores.version for scores in told]
 
 
 def test_a_score_stands_in_the_row_of_its_item_and_the_others_are_missing() -> None:
-    (known,) = told_in_time(ITEMS, [score("c", 0.5), score("a", -2.0), score("stranger")])
+    (known,) = scores_on_time(ITEMS, [score("c", 0.5), score("a", -2.0), score("stranger")])
     assert known.version == VERSION
     assert known.click.tolist()[::2] == [-2.0, 0.5]
     assert known.order.tolist()[::2] == [2.0, 2.0]
@@ -72,17 +72,17 @@ def test_a_score_stands_in_the_row_of_its_item_and_the_others_are_missing() -> N
 
 
 def test_what_was_not_there_in_time_is_late_and_what_never_came_is_absent() -> None:
-    shown = told_in_time(ITEMS, [score("a"), score("b", on_time=False)])
-    closed = told_by_now(shown, ITEMS, [score("a", 9.0), score("c", 3.0)])
+    shown = scores_on_time(ITEMS, [score("a"), score("b", on_time=False)])
+    closed = scores_at_close(shown, ITEMS, [score("a", 9.0), score("c", 3.0)])
     assert shown[0].missing.tolist() == [Missing.PRESENT, Missing.ABSENT, Missing.ABSENT, Missing.ABSENT]
     assert closed[0].missing.tolist() == [Missing.PRESENT, Missing.ABSENT, Missing.LATE, Missing.ABSENT]
     assert closed[0].click[[0, 2]].tolist() == [1.0, 3.0]  # what was served stands
 
 
 def test_two_versions_in_one_slate_are_kept_apart() -> None:
-    told = told_by_now(told_in_time(ITEMS, [score("a")]), ITEMS, [score("b", 2.0, NEW)])
+    told = scores_at_close(scores_on_time(ITEMS, [score("a")]), ITEMS, [score("b", 2.0, NEW)])
     assert versions_of(told) == [VERSION, NEW]
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED)
     mine = reference.of(told)
     assert mine.version == VERSION
@@ -94,7 +94,7 @@ def test_two_versions_in_one_slate_are_kept_apart() -> None:
 
 
 def test_of_many_versions_in_one_slate_the_last_ones_are_kept() -> None:
-    told = told_in_time(ITEMS, [score("a", version=f"{n}@0") for n in range(VERSIONS + 2)])
+    told = scores_on_time(ITEMS, [score("a", version=f"{n}@0") for n in range(VERSIONS + 2)])
     assert versions_of(told) == [f"{n}@0" for n in range(2, VERSIONS + 2)]
 
 
@@ -105,7 +105,7 @@ def test_a_version_says_when_its_data_ends() -> None:
 
 
 def test_a_score_of_what_the_teacher_may_have_learned_is_neither_used_nor_learned_from() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED)
     assert reference.version == VERSION
     assert reference.why(scores(), T0).tolist() == [Missing.IN_SAMPLE] * 4
@@ -116,25 +116,25 @@ def test_a_score_of_what_the_teacher_may_have_learned_is_neither_used_nor_learne
 
 
 def test_a_version_is_used_once_it_has_seen_enough_and_not_before() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     assert teach(reference, SETTLED // 4 - 1) == []
     assert reference.why(scores(), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
     assert np.isnan(reference.inputs(scores().click, reference.why(scores(), AFTER))).all()
     assert teach(reference, 1) == [Takeover.ANEW]
-    assert (reference.births, reference.version) == (1, VERSION)
+    assert (reference.takeovers, reference.version) == (1, VERSION)
     assert not np.isnan(reference.inputs(scores().click, reference.why(scores(), AFTER))).any()
     assert teach(reference, 100) == []
 
 
 def test_samples_without_clicks_settle_nothing() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     assert teach(reference, SETTLED, shift=-12.0) == []
     assert reference.state()["coming"][0][3][1] < SETTLED_POSITIVES
 
 
 @pytest.mark.parametrize(("slope", "shift"), [(1.0, -1.0), (0.4, -2.0), (2.0, 0.5)])
 def test_the_calibration_finds_slope_and_places_from_clicks(slope: float, shift: float) -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, 15_000, slope, shift)
     assert reference.slope == pytest.approx(slope, abs=0.06)
     for z in (-2.0, 0.0, 1.0):
@@ -144,7 +144,7 @@ def test_the_calibration_finds_slope_and_places_from_clicks(slope: float, shift:
 
 
 def test_a_teacher_that_knows_nothing_is_brought_to_the_rate_of_each_place() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, 10_000, slope=0.0)
     assert abs(reference.slope) < 0.05
     assert reference.unit < 0.15
@@ -153,7 +153,7 @@ def test_a_teacher_that_knows_nothing_is_brought_to_the_rate_of_each_place() -> 
 
 
 def test_what_arms_take_in_is_centred_and_scaled_as_at_the_birth() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
     z = np.random.default_rng(9).normal(-1.0, 1.5, 10_000)
     inputs = reference.inputs(z, np.zeros(len(z), np.uint8))
@@ -166,19 +166,19 @@ def test_what_arms_take_in_is_centred_and_scaled_as_at_the_birth() -> None:
 
 
 def test_a_new_version_is_calibrated_in_shadow_while_the_old_one_is_used_and_then_takes_over() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
     assert teach(reference, SETTLED // 4 - 1, versions=(VERSION, NEW)) == []
     assert reference.version == VERSION
     assert reference.why(scores(NEW), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
     assert reference.why(scores(), AFTER).tolist() == [Missing.PRESENT] * 4
     assert teach(reference, 1, versions=(VERSION, NEW)) == [Takeover.ON]
-    assert (reference.births, reference.version) == (2, NEW)
+    assert (reference.takeovers, reference.version) == (2, NEW)
     assert reference.why(scores(), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
 
 
 def test_what_a_new_version_says_means_the_same_in_its_own_logits() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4, slope=1.0)
     before = reference.unit * reference.inputs(np.array([0.0, 1.0]), np.zeros(2, np.uint8))
     assert teach(reference, SETTLED // 4, slope=0.5, versions=(NEW,)) == [Takeover.ON]
@@ -188,14 +188,14 @@ def test_what_a_new_version_says_means_the_same_in_its_own_logits() -> None:
 
 
 def test_a_new_version_that_tells_much_less_or_much_more_lets_arms_begin_anew() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
     assert teach(reference, SETTLED, slope=0.0, versions=(NEW,)) == [Takeover.ANEW]
     assert teach(reference, SETTLED, versions=(f"best@{T0}",)) == [Takeover.ANEW]
 
 
 def test_two_versions_that_come_and_go_do_not_take_over_from_each_other_for_ever() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
     taken = []
     for n in range(SETTLED // 2):
@@ -204,13 +204,13 @@ def test_two_versions_that_come_and_go_do_not_take_over_from_each_other_for_ever
 
 
 def test_two_versions_from_the_beginning_settle_together_and_the_newer_one_stays() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     assert teach(reference, SETTLED, versions=(VERSION, NEW)) == [Takeover.ANEW]
     assert reference.version == NEW
 
 
 def test_a_version_that_comes_before_the_first_has_settled_does_not_undo_what_was_learned_of_it() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4 - 100)
     assert teach(reference, 101, versions=(VERSION, NEW)) == [Takeover.ANEW]
     assert reference.version == VERSION
@@ -219,23 +219,23 @@ def test_a_version_that_comes_before_the_first_has_settled_does_not_undo_what_wa
 
 
 def test_of_versions_that_come_and_go_no_more_than_a_few_are_remembered() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     for n in range(50):
         teach(reference, 2, versions=(f"{n}@0",))
     assert len(reference.state()["coming"]) <= VERSIONS
 
 
 def test_one_absurd_logit_bends_nothing() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, 12_000)
     before = reference.slope
-    told = told_in_time(ITEMS, [score("a", 1_000.0)])
+    told = scores_on_time(ITEMS, [score("a", 1_000.0)])
     reference.learn(told, np.zeros(4, np.uint8), SEEN, PLACES, "search", AFTER)
     assert reference.slope == pytest.approx(before, rel=0.05)
 
 
 def test_a_version_that_was_there_before_comes_back_when_the_one_after_it_is_gone() -> None:
-    reference = Reference()
+    reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
     teach(reference, SETTLED // 4, versions=(NEW,))
     assert teach(reference, SETTLED // 4) == [Takeover.ON]
@@ -243,7 +243,7 @@ def test_a_version_that_was_there_before_comes_back_when_the_one_after_it_is_gon
 
 
 def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
-    straight, first, second = Reference(), Reference(), Reference()
+    straight, first, second = TeacherCalibration(), TeacherCalibration(), TeacherCalibration()
     for reference in (straight, first):
         teach(reference, 2_400)
     second.restore(first.state())

@@ -12,7 +12,7 @@ from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
 from heft.stream.score.requests import Answer, ScoringThread
 from tests.support.builders import MINUTE, SECOND
-from tests.support.desk import DELAY, LATE, TEMPLATE, items, place, slate
+from tests.support.requests import DELAY, LATE, TEMPLATE, items, place, slate
 from tests.support.texts_apart import Apart, Shop, said
 
 

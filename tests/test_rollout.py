@@ -9,10 +9,10 @@ import pytest
 from heft.models.records import ReferenceScore
 from heft.models.teacher.template import Pair
 from heft.stream.score import rollout as desks
-from heft.stream.score.requests import Answer, Desk, LiveReference, ScoringThread
-from heft.stream.score.rollout import Desks
+from heft.stream.score.requests import Answer, LiveSource, ScoreRequests, ScoringThread
+from heft.stream.score.rollout import ShadowRollout
 from tests.support.builders import MINUTE, SECOND
-from tests.support.desk import DELAY, LATE, TEMPLATE, Clock, said, slate
+from tests.support.requests import DELAY, LATE, TEMPLATE, Clock, said, slate
 
 LABELS_AFTER = 5 * MINUTE
 
@@ -36,12 +36,14 @@ class Worker:
     def __init__(self) -> None:
         self.clock = Clock()
         self.first = self.thread("v1@0")
-        self.desks = Desks(self.first, LABELS_AFTER)
-        self.reference = LiveReference(self.desks.at, DELAY, 10 * MINUTE)
+        self.desks = ShadowRollout(self.first, LABELS_AFTER)
+        self.reference = LiveSource(self.desks.at, DELAY, 10 * MINUTE)
         self.slates = 0
 
     def thread(self, version: str) -> ScoringThread:
-        thread = ScoringThread(Desk(TEMPLATE, self.clock.clocks(), lateness_ms=LATE), lambda: Version(version), 10, 0.0)
+        thread = ScoringThread(
+            ScoreRequests(TEMPLATE, self.clock.clocks(), lateness_ms=LATE), lambda: Version(version), 10, 0.0
+        )
         thread.start = lambda: None  # type: ignore[method-assign]
         return thread
 
