@@ -136,7 +136,8 @@ class Importance:
                 (
                     order.index(weighting.measure), weighting.reads_reference, weighting.input is not Input.NONE,
                     gates.get(k, -1), weighting.offset, weighting.mode is Mode.SAMPLE,
-                    weighting.update is Update.LINEAR, standardised(weighting), _source(weightings, k), weighting.mode is Mode.SELECT,
+                    weighting.update is Update.LINEAR, standardised(weighting), _source(weightings, k),
+                    weighting.mode is Mode.SELECT,
                 )
                 for k, weighting in enumerate(weightings)
             ],
@@ -235,7 +236,7 @@ def _source(weightings: tuple[Weighting, ...], k: int) -> int:
             return place
     earlier = ", ".join(other.name for other in weightings[:k])
     msg = (
-        f"importance: weighting {weighting.name!r} takes its weights from {weighting.source!r}; expected a weighting that "
+        f"importance: weighting {weighting.name!r} takes its weights from {weighting.source!r}; expected one that "
         f"weighs, in sub-steps, among the earlier ones: {earlier}"
     )
     raise ValueError(msg)
