@@ -30,26 +30,11 @@ from heft.stream.shop.simulate import write_until
 from heft.stream.shop.traffic import Shop, ShopConfig
 from heft.stream.teacher.commands import read_log
 from tests.support.builders import HOUR
+from tests.support.scrape import of_arm, sample
 
 TAUGHT = RankerConfig().taught()
 NAMES = [arm.name for arm in TAUGHT.click_arms]
 SMALL = ShopConfig(products=200, shoppers=50)
-
-
-def sample(metric: str, value: float, **labels: str) -> str:
-    inside = ",".join(f'{name}="{each}"' for name, each in {"head": "click", "shard": "0", **labels}.items())
-    return f"{metric}{{{inside}}} {value}\n"
-
-
-def of_policy(name: str, weight: float = 0.0, ne: float = 0.8, mean: float = 0.0, half: float = 0.01) -> str:
-    bounds = {"low": mean - half, "mean": mean, "high": mean + half}
-    return (
-        sample("heft_mixture_weight_ratio", weight, arm=name)
-        + sample("heft_normalised_entropy_ratio", ne, arm=name)
-        + "".join(
-            sample("heft_arm_against_uniform_nats", value, arm=name, bound=bound) for bound, value in bounds.items()
-        )
-    )
 
 
 def race(*told: str) -> dict[str, str]:
@@ -60,7 +45,7 @@ def race(*told: str) -> dict[str, str]:
 def test_a_policy_without_weight_says_why() -> None:
     scores = "heft_reference_samples_total"
     states = race(
-        *(of_policy(name, weight=0.9 if name == "uniform" else 0.0) for name in NAMES),
+        *(of_arm(name, weight=0.9 if name == "uniform" else 0.0) for name in NAMES),
         sample("heft_arm_benched", 1.0, arm="faster"),
         sample(scores, 7.0, arm="stacked", score="present"),
         sample(scores, 7.0, arm="distill", score="late"),
@@ -70,14 +55,14 @@ def test_a_policy_without_weight_says_why() -> None:
     assert states["faster"] == "benched"
     assert states["slower"] == states["stacked"] == "waiting"
     assert states["distill"] == "waiting", "a soft label may come late"
-    assert states["feature"] == "input_missing", "an input may not"
+    assert states["feature"] == "asleep", "an input may not"
     assert states["permuted"] == "never served"
     assert states["mixture"] == "is served"
 
 
 def test_a_score_that_never_came_leaves_the_policies_of_the_teacher_asleep() -> None:
-    states = race(of_policy("uniform", 1.0))
-    assert {states[name] for name in ("feature", "stacked", "distill", "rho_gate")} == {"input_missing"}
+    states = race(of_arm("uniform", 1.0))
+    assert {states[name] for name in ("feature", "stacked", "distill", "rho_gate")} == {"asleep"}
     assert states["slower"] == "waiting"
 
 
@@ -89,9 +74,9 @@ def shown(*told: str) -> list[str]:
 
 def test_the_table_has_a_row_for_each_arm_with_its_interval_and_fits_into_80_columns() -> None:
     lines = shown(
-        of_policy("uniform", 0.25, ne=0.85),
-        of_policy("distill_gate", 0.75, ne=0.8123, mean=-0.0321, half=0.0123),
-        of_policy("slowest", mean=0.05, half=float("inf")),
+        of_arm("uniform", 0.25, ne=0.85),
+        of_arm("distill_gate", 0.75, ne=0.8123, mean=-0.0321, half=0.0123),
+        of_arm("slowest", mean=0.05, half=float("inf")),
         sample("heft_reference_samples_total", 7.0, arm="distill_gate", score="present"),
     )
     rows = {line.split()[0]: line.split() for line in lines[1:]}
@@ -107,11 +92,11 @@ def test_the_table_has_a_row_for_each_arm_with_its_interval_and_fits_into_80_col
 )
 def test_the_verdict_says_who_won_and_whether_the_mixture_lost(mean: float, says: str) -> None:
     told = [
-        of_policy("uniform", 0.2, ne=0.85),
-        of_policy("slower", 0.8, ne=0.82),
-        of_policy("el2n", ne=0.1),
-        of_policy("permuted", ne=0.2),
-        of_policy("mixture", ne=0.83, mean=mean, half=0.05),
+        of_arm("uniform", 0.2, ne=0.85),
+        of_arm("slower", 0.8, ne=0.82),
+        of_arm("el2n", ne=0.1),
+        of_arm("permuted", ne=0.2),
+        of_arm("mixture", ne=0.83, mean=mean, half=0.05),
     ]
     said = verdict(runners(Scrape("".join(told)), TAUGHT))
     assert "slower, 0.8200" in said, "what is never served cannot win"

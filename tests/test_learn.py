@@ -262,7 +262,7 @@ from heft.stream.learn.learner import warm_up
 from tests.test_learn import RECORDS, SMALL, learned
 
 def loaded():
-    ours = [vars(module) for name, module in sys.modules.items() if name.startswith("models.")]
+    ours = [vars(module) for name, module in sys.modules.items() if name.startswith("heft.models.")]
     return sum(len(each.signatures) for names in ours for each in names.values() if isinstance(each, Dispatcher))
 
 warm_up(SMALL)

@@ -25,7 +25,7 @@ from heft.stream.teacher.commands import card_table, evaluation_table, explanati
 from heft.stream.terminal.progress import bar_columns
 from heft.stream.terminal.report_tables import open_console, show_findings, show_report, topics_table
 from heft.stream.terminal.table import Column, Fitted
-from tests.test_demo import of_policy, sample
+from tests.support.scrape import of_arm, sample
 
 TAUGHT = RankerConfig().taught()
 ARMS = [*(arm.name for arm in TAUGHT.weightings_of(TAUGHT.click_arms)), MIXTURE]
@@ -116,7 +116,7 @@ def test_the_race_is_shown_whole(width: int) -> None:
 def live(width: int, height: int, samples: float = 12_345_678.0) -> list[str]:
     """What the demo with a teacher shows last on a terminal of this size."""
     seen = Scrape(
-        "".join(of_policy(name, 0.123, 0.8765, mean=-0.0321) for name in ARMS)
+        "".join(of_arm(name, 0.123, 0.8765, mean=-0.0321) for name in ARMS)
         + f"heft_samples_total {samples}\nheft_learner_open_slates 123456\nheft_learner_open_clicks 12345\n"
         + "heft_teacher_waiting_pairs 12345\n"
         + 'heft_lag_records{stage="join"} 12345\n'
