@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -25,39 +24,22 @@ from heft.stream.events.watermark import Input, frontier_of
 from heft.stream.events.wire import Action, Click, Event, EventError, Order
 from heft.stream.join.ahead import Ahead
 from heft.stream.join.config import JoinConfig
+from heft.stream.join.early_clicks import EarlyClicks
 from heft.stream.join.fifo_map import Fifo
+from heft.stream.join.open_clicks import OpenClicks
+from heft.stream.join.rejected import Rejected
 from heft.stream.join.sessions import Sessions
-from heft.stream.join.state import Early, JoinState, OpenClick, OpenSlate, Step
+from heft.stream.join.state import CLICKED, GIVE_UP, NTH_BITS, JoinState, OpenClick, OpenSlate, Step, step_of
 from heft.stream.state.codec import InOrder
 
-Fate: TypeAlias = Literal["joined", "late", "after_window", "duplicate", "orphan", "bot", "invalid", "evicted"]
 DROPPED = ("slates", "clicks")
 """Joined state that is dropped to stay bounded."""
 
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 """Topic and raw record to events; raises `EventError`."""
 
-REJECTED_BYTES = 64 * 1024
 _NEVER = sys.maxsize
-_NTH_BITS = 12  # a record that a mapping splits has at most this many bits of events
-_ACTION, _SHOWN, _CLICKED, _CONVERTED, _GIVE_UP = -1, 0, 1, 2, 5
-_NO_STEP = Step(_NEVER, _GIVE_UP, "", "", 0, 0, None)
-
-
-class Rejected(NamedTuple):
-    """A record that is no event: where it came from, its first 64 KB, its length and hash, and why."""
-
-    input: int
-    offset: int
-    raw: bytes
-    length: int
-    blake2b: str
-    reason: str
-
-    @classmethod
-    def of(cls, input: int, offset: int, raw: bytes, reason: str) -> Rejected:
-        """Keep of a record what `rejected` carries."""
-        return cls(input, offset, raw[:REJECTED_BYTES], len(raw), blake2b(raw, digest_size=16).hexdigest(), reason)
+_NO_STEP = Step(_NEVER, GIVE_UP, "", "", 0, 0, None)
 
 
 def _one_event(_topic: str, raw: bytes) -> Sequence[Event]:
@@ -104,12 +86,9 @@ class Joiner:
         self._open: Fifo[str, OpenSlate] = Fifo()  # request -> slate, in the order shown
         self._clicked: dict[str, tuple[str, ...]] = {}  # request -> items, of the open slates that have clicks
         self._closed: Fifo[str, tuple[int, str]] = Fifo()  # request -> (shown, fate of its later clicks)
-        self._clicks: Fifo[tuple[str, str], OpenClick] = Fifo()  # (request, item), in the order joined
-        self._values: dict[tuple[str, str], float] = {}  # (request, item) -> summed value, of clicks that converted
-        self._pairs: dict[tuple[str, str], tuple[str, ...]] = {}  # (user, item) -> requests with a click that waits
+        self._clicks = OpenClicks(config.conversion_window_ms, config.max_open_clicks)
         self._orders: Fifo[tuple[str, str], int] = Fifo()  # (order, item) -> due
-        self._waiting: OrderedDict[str, tuple[Early, ...]] = OrderedDict()  # clicks ahead of their slate, by request
-        self._waiting_clicks = 0
+        self._early = EarlyClicks(config.max_waiting_clicks)
         self._sessions = Sessions(config.session_ttl_ms, config.session_acts, config.max_sessions)
         self._shards = {value: shard for shard, value in enumerate(config.shards)}
 
@@ -125,7 +104,7 @@ class Joiner:
             found = self._decode(self.names[input], raw)
             events.require_travelling(raw, found)
             for nth, event in enumerate(found):
-                self._arrive(input, source, offset << _NTH_BITS | nth, event)
+                self._arrive(input, source, offset << NTH_BITS | nth, event)
         except EventError as error:
             self.fates["unknown"]["invalid"] += 1
             self.rejected.append(Rejected.of(input, offset, raw, str(error)))
@@ -165,23 +144,12 @@ class Joiner:
             return
         if event_id is not None:
             self._remember(input, source.watermark, event_id, at_ms)
-        step = self._step(input, serial, event)
+        step = step_of(input, serial, event, self.config.clock_skew_ms)
         believed_ms = source.watermark + self.config.max_ahead_ms
         if at_ms <= believed_ms or not source.watermark:
             heapq.heappush(self._steps, step)
         else:
             self._wait_ahead(self._ahead[input], at_ms, step, believed_ms)
-
-    def _step(self, input: int, serial: int, event: Event) -> Step:
-        if type(event) is Action:
-            return Step(event.at_ms, _ACTION, event.user_id, event.item_id, input, serial, event)
-        if type(event) is Slate:
-            return Step(event.at_ms, _SHOWN, event.request_id, "", input, serial, event)
-        if type(event) is Click:
-            return Step(event.at_ms, _CLICKED, event.request_id, event.item_id, input, serial, event)
-        assert type(event) is Order
-        due = event.at_ms + self.config.clock_skew_ms
-        return Step(due, _CONVERTED, event.order_id, event.item_id, input, serial, event)
 
     def _remember(self, input: int, watermark: int, event_id: str, at_ms: int) -> None:
         ids = self._ids[input]
@@ -199,12 +167,8 @@ class Joiner:
             self._refuse(refused)
 
     def _refuse(self, step: Step) -> None:
-        assert step.event is not None
-        ahead = self.config.max_ahead_ms
-        reason = f"Expected a time within {ahead} ms of the topic's, got {step.event.at_ms} - at `$.at_ms`"
         self.fates[_KIND_OF[type(step.event)]]["invalid"] += 1
-        # The raw record is not kept so long: the event says the same.
-        self.rejected.append(Rejected.of(step.input, step.serial >> _NTH_BITS, events.encode(step.event), reason))
+        self.rejected.append(Rejected.ahead(step, self.config.max_ahead_ms))
 
     def _advance(self) -> None:
         frontier = frontier_of(self._inputs)
@@ -229,7 +193,7 @@ class Joiner:
             ends = close_due if close_due < mature_due else mature_due
             step = steps[0] if steps else _NO_STEP
             due = step.due_ms
-            if due < ends or (due == ends and step.kind != _GIVE_UP):
+            if due < ends or (due == ends and step.kind != GIVE_UP):
                 if due >= frontier:
                     return out
                 self._take(heapq.heappop(steps), out)
@@ -269,20 +233,19 @@ class Joiner:
             self._click(step, event, out)
         elif type(event) is Order:
             self._order(step.due_ms, event, out)
-        else:
-            self._give_up(step)
+        elif self._early.give_up(step.id, step.input, step.serial):
+            self.fates["click"]["orphan"] += 1
 
     def _show(self, slate: Slate, out: list[tuple[int, Record]]) -> None:
         request = slate.request_id
         if request in self._open or request in self._closed:
             self.fates["impression"]["duplicate"] += 1
             return
-        waiting = self._waiting.pop(request, ())
-        self._waiting_clicks -= len(waiting)
+        early = self._early.pop(request)
         if slate.bot:
             self.fates["impression"]["bot"] += 1
             self._forget(request, slate.at_ms, "bot")
-            for _, _, click in waiting:
+            for _, _, click in early:
                 self.fates["click"]["bot"] += 1
                 self._sessions.forget(click.user_id, request)
             return
@@ -296,8 +259,8 @@ class Joiner:
         items = tuple([sys.intern(item.item_id) for item in slate.items])
         self._open.add(request, OpenSlate(slate.at_ms, shard, items))
         out.append((shard, Shown(slate.at_ms, slate, session)))
-        for input, serial, click in waiting:
-            step = Step(slate.at_ms, _CLICKED, request, click.item_id, input, serial, click)
+        for input, serial, click in early:
+            step = Step(slate.at_ms, CLICKED, request, click.item_id, input, serial, click)
             heapq.heappush(self._steps, step)
         if len(self._open) > self.config.max_open_slates:
             oldest, state = self._open.pop_oldest()
@@ -311,7 +274,7 @@ class Joiner:
         waited = step.due_ms > click.at_ms
         fate = self._click_fate(click, slate)
         # A second click that waits may be the one that joins, when the first was too early; the session has it once.
-        again = fate == "waits" and any(each.item_id == item for _, _, each in self._waiting.get(request, ()))
+        again = fate == "waits" and self._early.has(request, item)
         if fate in ("joined", "after_window", "orphan", "waits") and not waited and not again:
             self._sessions.add(click.user_id, click.at_ms, item, "click", request)
         if fate == "waits":
@@ -322,12 +285,7 @@ class Joiner:
             return
         self._clicked[request] = (*self._clicked.get(request, ()), item)
         out.append((slate.shard, Clicked(step.due_ms, request, item)))
-        self._clicks.add((request, item), OpenClick(step.due_ms, click.at_ms, slate.shard, click.user_id))
-        self._pair(click.user_id, item, request)
-        if len(self._clicks) > self.config.max_open_clicks:
-            (oldest, its_item), state = self._clicks.pop_oldest()
-            self._values.pop((oldest, its_item), None)
-            self._unpair(state.user_id, its_item, oldest)
+        if self._clicks.add(request, item, OpenClick(step.due_ms, click.at_ms, slate.shard, click.user_id)):
             self.dropped["clicks"] += 1
 
     def _click_fate(self, click: Click, slate: OpenSlate | None) -> str:
@@ -346,30 +304,10 @@ class Joiner:
         return "joined" if click.at_ms < slate.shown_ms + self.config.click_window_ms else "after_window"
 
     def _wait(self, step: Step, click: Click) -> None:
-        early = self._waiting.get(click.request_id, ())
-        self._waiting[click.request_id] = (*early, (step.input, step.serial, click))
-        self._waiting_clicks += 1
-        due = click.at_ms + self.config.clock_skew_ms
-        heapq.heappush(self._steps, step._replace(due_ms=due, kind=_GIVE_UP, event=None))
-        if self._waiting_clicks > self.config.max_waiting_clicks:
-            request, clicks = self._waiting.popitem(last=False)
+        if self._early.add(click.request_id, (step.input, step.serial, click)):
             self.fates["click"]["evicted"] += 1
-            self._waiting_clicks -= 1
-            if len(clicks) > 1:
-                self._waiting[request] = clicks[1:]
-                self._waiting.move_to_end(request, last=False)
-
-    def _give_up(self, step: Step) -> None:
-        clicks = self._waiting.get(step.id, ())
-        left = tuple([entry for entry in clicks if entry[:2] != (step.input, step.serial)])
-        if len(left) == len(clicks):
-            return
-        self.fates["click"]["orphan"] += 1
-        self._waiting_clicks -= 1
-        if left:
-            self._waiting[step.id] = left
-        else:
-            del self._waiting[step.id]
+        due = click.at_ms + self.config.clock_skew_ms
+        heapq.heappush(self._steps, step._replace(due_ms=due, kind=GIVE_UP, event=None))
 
     def _order(self, due_ms: int, order: Order, out: list[tuple[int, Record]]) -> None:
         key = (order.order_id, order.item_id)
@@ -380,30 +318,13 @@ class Joiner:
         while orders and (len(orders) >= self.config.max_remembered_ids or orders.oldest < horizon):
             orders.pop_oldest()
         orders.add(key, due_ms)
-        request = self._credited(order)
+        request = self._clicks.credited(order)
         if request is None:
             self.fates["order"]["orphan"] += 1
             return
-        clicked = request, order.item_id
-        self._values[clicked] = self._values.get(clicked, 0.0) + order.value
         self.fates["order"]["joined"] += 1
-        out.append(
-            (self._clicks[clicked].shard, Converted(due_ms, order.order_id, order.item_id, request, order.value))
-        )
-
-    def _credited(self, order: Order) -> str | None:
-        """Return the request of the click this order is credited to."""
-        if order.request_id is not None:
-            named = self._clicks.get((order.request_id, order.item_id))
-            in_window = named is not None and order.at_ms < named.due_ms + self.config.conversion_window_ms
-            return order.request_id if in_window else None
-        best: tuple[int, str] | None = None
-        for request in self._pairs.get((order.user_id, order.item_id), ()):
-            click = self._clicks[request, order.item_id]
-            in_window = click.at_ms <= order.at_ms < click.due_ms + self.config.conversion_window_ms
-            if in_window and (best is None or (click.at_ms, request) > best):
-                best = (click.at_ms, request)
-        return None if best is None else best[1]
+        shard = self._clicks.convert(request, order)
+        out.append((shard, Converted(due_ms, order.order_id, order.item_id, request, order.value)))
 
     def _close(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
         request, slate = self._open.pop_oldest()
@@ -412,20 +333,9 @@ class Joiner:
         self._forget(request, slate.shown_ms, "after_window")
 
     def _mature(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
-        (request, item), click = self._clicks.pop_oldest()
-        self._unpair(click.user_id, item, request)
-        value = self._values.pop((request, item), None)
-        out.append((click.shard, Matured(due_ms, request, item, value is not None, value or 0.0)))
-
-    def _pair(self, user: str, item: str, request: str) -> None:
-        self._pairs[user, item] = (*self._pairs.get((user, item), ()), request)
-
-    def _unpair(self, user: str, item: str, request: str) -> None:
-        left = tuple([other for other in self._pairs[user, item] if other != request])
-        if left:
-            self._pairs[user, item] = left
-        else:
-            del self._pairs[user, item]
+        click = self._clicks.pop_oldest()
+        converted, value = click.value is not None, click.value or 0.0
+        out.append((click.shard, Matured(due_ms, click.request_id, click.item_id, converted, value)))
 
     def _forget(self, request: str, shown_ms: int, fate: str) -> None:
         """Keep only the id of a slate, and what becomes of its later clicks."""
@@ -467,7 +377,7 @@ class Joiner:
     def pending(self) -> int:
         """Events that wait for the frontier, or for their impression, and have no fate yet."""
         ahead = sum(len(ahead.steps) for ahead in self._ahead)
-        return sum(step.event is not None for step in self._steps) + ahead + self._waiting_clicks
+        return sum(step.event is not None for step in self._steps) + ahead + len(self._early)
 
     @property
     def open_slates(self) -> int:
@@ -480,7 +390,7 @@ class Joiner:
         return len(self._clicks)
 
     def state(self) -> dict[str, Any]:
-        """Return everything needed to go on, for `stream.state.store.encode`.
+        """Return everything needed to go on, for `stream.state.codec.encode`.
 
         The lists are copies and nothing in them ever changes, so it may be encoded later; the same state gives the same
         bytes.
@@ -497,9 +407,9 @@ class Joiner:
             "clicked": list(self._clicked.items()),
             "closed": self._closed.pairs(),
             "clicks": self._clicks.pairs(),
-            "values": list(self._values.items()),
+            "values": self._clicks.values(),
             "orders": self._orders.pairs(),
-            "waiting": list(self._waiting.items()),
+            "waiting": self._early.pairs(),
             "sessions": self._sessions.state(),
             "fates": {kind: dict(fates) for kind, fates in self.fates.items()},
             "dropped": dict(self.dropped),
@@ -509,7 +419,7 @@ class Joiner:
     def restore(
         cls, config: JoinConfig, inputs: Sequence[str], state: dict[str, Any], decode: Decode = _one_event
     ) -> Joiner:
-        """Return a joiner that goes on where `state` was taken, from what `stream.state.store.decode` returned."""
+        """Return a joiner that goes on where `state` was taken, from what `stream.state.codec.decode` returned."""
         saved = msgspec.convert(state, JoinState)
         joiner = cls(config, inputs, decode)
         if len(saved.inputs) != len(joiner.names):
@@ -529,13 +439,9 @@ class Joiner:
         joiner._open = Fifo(saved.open)
         joiner._clicked = dict(saved.clicked)
         joiner._closed = Fifo(saved.closed)
-        joiner._clicks = Fifo(saved.clicks)
-        joiner._values = dict(saved.values)
-        for (request, item), click in saved.clicks:
-            joiner._pair(click.user_id, item, request)
+        joiner._clicks = OpenClicks(config.conversion_window_ms, config.max_open_clicks, saved.clicks, saved.values)
         joiner._orders = Fifo(saved.orders)
-        joiner._waiting = OrderedDict(saved.waiting)
-        joiner._waiting_clicks = sum(len(clicks) for clicks in joiner._waiting.values())
+        joiner._early = EarlyClicks(config.max_waiting_clicks, saved.waiting)
         joiner._sessions.restore(saved.sessions.users, saved.sessions.acts)
         for kind, fates in saved.fates.items():
             joiner.fates[kind] = Counter(fates)

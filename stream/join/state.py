@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from heft.stream.events.wire import Click, Event
+from heft.models.records import Slate
+from heft.stream.events.wire import Action, Click, Event, Order
 
 
 class OpenSlate(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -40,6 +41,25 @@ class Step(NamedTuple):
     input: int
     serial: int  # offset and place within the record: breaks ties the same way on every run
     event: Event | None
+
+
+NTH_BITS = 12
+"""A record that a mapping splits has at most so many bits of events; a serial number ends with them."""
+
+ACTION, SHOWN, CLICKED, CONVERTED, GIVE_UP = -1, 0, 1, 2, 5
+"""Kinds of steps. At equal time they come in this order, what closes and matures before giving up."""
+
+
+def step_of(input: int, serial: int, event: Event, clock_skew_ms: int) -> Step:
+    """Return when and in which order an event is decided; an order waits for a click of a clock that is behind."""
+    if type(event) is Action:
+        return Step(event.at_ms, ACTION, event.user_id, event.item_id, input, serial, event)
+    if type(event) is Slate:
+        return Step(event.at_ms, SHOWN, event.request_id, "", input, serial, event)
+    if type(event) is Click:
+        return Step(event.at_ms, CLICKED, event.request_id, event.item_id, input, serial, event)
+    assert type(event) is Order
+    return Step(event.at_ms + clock_skew_ms, CONVERTED, event.order_id, event.item_id, input, serial, event)
 
 
 Early: TypeAlias = tuple[int, int, Click]
