@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from heft.stream.config.settings import environment
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.events.log import open_log
 from heft.stream.importers import trivago
 from heft.stream.importers.ordered import in_order, write_log
@@ -29,5 +29,5 @@ def found(folder: Path) -> list[Path]:
     logs.append(folder / "shop.jsonl")
     with open_log(logs[-1], "wb") as lines:
         for arrival in Shop(seed=SEED).arrivals(REQUESTS):
-            lines.write(events.encode(arrival.event) + b"\n")
+            lines.write(wire.encode(arrival.event) + b"\n")
     return logs

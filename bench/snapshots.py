@@ -22,7 +22,7 @@ import msgspec
 
 from heft.models.records import Slate
 from heft.stream.config.settings import Config
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Click
 from heft.stream.join.joiner import Joiner
@@ -88,7 +88,7 @@ class _Traffic:
     def go_on(self, slates: int) -> None:
         for _ in range(slates):
             for event in self._events():
-                self.joiner.push(0, self.joiner.offsets[0], events.encode(event))
+                self.joiner.push(0, self.joiner.offsets[0], wire.encode(event))
             for _shard, record in self.joiner.drain():
                 self.learner.apply(0, record)
 

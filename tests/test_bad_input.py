@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.kafka.local_broker import Broker, kafka_available
 from tests.support.builders import DAY, MINUTE, SECOND, T0, click, impression
 from tests.support.live import NEVER_IDLE, Shop
@@ -33,10 +33,10 @@ BAD = {
     "broken UTF-8": ("clicks", b'{"type":"click","request_id":"\xff\xfe"}', "$"),
     "no JSON": ("orders", b"\x00\x01\x02", "$"),
     "nothing": ("actions", b"", "$"),
-    "a wrong type": ("clicks", events.encode(click()).replace(b'"u1"', b"17"), "`$.user_id`"),
+    "a wrong type": ("clicks", wire.encode(click()).replace(b'"u1"', b"17"), "`$.user_id`"),
     "seconds for milliseconds": (
         "clicks",
-        events.encode(click()).replace(b"1600000001000", b"1600000001"),
+        wire.encode(click()).replace(b"1600000001000", b"1600000001"),
         "`$.at_ms`",
     ),
     "NaN": (
@@ -47,19 +47,19 @@ BAD = {
     "an unknown type": ("actions", b'{"type":"refund","user_id":"u1","at_ms":1600000000000}', "`$.type`"),
     "a list of 5,000 items": (
         "impressions",
-        events.encode(impression("many", items=[f"i{n}" for n in range(5000)])),
+        wire.encode(impression("many", items=[f"i{n}" for n in range(5000)])),
         "`$.items`",
     ),
     "10 MB of text": ("impressions", b" " * (10 * MEGABYTE), "`$`"),
     "10 MB of zeros": ("clicks", bytes(10 * MEGABYTE), "`$`"),
     "an event of 10 MB": (
         "impressions",
-        events.encode(msgspec.structs.replace(impression("huge"), query="q" * 10 * MEGABYTE)),
+        wire.encode(msgspec.structs.replace(impression("huge"), query="q" * 10 * MEGABYTE)),
         "`$`",
     ),
     "more than a message can carry": (
         "impressions",
-        events.encode(msgspec.structs.replace(impression("long"), query=random_text(2 * MEGABYTE))),
+        wire.encode(msgspec.structs.replace(impression("long"), query=random_text(2 * MEGABYTE))),
         "when compressed",
     ),
 }

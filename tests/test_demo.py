@@ -22,7 +22,9 @@ from heft.stream.cli import teacher as teacher_cli
 from heft.stream.cli.main import app
 from heft.stream.config.settings import Config
 from heft.stream.demo.leaderboard import race_table, runners, verdict
-from heft.stream.demo.run import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker, why_no_teacher
+from heft.stream.demo.run import WorkerError, running_worker
+from heft.stream.demo.teachers import FROZEN, STATIC, Kind, why_no_teacher
+from heft.stream.demo.view import Scored
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Impression, encode
 from heft.stream.observe.exporter import Scrape

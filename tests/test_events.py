@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.events.log import open_log, read_lines
 from heft.stream.events.wire import EventError, decode, encode
 from tests.support.builders import T0, action, click, impression, order
@@ -46,7 +46,7 @@ def broken(raw: bytes, old: bytes, new: bytes) -> bytes:
         (broken(SLATE, b'"type"', b'"teacher":"v1","type"'), "matching regex"),
         (b"[1]", "Expected `object`, got `array`"),
         (b"", "truncated"),
-        (b"\x00" * (events.MAX_EVENT_BYTES + 1), "Expected at most 8388608 bytes, got 8388609 - at `$`"),
+        (b"\x00" * (wire.MAX_EVENT_BYTES + 1), "Expected at most 8388608 bytes, got 8388609 - at `$`"),
     ],
 )
 def test_what_is_no_event_is_refused_with_the_path(raw: bytes, message: str) -> None:
@@ -90,7 +90,7 @@ def test_logs_of_today_are_read_tomorrow() -> None:
 
 
 def test_the_schema_accepts_what_decodes_and_refuses_what_does_not() -> None:
-    schema = events.schema()
+    schema = wire.schema()
     for line in read_lines(GOLDEN / "events_v1.jsonl"):
         jsonschema.validate(msgspec.json.decode(line), schema)
     with pytest.raises(jsonschema.ValidationError):

@@ -16,7 +16,8 @@ from heft.models.teacher.template import TeacherConfig
 from heft.stream.cli.snapshots import Described, snapshots_table
 from heft.stream.config.settings import Config
 from heft.stream.demo.leaderboard import MIXTURE, Runner, race_table
-from heft.stream.demo.run import Oracle, view
+from heft.stream.demo.oracle import Oracle
+from heft.stream.demo.view import view
 from heft.stream.kafka.doctor import Finding
 from heft.stream.kafka.topics import Found, Wanted
 from heft.stream.observe.exporter import Scrape

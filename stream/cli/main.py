@@ -25,9 +25,9 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; he
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the events on the wire."""
-    from heft.stream.events import wire as events
+    from heft.stream.events import wire
 
-    typer.echo(events.schema_json())
+    typer.echo(wire.schema_json())
 
 
 @app.command()
@@ -324,7 +324,8 @@ def demo(
 
     Where the teacher's libraries are not installed the race goes on without one, and says what installs them.
     """
-    from heft.stream.demo.run import FROZEN, STATIC, run_demo
+    from heft.stream.demo.run import run_demo
+    from heft.stream.demo.teachers import FROZEN, STATIC
 
     if no_teacher and frozen:
         msg = "--frozen is about the teacher that --no-teacher spares; choose one"

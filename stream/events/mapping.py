@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.events.wire import Action, Click, Event, EventError, Impression, Item, Order
 
 TimeUnit: TypeAlias = Literal["ms", "s", "us", "iso8601"]
@@ -184,7 +184,7 @@ class _Plan:
         try:
             event: Event = msgspec.convert(plain, TYPES[kind], strict=False)
             # Once more over the wire's own checks: "nan" is a number to convert, and two items may share an id.
-            return events.decode(events.encode(event))
+            return wire.decode(wire.encode(event))
         except (msgspec.ValidationError, EventError) as error:
             raise EventError(self._located(str(error))) from None
 
@@ -266,9 +266,9 @@ class Mapper:
         """
         plans = self._plans.get(topic)
         if plans is None:
-            return [events.decode(raw)]
-        if len(raw) > events.MAX_EVENT_BYTES:
-            msg = f"Expected at most {events.MAX_EVENT_BYTES} bytes, got {len(raw)} - at `$`"
+            return [wire.decode(raw)]
+        if len(raw) > wire.MAX_EVENT_BYTES:
+            msg = f"Expected at most {wire.MAX_EVENT_BYTES} bytes, got {len(raw)} - at `$`"
             raise EventError(msg)
         try:
             record = msgspec.json.decode(raw)

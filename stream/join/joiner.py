@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from heft.models.records import Clicked, Closed, Converted, Matured, Record, Shown, Slate
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.events.messages import Mark
 from heft.stream.events.watermark import Input, frontier_of
 from heft.stream.events.wire import Action, Click, Event, EventError, Order
@@ -43,7 +43,7 @@ _NO_STEP = Step(_NEVER, GIVE_UP, "", "", 0, 0, None)
 
 
 def _one_event(_topic: str, raw: bytes) -> Sequence[Event]:
-    return (events.decode(raw),)
+    return (wire.decode(raw),)
 
 
 _KIND_OF: dict[type, str] = {Slate: "impression", Click: "click", Order: "order", Action: "action"}
@@ -102,7 +102,7 @@ class Joiner:
         source.offset = offset + 1
         try:
             found = self._decode(self.names[input], raw)
-            events.require_travelling(raw, found)
+            wire.require_travelling(raw, found)
             for nth, event in enumerate(found):
                 self._arrive(input, source, offset << NTH_BITS | nth, event)
         except EventError as error:

@@ -19,8 +19,7 @@ from msgspec.structs import replace
 
 from heft.models.records import Closed, Record, Shown
 from heft.stream.config.settings import Config, load
-from heft.stream.events import messages
-from heft.stream.events import wire as events
+from heft.stream.events import messages, wire
 from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.events.wire import Action, Click, Event, Impression, Order
 from heft.stream.join.config import JoinConfig
@@ -119,7 +118,7 @@ class Shop:
                 partition, (topic, raw) = 0, event
             else:
                 partition = sum(event.user_id.encode()) % self.partitions
-                topic, raw = TOPIC_OF[type(event)], events.encode(event)
+                topic, raw = TOPIC_OF[type(event)], wire.encode(event)
             self.published[topic][partition].append(raw)
             producer.send(self.topic(topic), raw, partition=partition)
         producer.flush()
