@@ -13,6 +13,7 @@ from rich.progress import Progress, TextColumn
 
 from heft.models.rankers.bank import RankerConfig
 from heft.models.teacher.template import TeacherConfig
+from heft.stream.cli.cluster_tables import show_findings, topics_table
 from heft.stream.cli.snapshots import Described, snapshots_table
 from heft.stream.config.settings import Config
 from heft.stream.demo.leaderboard import MIXTURE, Runner, race_table
@@ -24,7 +25,7 @@ from heft.stream.observe.exporter import Scrape
 from heft.stream.state.store import Name
 from heft.stream.teacher.commands import card_table, evaluation_table, explanation_table
 from heft.stream.terminal.progress import bar_columns
-from heft.stream.terminal.report_tables import open_console, show_findings, show_report, topics_table
+from heft.stream.terminal.report_tables import open_console, show_report
 from heft.stream.terminal.table import Column, Fitted
 from tests.support.scrape import of_arm, sample
 

@@ -36,9 +36,10 @@ def topics(
     config: ConfigFile = None,
 ) -> None:
     """List the topics heft needs, as they should be and as they are."""
+    from heft.stream.cli.cluster_tables import topics_table
     from heft.stream.config.settings import load
     from heft.stream.kafka.topics import Topics, wanted_topics
-    from heft.stream.terminal.report_tables import open_console, topics_table
+    from heft.stream.terminal.report_tables import open_console
 
     settings = load(config)
     with Topics(settings) as cluster:
@@ -107,9 +108,10 @@ def doctor(config: ConfigFile = None) -> None:
     """Look at a cluster before the first worker starts; exit code 1 when something is wrong."""
     from rich.text import Text
 
+    from heft.stream.cli.cluster_tables import show_findings
     from heft.stream.config.settings import load
     from heft.stream.kafka.doctor import examine
-    from heft.stream.terminal.report_tables import open_console, show_findings
+    from heft.stream.terminal.report_tables import open_console
 
     settings = load(config)
     with open_console(stderr=True).status("") as status:
