@@ -263,4 +263,4 @@ def test_a_teacher_has_read_the_texts_of_its_log_when_it_is_loaded(tmp_path: Pat
     assert teacher.engine.at_once([pair, Pair(known[0], "unheard of")])[1] is None
     answer = teacher.score([pair])
     assert answer.logits == teacher.engine.at_once([pair])
-    assert answer.read_ahead == teacher.engine.read_ahead
+    assert answer.teacher.read_ahead == teacher.engine.read_ahead

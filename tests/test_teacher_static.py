@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import wire_version
 from heft.models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
 from heft.models.teacher.template import Pair, TeacherConfig
 from heft.stream.config.settings import Config
 from heft.stream.events.wire import encode
-from heft.stream.score.requests import Answer, ScoringThread
+from heft.stream.score.scoring_thread import ScoringThread
+from heft.stream.score.teacher import Answer
 from heft.stream.teacher.clients import LocalTeacher, Scoring
 from tests.support.builders import SECOND
 from tests.support.libraries import TORCH, without
@@ -141,7 +143,8 @@ class Static(Apart):
     """Scores any pair at once."""
 
     def score(self, pairs: Any) -> Answer:
-        return super().score(pairs)._replace(static=True)
+        answer = super().score(pairs)
+        return answer._replace(teacher=answer.teacher._replace(static=True))
 
     def at_once(self, pairs: Any) -> Any:
         self.read.update(text for pair in pairs for text in pair)
@@ -165,34 +168,34 @@ def test_live_its_scores_are_on_time_for_texts_that_nobody_has_shown_before() ->
 
 
 def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
     local = LocalTeacher(TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
-    desk, reference = place()
-    thread = ScoringThread(desk, lambda: local, 10, 0.0)
+    requests, source = place()
+    thread = ScoringThread(requests, lambda: local, 10, 0.0)
     assert thread.connect()
     assert thread.look()
-    first = desk.version
+    first = requests.version
     assert first == local.engine.version, "before anything is asked for"
-    reference.on_time(slate("r1", 0, "shoe"))
-    assert desk.counts["at_once"] == 1
+    source.on_time(slate("r1", 0, "shoe"))
+    assert requests.counts.pairs["at_once"] == 1
     save(tmp_path, bias=0.5, data_ends_ms=None)
     assert thread.look()
-    assert local._loading is not None
-    local._loading.join(30)
+    assert local._folder._loading is not None
+    local._folder._loading.join(30)
     assert thread.look()
-    assert desk.version == local.engine.version != first
-    assert desk.waiting == 0
+    assert requests.version == local.engine.version != first
+    assert requests.waiting == 0
     assert thread.look()
 
 
 def test_in_a_worker_a_new_version_scores_beside_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
     config = Config(teacher=TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
     scoring = Scoring(config, Clock().clocks(), lambda _: None)
     try:
-        reference = scoring.reference()
+        source = scoring.source()
         shown = (slate(f"r{n}", n * SECOND, "shoe boot") for n in count())
 
         def versions(many: int) -> set[str]:
@@ -200,7 +203,7 @@ def test_in_a_worker_a_new_version_scores_beside_the_one_before(
             end = time.monotonic() + 30
             while time.monotonic() < end:
                 each = next(shown)
-                found = {score.version for score in [*reference.on_time(each), *reference.by_now(each.request_id)]}
+                found = {score.version for score in [*source.on_time(each), *source.by_now(each.request_id)]}
                 if len(found) == many:
                     return found
             return set()
@@ -209,25 +212,25 @@ def test_in_a_worker_a_new_version_scores_beside_the_one_before(
         save(tmp_path, bias=0.5, data_ends_ms=None)
         both = versions(2)
         assert first in both
-        assert scoring.desk.version == first
+        assert scoring.current.version == first
     finally:
         scoring.stop()
 
 
 def test_a_thread_with_nothing_to_score_lets_the_teacher_look() -> None:
-    desk, _ = place()
+    requests, _ = place()
     looked = threading.Semaphore(0)
 
     class Renewed(Apart):
         def look(self) -> Answer | None:
             looked.release()
-            return Answer("v2@0", TEMPLATE, [])
+            return Answer(TeacherDescription("v2@0", TEMPLATE), [])
 
-    thread = ScoringThread(desk, Renewed, 10, 0.0)
+    thread = ScoringThread(requests, Renewed, 10, 0.0)
     thread.start()
     assert all(looked.acquire(timeout=30) for _ in range(2))
     thread.stop(10)
-    assert desk.version == "v2@0"
+    assert requests.version == "v2@0"
 
 
 def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:
