@@ -27,8 +27,8 @@ from heft.stream.teacher.clients import LocalTeacher, Scoring
 from tests.support.builders import SECOND
 from tests.support.libraries import TORCH, without
 from tests.support.requests import DELAY, LATE, TEMPLATE, Clock, place, slate
+from tests.support.score_stage import TEACHER, closed, scorer, scores, shown
 from tests.support.score_stage import Teacher as Said
-from tests.support.score_stage import closed, scorer, scores, shown
 from tests.support.teacher_log import events
 from tests.support.texts_apart import Apart, Shop
 
@@ -123,8 +123,8 @@ def test_weights_of_another_version_are_refused(tmp_path: Path) -> None:
 
 
 def test_in_a_replay_its_scores_are_on_time_for_what_nobody_has_shown_before() -> None:
-    static = scorer(Said(), static=True, apart=True)
-    late = scorer(Said(), apart=True)
+    static = scorer(Said(), TEACHER._replace(static=True, apart=True))
+    late = scorer(Said(), TEACHER._replace(apart=True))
     for stage, on_time in ((static, True), (late, False)):
         assert [on for _, on in scores(stage.score(shown("r1", 0)))] == [True, True] * on_time
         assert [on for _, on in scores(stage.score(closed("r1", 0)))] == [False, False] * (not on_time)
@@ -133,7 +133,7 @@ def test_in_a_replay_its_scores_are_on_time_for_what_nobody_has_shown_before() -
 def test_nothing_it_says_counts_for_slates_from_before_the_end_of_its_data() -> None:
     first = shown("r1", 0)
     version = wire_version("v1", first.slate.at_ms)
-    stage = scorer(Said(), version=version, static=True, apart=True)
+    stage = scorer(Said(), TEACHER._replace(version=version, static=True, apart=True))
     assert scores(stage.score(first)) == []
     assert scores(stage.score(shown("r2", DELAY - 1))) == [], "it has to reach the rankers first"
     assert scores(stage.score(shown("r3", DELAY))) == [("a", True), ("b", True)]

@@ -24,8 +24,11 @@ from heft.stream.score.text_times import Moment, TextReadTimes
 log = logging.getLogger("heft.scoring")
 
 _PAIRS = ("asked", "hits", "scored", "at_once", "shed", "not_finite", "swapped")
-_MISSING = ("waiting", "asked", "shed", "failed", "timeout", "not_finite", "in_sample", "swapped")
-_FAILURES = ("failed", "timeout")
+_MISSING = (
+    *(state.value for state in RequestState if state not in (RequestState.KNOWN, RequestState.LEFT)),
+    "in_sample",
+)
+_FAILURES = (RequestState.FAILED.value, RequestState.TIMEOUT.value)
 
 
 class ScoreCounts(NamedTuple):
