@@ -255,7 +255,7 @@ def play(shop: Shop, scorer: Scorer, plan: Sequence[Part], arrivals: Sequence[tr
         if part.orders is None:
             scorer.kill()
         else:
-            scorer.told(**part.orders)
+            scorer.order(**part.orders)
             if scorer.process.poll() is not None:
                 scorer.start()
         for portion in portions(coming, part.slates):

@@ -59,7 +59,7 @@ def test_when_there_are_too_many_the_one_that_fewest_wait_for_and_that_came_last
 
 @given(st.lists(st.tuples(st.sampled_from("armt"), st.integers(0, 9)), max_size=60))
 def test_the_queue_gives_what_sorting_would(steps: list[tuple[str, int]]) -> None:
-    """Against a plain list: add, remove, one slate more, take."""
+    """Compared with a plain list. Steps: a adds, r removes, m gives one slate more, t takes."""
     queue, model = PairQueue(5), list[Request]()
     everyone = [Request(Pair("q", str(n))) for n in range(10)]
     for step, n in steps:
@@ -103,7 +103,7 @@ def change(request: Request, state: RequestState) -> None:
 
 
 def written_table() -> dict[RequestState, set[RequestState]]:
-    """The table in the first lines of the module."""
+    """Return the table in the docstring of the module."""
     table = {}
     rows = (request_state.__doc__ or "").split("\n==========")[2].splitlines()[1:]
     for row in rows:
@@ -149,7 +149,7 @@ def test_the_same_requests_cannot_be_answered_twice() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("saatfecc"), st.integers(0, 7)), max_size=60))
 def test_whatever_happens_no_request_leaves_the_table(steps: list[tuple[str, int]]) -> None:
-    """Slates that are shown and close, a teacher that answers, fails, gives no number, and is exchanged."""
+    """Steps: s shows a slate, c closes one, t takes, a answers, f fails, e exchanges the teacher."""
     requests, source = place(queue=3, cache=3)
     in_hand: list[Request] = []
     template, shown = TEMPLATE, 0
@@ -193,7 +193,7 @@ def test_a_score_is_on_time_once_it_was_known_a_score_delay_before_the_slate_by_
     clock = Clock()
     requests, source = place(clock)
     source.on_time(slate("r1", 0))
-    clock.ms = LATE + 5 * SECOND  # the stream has come to 0, the shop is further
+    clock.ms = LATE + 5 * SECOND  # the stream has come to 0, the shop is ahead of it
     score_all(requests)
     late, early = slate("r2", clock.ms + DELAY - 1), slate("r3", clock.ms + DELAY)
     assert items(source.on_time(late)) == []
@@ -203,7 +203,7 @@ def test_a_score_is_on_time_once_it_was_known_a_score_delay_before_the_slate_by_
 
 
 def test_a_shop_played_faster_than_time_passes_has_scores_on_time_by_its_own_time_only() -> None:
-    """Its events are far ahead of the wall clock: by that alone every score would have been known in advance."""
+    """Its events are far ahead of the wall clock, by which every score would have been known before its slate."""
     requests, source = place()
     source.on_time(slate("r1", 100 * MINUTE))
     score_all(requests)
@@ -241,7 +241,7 @@ def test_an_item_without_a_score_is_counted_with_its_reason(reason: str) -> None
     assert requests.counts.missing.total() + len(found) == 2
 
 
-def test_of_what_was_shown_before_the_data_ends_nothing_is_asked_once_the_teacher_is_known() -> None:
+def test_once_the_teacher_is_known_nothing_is_asked_about_slates_from_before_its_data_ends() -> None:
     requests, source = place()
     source.on_time(slate("r1", MINUTE))
     taken = requests.take(10, 0.0)
@@ -268,7 +268,7 @@ def test_slates_that_the_join_dropped_wait_for_nothing_after_the_window() -> Non
     assert source.by_now("r1") == []
 
 
-def test_what_was_shed_comes_with_a_slate_after_all_when_a_later_one_got_it_scored() -> None:
+def test_a_slate_whose_pair_was_shed_gets_the_score_if_a_later_slate_had_the_pair_scored() -> None:
     requests, source = place(queue=1)
     source.on_time(slate("r1", 0, "a b"))
     score_all(requests)

@@ -1,4 +1,4 @@
-"""A teacher behind HTTP: what the server answers, and what the client makes of a server that does not."""
+"""A teacher behind HTTP: what the server answers, and what the client does when it answers nothing useful."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_scores_come_through_http_as_they_were(served: Callable[[Prepared], str]
 
 
 class Slow(Prepared):
-    """A teacher that takes until it is let go."""
+    """A teacher that does not answer before it is let go."""
 
     def __init__(self) -> None:
         super().__init__(Logits(1))
@@ -137,7 +137,7 @@ def ask(url: str, query: str, timeout: float = 30.0) -> Answer:
         return remote.score([Pair(query, "")])
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Prepared], str]) -> None:
+def test_a_batch_whose_worker_has_given_up_is_not_computed(served: Callable[[Prepared], str]) -> None:
     teacher = Slow()
     url = served(teacher)
     with ThreadPoolExecutor() as pool:
@@ -145,7 +145,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Prepar
         assert teacher.begun.wait(10)
         with pytest.raises(ScorerTimeoutError):
             ask(url, "given up", timeout=0.2)
-        for _ in range(3):  # until the server has seen that nobody is there any more
+        for _ in range(3):  # until the server has noticed that the connection is closed
             urlopen(f"{url}/health", timeout=10).close()
         last = pool.submit(ask, url, "last")
         teacher.let_go.set()
@@ -153,7 +153,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Prepar
     assert [pair.query for pair in teacher.asked] == ["first", "last"]
 
 
-def test_a_worker_whose_turn_would_be_far_off_is_told_so(
+def test_a_batch_is_refused_when_many_wait_already(
     served: Callable[[Prepared], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("heft.stream.serve.teacher._MOST_WAITING", 1)
@@ -197,7 +197,9 @@ def test_a_server_that_takes_too_long_is_given_up(served: Callable[[Prepared], s
         (200, b'{"logits":[]}'),
     ],
 )
-def test_an_answer_that_is_none_is_an_error(answering: Callable[[int, bytes], str], status: int, body: bytes) -> None:
+def test_an_answer_of_another_form_is_an_error(
+    answering: Callable[[int, bytes], str], status: int, body: bytes
+) -> None:
     remote = RemoteTeacher(answering(status, body), 10.0)
     with pytest.raises(ScorerError):
         remote.score(PAIRS)
@@ -211,7 +213,7 @@ def test_numbers_that_are_not_finite_are_no_scores(answering: Callable[[int, byt
     remote.close()
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+def test_an_address_that_is_no_url_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"http://HOST:PORT"):
         RemoteTeacher("gpu-host:8600", 1.0)
 
@@ -256,7 +258,7 @@ def test_a_new_version_in_the_folder_is_taken_while_the_one_before_goes_on(
     answers, end = [before], time.monotonic() + 60
     while answers[-1].teacher.version == before.teacher.version and time.monotonic() < end:
         answers.append(local.score(PAIRS))
-        time.sleep(0.05)  # it is loaded beside
+        time.sleep(0.05)  # the other one is being loaded
     after = LocalTeacher(TeacherConfig(model=str(teachers[1]), device="cpu")).score(PAIRS)
     assert answers[-1] == after
     assert all(answer == before for answer in answers[:-1])

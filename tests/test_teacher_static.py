@@ -23,7 +23,8 @@ from heft.stream.config.settings import Config
 from heft.stream.events.wire import encode
 from heft.stream.score.scoring_thread import ScoringThread
 from heft.stream.score.teacher import Answer
-from heft.stream.teacher.clients import LocalTeacher, Scoring
+from heft.stream.teacher.clients import LocalTeacher, Scoring, TeacherVersion
+from heft.stream.teacher.folder import TeacherFolder
 from tests.support.builders import SECOND
 from tests.support.libraries import TORCH, without
 from tests.support.requests import DELAY, LATE, TEMPLATE, Clock, place, slate
@@ -186,6 +187,76 @@ def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monk
     assert requests.version == local.engine.version != first
     assert requests.waiting == 0
     assert thread.look()
+
+
+def loaded(folder: TeacherFolder) -> Engine | None:
+    """Let the folder look, wait until it has loaded what it found, and return what it offers."""
+    folder.newer()
+    if folder._loading is not None:
+        folder._loading.join(30)
+    return folder.newer()
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_tried_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
+    config = TeacherConfig(model=str(save(tmp_path)), device="cpu")
+    folder = TeacherFolder(config, Engine(tmp_path).state.version)
+    assert loaded(folder) is None, "it holds the version that runs"
+    save(tmp_path, version="other")
+    assert loaded(folder) is None
+    first_try = folder._loading
+    assert first_try is not None
+    assert loaded(folder) is None
+    assert folder._loading is first_try
+    save(tmp_path, bias=0.5)
+    newer = loaded(folder)
+    assert newer is not None
+    assert newer.version == Engine(tmp_path).version
+
+
+def test_a_version_that_is_not_taken_yet_is_replaced_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
+    config = TeacherConfig(model=str(save(tmp_path)), device="cpu")
+    folder = TeacherFolder(config, Engine(tmp_path).state.version)
+    save(tmp_path, bias=0.5)
+    second = loaded(folder)
+    assert second is not None
+    assert loaded(folder) is second, "it waits to be taken"
+    save(tmp_path, bias=0.75)
+    third = loaded(folder)
+    assert third is not None
+    assert third.version == Engine(tmp_path).version != second.version
+    folder.take(third)
+    assert loaded(folder) is None
+
+
+def test_one_version_offers_a_newer_one_until_it_is_accepted_and_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
+    config = TeacherConfig(model=str(save(tmp_path)), device="cpu")
+    first = Engine(tmp_path)
+    offered, answers = list[str](), [False, False, True]
+
+    def offer(engine: Engine) -> bool:
+        offered.append(engine.version)
+        return answers.pop(0)
+
+    teacher = TeacherVersion(config, first, offer)
+    assert teacher.look() is not None, "nobody has heard of it yet"
+    assert teacher.look() is None
+    save(tmp_path, bias=0.5)
+    end = time.monotonic() + 30
+    while answers and time.monotonic() < end:
+        assert teacher.score([Pair("shoe", "boot")]).teacher.version == first.version
+    save(tmp_path, bias=0.75)
+    assert teacher.look() is None
+    assert offered == [offered[0]] * 3, "from then on the newer version looks at the folder"
+    assert offered[0] != first.version
 
 
 def test_in_a_worker_a_new_version_scores_beside_the_one_before(

@@ -1,4 +1,4 @@
-"""A live teacher that reads texts apart: a pair that nobody has shown is known since the later of its two texts."""
+"""A live teacher that reads texts apart: a pair is known once both texts were read, even if it was never shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_pair_that_was_never_shown_is_on_time_when_both_texts_were_read_a_scor
     assert shop.requests.counts.missing.total() == 0
 
 
-def test_texts_that_a_teacher_comes_with_are_known_from_its_first_answer_on() -> None:
+def test_texts_that_a_teacher_has_read_ahead_are_known_from_its_first_answer_on() -> None:
     shop = Shop()
     shop.teacher.read = {"shoe", "b"}
     shop.teacher.read_ahead = ("shoe", "b")
@@ -86,7 +86,7 @@ def test_a_shop_played_faster_than_time_passes_has_texts_on_time_by_its_own_time
     )
 )
 def test_what_is_on_time_is_what_looking_back_at_all_answers_says(steps: list[tuple[int, bool, str, str]]) -> None:
-    """Against a plain record of what was read when, however late the teacher answers."""
+    """Compared with a plain record of when each text was read, however late the teacher answers."""
     shop, read = Shop(), dict[str, int]()
     asked = list[str]()
     at = 0
@@ -96,7 +96,7 @@ def test_what_is_on_time_is_what_looking_back_at_all_answers_says(steps: list[tu
         assert shop.show(f"r{n}", at, item, query) == [(item, True)] * expected
         asked += [query, item]
         if answers:
-            # Those that became known at once meanwhile need no answer: then their texts had been read.
+            # Pairs that became known at once need no answer, because their texts had been read already.
             shop.score()
             for text in asked:
                 read.setdefault(text, at + LATE)
@@ -110,7 +110,7 @@ def test_a_pair_that_waits_is_known_once_others_have_had_its_texts_read() -> Non
     shop.show("r3", 0, "a", query="shoe")
     shop.show("r4", 0, "b", query="boot")
     shop.show("r5", 0, "b", query="boot")
-    taken = shop.requests.take(2, 0.0)  # what two slates wait for
+    taken = shop.requests.take(2, 0.0)  # those that two slates wait for
     shop.requests.answer(taken, shop.teacher.score([request.pair for request in taken]))
     assert shop.requests.waiting == 1
     assert shop.show("r6", LATE + DELAY, "b", query="shoe") == [("b", True)]
@@ -128,7 +128,7 @@ def test_a_pair_that_the_teacher_has_in_hand_is_left_to_it() -> None:
     assert shop.show("r4", MINUTE, "b", query="shoe") == []
     shop.requests.answer(in_hand, shop.teacher.score([request.pair for request in in_hand]))
     assert shop.leave("r1") == shop.leave("r4") == [("b", False)]
-    assert shop.show("r5", MINUTE, "b", query="shoe") == [("b", True)], "its texts were read before it was"
+    assert shop.show("r5", MINUTE, "b", query="shoe") == [("b", True)], "its texts were read before the pair was"
 
 
 def test_a_text_that_the_teacher_has_forgotten_is_read_again() -> None:
@@ -143,7 +143,7 @@ def test_a_text_that_the_teacher_has_forgotten_is_read_again() -> None:
     assert shop.leave("r3") == [("b", False)]
 
 
-def test_what_is_no_number_is_counted_as_ever() -> None:
+def test_a_score_that_is_no_number_is_counted_as_with_any_teacher() -> None:
     shop = Shop()
     shop.show("r1", 0, "nan", query="shoe")
     shop.show("r2", 0, "b", query="boot")
@@ -203,11 +203,11 @@ def test_a_teacher_that_fails_in_the_stream_costs_scores_and_nothing_else() -> N
     shop.score()
     assert shop.show("r2", LATE + DELAY, "bad") == []
     assert shop.requests.counts.failures == Counter({"failed": 1})
-    assert shop.requests.waiting == 1, "it is asked for, as others are"
+    assert shop.requests.waiting == 1, "the thread asks for it like for any other"
     assert shop.show("r3", LATE + DELAY, "b") == [("b", True)]
 
 
-def test_while_the_teacher_hangs_the_stream_has_what_follows_from_texts_read_before() -> None:
+def test_while_the_teacher_hangs_the_stream_has_the_scores_of_texts_that_were_read_before() -> None:
     requests, source = place()
     begun, released = threading.Event(), threading.Event()
     first = threading.Event()

@@ -35,7 +35,7 @@ def logits_of(pair: Pair) -> Logits:
 
 
 def shown(request: str, at: int, names: str = "a b", query: str = "shoe") -> Shown:
-    """A slate ``at`` milliseconds after T0 whose items are called so."""
+    """A slate shown ``at`` milliseconds after T0, whose items have these names."""
     slate = impression(request, at=at, items=names.split(), query=query)
     items = [msgspec.structs.replace(item, features={"name": item.item_id * 3}) for item in slate.items]
     return Shown(slate.at_ms, msgspec.structs.replace(slate, items=items), [])
