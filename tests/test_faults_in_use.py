@@ -29,7 +29,7 @@ from heft.stream.events.messages import ScoredReader
 from heft.stream.events.wire import Event, Impression
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.learn.learner import Learner, Outcome
-from heft.stream.score.requests import ScorerError
+from heft.stream.score.teacher import ScorerError
 from heft.stream.shop import traffic
 from heft.stream.shop.truth import SlateTruth
 from heft.stream.teacher.clients import RemoteTeacher
@@ -170,7 +170,8 @@ class Ranker:
             said = [None if each is None else (each.logit_256 / 256, None) for each in islice(logits, len(slate.items))]
             items = [msgspec.structs.replace(item, teacher=each) for item, each in zip(slate.items, said, strict=True)]
             known = any(each is not None for each in said)
-            ranked.append(msgspec.structs.replace(slate, items=items, teacher=answer.version) if known else slate)
+            version = answer.teacher.version
+            ranked.append(msgspec.structs.replace(slate, items=items, teacher=version) if known else slate)
         return ranked
 
     def close(self) -> None:
@@ -254,7 +255,7 @@ def play(shop: Shop, scorer: Scorer, plan: Sequence[Part], arrivals: Sequence[tr
         if part.orders is None:
             scorer.kill()
         else:
-            scorer.told(**part.orders)
+            scorer.order(**part.orders)
             if scorer.process.poll() is not None:
                 scorer.start()
         for portion in portions(coming, part.slates):

@@ -40,14 +40,14 @@ def exported() -> str:
     read = Message(0, 0, 0, "", FIRST_KEY, (), records=records)
     for message in (read, read, msgspec.structs.replace(read, writer="replaced")):
         reader.read(message)
-    desk = ScoreRequests("{query}", Clocks(lambda: 0, lambda: 0.0))
-    desk.ask(impression())
-    desk.missing["shed"] = desk.failures["timeout"] = 2
+    requests = ScoreRequests("{query}", Clocks(lambda: 0, lambda: 0.0))
+    requests.ask(impression())
+    requests.counts.missing["shed"] = requests.counts.failures["timeout"] = 2
     metrics = Metrics(
         lambda: joiners,
         lambda: {0: learner},
         lambda: {("join", "clicks", 0): 7},
-        scores=lambda: Scores({0: {"on_time": 5}}, desk),
+        scores=lambda: Scores({0: {"on_time": 5}}, requests.counts, requests.ready, requests.waiting),
         readers=lambda: {("score", 0): [reader, ScoredReader()], ("learn", 0): [ScoredReader()]},
     )
     metrics.scoring_delay.observe(0.3)

@@ -10,15 +10,16 @@ import msgspec
 import pytest
 
 from heft.models.records import Value
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import Logits
-from heft.models.teacher.template import Pair, Template
+from heft.models.teacher.template import Pair
 from heft.stream.config.settings import load
 from heft.stream.events.wire import Item
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.publish import publish
 from heft.stream.kafka.topics import Topics
 from heft.stream.replay.replay import replay_logs, replay_topics, write_report
-from heft.stream.score.scorer import PairScores, ReplaySource
+from heft.stream.score.replay_source import PairScores, ReplaySource
 from tests.support.builders import DAY, crowd, impression
 from tests.support.logs import traffic, written
 
@@ -54,11 +55,11 @@ def test_the_report_says_what_was_left_out(tmp_path: Path) -> None:
     log = written(tmp_path / "log.jsonl", [slate, *many, *crowd(2 * DAY)])
     scores = PairScores(lambda pairs: [None if "no number" in pair.item else Logits(1) for pair in pairs])
 
-    def reference() -> ReplaySource:
-        return ReplaySource(scores, Template("{query} | {item.text}"), "v1@0")
+    def source() -> ReplaySource:
+        return ReplaySource(scores, TeacherDescription("v1@0", "{query} | {item.text}"))
 
     config = load(environ={**CONFIG, "HEFT_FEATURES__HISTORY_BITS": "3"})
-    report = replay_logs([log], config, reference=reference)[0].report(1.0)
+    report = replay_logs([log], config, score_sources=source)[0].report(1.0)
     assert report["skipped"] == {"unseen": 1}
     assert report["ignored_fields"] > 100
     assert report["history_evicted"] > 0
@@ -73,20 +74,20 @@ def test_several_logs_are_partitions_of_one_stream(tmp_path: Path) -> None:
     assert stages.learners[0].counts["shown_out_of_order"] == 0
 
 
-def test_a_replay_with_a_reference_scores_each_pair_once_for_all_its_sources(tmp_path: Path) -> None:
+def test_a_replay_with_a_teacher_scores_each_pair_once_for_all_its_sources(tmp_path: Path) -> None:
     asked: list[Pair] = []
 
-    def said(pairs: Sequence[Pair]) -> list[Logits | None]:
+    def score(pairs: Sequence[Pair]) -> list[Logits | None]:
         asked.extend(pairs)
         return [Logits(len(pair.item)) for pair in pairs]
 
-    scores = PairScores(said)
+    scores = PairScores(score)
     logs = [written(tmp_path / f"{n}.jsonl", [*traffic(30, seed=n), *crowd(2 * DAY)]) for n in range(2)]
 
-    def reference() -> ReplaySource:
-        return ReplaySource(scores, Template("{query} | {item.text}"), "v1@0")
+    def source() -> ReplaySource:
+        return ReplaySource(scores, TeacherDescription("v1@0", "{query} | {item.text}"))
 
-    stages, _ = replay_logs(logs, load(environ=CONFIG), reference=reference)
+    stages, _ = replay_logs(logs, load(environ=CONFIG), score_sources=source)
     assert sum(stages.report(1.0)["scores"].values()) == 30 * 4 * 2
     assert 0 < len(asked) == len(set(asked)) == scores.scored
 

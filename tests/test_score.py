@@ -1,4 +1,4 @@
-"""The score stage and the reference of a replay: which score comes when, by event time alone."""
+"""The score stage in a replay: which score comes when, by event time alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heft.models.records import Closed, Matured, Record, ReferenceScore, Shown
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import quantise, wire_version
-from heft.stream.score.scorer import PairScores, ReplaySource
+from heft.stream.score.replay_source import PairScores, ReplaySource
 from tests.support.builders import MINUTE, SECOND, T0
-from tests.support.score_stage import TEMPLATE, VERSION, Teacher, closed, scorer, scores, shown
+from tests.support.score_stage import TEACHER, VERSION, Teacher, closed, scorer, scores, shown
+
+APART = TEACHER._replace(apart=True)
 
 
 def test_a_pair_is_late_for_the_slate_that_shows_it_first_and_comes_when_that_closes() -> None:
     stage = scorer(Teacher())
     first = shown("r1", 0)
-    assert stage.score(first) is first, "nothing known, nothing changed"
+    assert stage.score(first) is first, "no score is known, so nothing changes"
     answer = stage.score(closed("r1", 0))
     assert isinstance(answer, Closed)
     assert answer.scores == [ReferenceScore(name, 403, VERSION, False, -3) for name in "ab"]
@@ -52,8 +55,8 @@ def test_what_the_ranker_asked_in_line_comes_with_the_impression_and_is_not_aske
     stage = scorer(teacher)
     record = shown("r1", 0, "a b c")
     items = [
-        msgspec.structs.replace(item, teacher=said)
-        for item, said in zip(record.slate.items, [(1.5, -2.0), (-3.0, None), None], strict=True)
+        msgspec.structs.replace(item, teacher=logits)
+        for item, logits in zip(record.slate.items, [(1.5, -2.0), (-3.0, None), None], strict=True)
     ]
     brought = msgspec.structs.replace(
         record, slate=msgspec.structs.replace(record.slate, items=items, teacher="v9@1600000000000")
@@ -69,19 +72,19 @@ def test_what_the_ranker_asked_in_line_comes_with_the_impression_and_is_not_aske
     assert teacher.batches == []
 
 
-def test_a_teacher_says_nothing_of_what_was_shown_before_its_data_ends() -> None:
+def test_a_teacher_has_no_scores_for_slates_from_before_its_data_ends() -> None:
     teacher = Teacher()
-    stage = scorer(teacher, wire_version("v1", T0 + SECOND))
+    stage = scorer(teacher, TEACHER._replace(version=wire_version("v1", T0 + SECOND)))
     stage.score(shown("r1", SECOND))
-    assert scores(stage.score(shown("r2", MINUTE))) == [], "nobody could have asked it a minute before"
+    assert scores(stage.score(shown("r2", MINUTE))) == [], "the teacher did not exist when the first was shown"
     assert scores(stage.score(closed("r1", SECOND))) == []
     assert len(scores(stage.score(closed("r2", MINUTE)))) == 2
 
 
-def test_what_is_not_a_number_is_no_score_and_is_counted() -> None:
-    reference = ReplaySource(PairScores(Teacher()), TEMPLATE, VERSION, in_line=True)
-    assert [score.item_id for score in reference.on_time(shown("r1", 0, "a nan").slate)] == ["a"]
-    assert reference.not_finite == 1
+def test_a_score_that_is_no_number_is_left_out_and_counted() -> None:
+    source = ReplaySource(PairScores(Teacher()), TEACHER, in_line=True)
+    assert [score.item_id for score in source.on_time(shown("r1", 0, "a nan").slate)] == ["a"]
+    assert source.not_finite == 1
 
 
 @pytest.mark.parametrize("logit", [float("nan"), float("inf"), float("-inf")])
@@ -118,15 +121,16 @@ def test_records_without_scores_pass_untouched() -> None:
     assert scorer(Teacher()).score(matured) is matured
 
 
-def test_texts_that_a_teacher_comes_with_are_known_from_the_end_of_its_data_on() -> None:
+def test_texts_that_a_teacher_has_read_ahead_are_known_from_the_end_of_its_data_on() -> None:
     version = wire_version("v1", T0 + SECOND)
-    stage = scorer(Teacher(), version, score_delay_ms=2_000, apart=True, read_ahead=("shoe", "aaa"))
+    teacher = TEACHER._replace(version=version, apart=True, read_ahead=("shoe", "aaa"))
+    stage = scorer(Teacher(), teacher, score_delay_ms=2_000)
     assert scores(stage.score(shown("r1", 2 * SECOND))) == [], "no ranker has them yet"
     assert scores(stage.score(shown("r2", 3 * SECOND, "a new"))) == [("a", True)]
 
 
 def test_a_teacher_that_reads_texts_apart_is_on_time_with_a_pair_never_shown_of_texts_that_were() -> None:
-    stage = scorer(Teacher(), score_delay_ms=2_000, apart=True)
+    stage = scorer(Teacher(), APART, score_delay_ms=2_000)
     stage.score(shown("r1", 0, "a", query="shoe"))
     stage.score(shown("r2", 500, "b", query="boot"))
     assert scores(stage.score(shown("r3", 2_000, "a b", query="shoe"))) == [("a", True)]
@@ -138,8 +142,10 @@ def test_a_teacher_that_reads_texts_apart_is_on_time_with_a_pair_never_shown_of_
 
 
 @given(st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from("qrs"), st.sampled_from("abc")), max_size=40))
-def test_what_is_on_time_by_texts_is_what_looking_back_at_all_slates_says(slates: list[tuple[int, str, str]]) -> None:
-    by_texts, by_pairs = (scorer(Teacher(), score_delay_ms=2_000, apart=apart) for apart in (True, False))
+def test_the_scores_on_time_are_those_that_a_search_through_all_earlier_slates_finds(
+    slates: list[tuple[int, str, str]],
+) -> None:
+    by_texts, by_pairs = (scorer(Teacher(), teacher, score_delay_ms=2_000) for teacher in (APART, TEACHER))
     past: list[tuple[int, str, str]] = []
     at = 0
     for n, (gap, query, item) in enumerate(slates):
@@ -154,7 +160,7 @@ def test_what_is_on_time_by_texts_is_what_looking_back_at_all_slates_says(slates
 
 
 def test_a_text_that_was_forgotten_is_new_when_it_comes_again() -> None:
-    stage = scorer(Teacher(), capacity=3, apart=True)
+    stage = scorer(Teacher(), APART, capacity=3)
     stage.score(shown("r1", 0, "a b"))
     assert len(scores(stage.score(shown("r2", 5 * SECOND, "a b")))) == 2
     stage.score(shown("r3", 6 * SECOND, "c"))
@@ -162,11 +168,11 @@ def test_a_text_that_was_forgotten_is_new_when_it_comes_again() -> None:
 
 
 def outcome(
-    seed: int, ahead: int, remembered: int, pairs: int, apart: bool = False
+    seed: int, ahead: int, remembered: int, pairs: int, teacher: TeacherDescription = TEACHER
 ) -> list[list[tuple[str, int, bool]]]:
-    """What comes with the records of a random stream, told so many of them in advance."""
+    """The scores that come with the records of a random stream, of which ``ahead`` are announced together."""
     chance = random.Random(seed)
-    stage = scorer(Teacher(), remembered=remembered, capacity=pairs, apart=apart)
+    stage = scorer(Teacher(), teacher, remembered=remembered, capacity=pairs)
     records: list[Record] = []
     for n in range(300):
         at = n * 400
@@ -184,10 +190,12 @@ def outcome(
     return out
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_how_far_one_looks_ahead_and_how_much_is_remembered_changes_no_score(apart: bool) -> None:
-    expected = outcome(1, 1, 1_000, 1_000, apart)
-    assert outcome(1, 37, 1_000, 1_000, apart) == outcome(1, 600, 3, 1_000, apart) == expected
+@pytest.mark.parametrize("teacher", [TEACHER, APART], ids=["pairs", "apart"])
+def test_no_score_depends_on_how_many_slates_are_announced_or_how_many_pairs_are_remembered(
+    teacher: TeacherDescription,
+) -> None:
+    expected = outcome(1, 1, 1_000, 1_000, teacher)
+    assert outcome(1, 37, 1_000, 1_000, teacher) == outcome(1, 600, 3, 1_000, teacher) == expected
     assert any(on_time for record in expected for _, _, on_time in record)
 
 
@@ -197,7 +205,7 @@ def test_a_pair_that_was_forgotten_is_new_when_it_comes_again() -> None:
     assert len(scores(stage.score(shown("r2", 5 * SECOND, "a b")))) == 2
     stage.score(shown("r3", 6 * SECOND, "c d"))
     assert scores(stage.score(shown("r4", 20 * SECOND, "a b"))) == []
-    assert outcome(2, 1, 1_000, 4) == outcome(2, 50, 1_000, 4), "however it is asked"
+    assert outcome(2, 1, 1_000, 4) == outcome(2, 50, 1_000, 4), "however many are announced together"
 
 
 def test_slates_that_the_join_dropped_are_forgotten_after_the_window() -> None:
@@ -207,6 +215,6 @@ def test_slates_that_the_join_dropped_are_forgotten_after_the_window() -> None:
     assert scores(stage.score(closed("r1", 0))) == []
 
 
-def test_a_score_of_before_the_second_logit_still_reads() -> None:
+def test_a_score_written_before_there_was_a_second_logit_can_still_be_read() -> None:
     old = msgspec.msgpack.encode(["a", -512, "v1@0", True])
     assert msgspec.msgpack.decode(old, type=ReferenceScore) == ReferenceScore("a", -512, "v1@0", True, None)

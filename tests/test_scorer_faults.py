@@ -31,7 +31,7 @@ PHASE = 30 * MINUTE
 SLATES = 60
 ITEMS = 3 * SLATES
 CROWD = 24
-"""Slates of `closing`, whose items have no text: all are the same pair, known from the first phase on."""
+"""Slates of `closing`. Their items have no text, so all are the same pair, known from the first phase on."""
 PAIRS_SCORED = 'heft_teacher_pairs_total{what="scored"}'
 FAILED = 'heft_teacher_failures_total{reason="failed"}'
 
@@ -58,9 +58,9 @@ def shop(bootstrap: str, tmp_path: Path, scorer: Scorer) -> Iterator[Shop]:
 
 
 def slates(phase: int, first_item_of: int | None = None) -> list[Event]:
-    """A minute of slates that nobody has seen before, some clicked, and what moves the stream past them.
+    """A minute of new slates, some of them clicked, and the events that move the stream past them.
 
-    With ``first_item_of`` another phase: the first item of each was asked for then, with the same query.
+    With ``first_item_of``, the pair of the first item of each slate is one of that earlier phase.
     """
     log: list[Event] = []
     of = phase if first_item_of is None else first_item_of
@@ -79,7 +79,7 @@ def slates(phase: int, first_item_of: int | None = None) -> list[Event]:
 
 
 def ends(phase: int) -> list[Event]:
-    """What closes the slates of a phase."""
+    """Events that close the slates of a phase."""
     return closing(phase * PHASE + 20 * MINUTE, f"closed{phase}-")
 
 
@@ -88,7 +88,7 @@ def shown(shop: Shop, phase: int) -> bool:
 
 
 def slates_closed(shop: Shop, phase: int) -> list[Closed]:
-    """The slates of a phase as they closed, with the scores that came, then the crowd's; waits until they have."""
+    """Wait until the slates of a phase have closed; return them with their scores, those of the crowd last."""
 
     def closed() -> list[Closed]:
         all_ = [record for record in shop.with_scores() if isinstance(record, Closed)]
@@ -122,16 +122,18 @@ def test_learning_goes_on_whatever_the_teacher_does(shop: Shop, scorer: Scorer) 
     def closed_after(
         reached: Callable[[], bool], log: Callable[[int], list[Event]] = slates
     ) -> tuple[list[Closed], Counter[str]]:
-        """Show a minute of slates, wait, close them; return them, and why items had no score, each counted once."""
+        """Show a minute of slates, wait, and close them; return them, and how many items had no score, by reason."""
         phase, before = next(phases), missing()
         shop.publish(log(phase))
         shop.until(lambda: shown(shop, phase) and reached())
         shop.publish(ends(phase))
         records, reasons = slates_closed(shop, phase), missing() - before
-        assert len(scores_of(records)) + reasons.total() == 3 * len(records), "a score, or one reason why there is none"
+        assert len(scores_of(records)) + reasons.total() == 3 * len(records), (
+            "each item has a score, or one reason why it has none"
+        )
         return records[:SLATES], reasons
 
-    shop.until(lambda: shop.scraped(worker), 180.0)  # a fresh clone compiles first
+    shop.until(lambda: shop.scraped(worker), 180.0)  # with a fresh clone numba compiles first
 
     # It works.
     shop.publish(closing(PHASE - MINUTE, "first"))
@@ -148,7 +150,7 @@ def test_learning_goes_on_whatever_the_teacher_does(shop: Shop, scorer: Scorer) 
     assert set(dead) <= {"failed", "asked", "waiting"}
 
     # It hangs.
-    scorer.told(version="v1@0", seconds=HANG_SECONDS)
+    scorer.order(version="v1@0", seconds=HANG_SECONDS)
     scorer.start()
     timeouts = 'heft_teacher_failures_total{reason="timeout"}'
     records, hanging = closed_after(lambda: counted(timeouts) > 0)
@@ -162,24 +164,24 @@ def test_learning_goes_on_whatever_the_teacher_does(shop: Shop, scorer: Scorer) 
     assert set(hanging) <= {"timeout", "asked", "waiting"}
 
     # It is ten times slower, then answers no numbers.
-    scorer.told(version="v1@0", seconds=0.3)
+    scorer.order(version="v1@0", seconds=0.3)
     records, slow = closed_after(lambda: counted("heft_teacher_waiting_pairs") == 0)
     assert {score.version for score in scores_of(records)} == {"v1@0"}
-    assert set(slow) <= {"asked", "timeout"}, "in hand when their slates closed"
-    scorer.told(version="v1@0", nan=True)
+    assert set(slow) <= {"asked", "timeout"}, "the teacher was working on them when their slates closed"
+    scorer.order(version="v1@0", nan=True)
     not_finite = 'heft_teacher_pairs_total{what="not_finite"}'
     assert closed_after(lambda: counted(not_finite) >= ITEMS)[1] == {"not_finite": ITEMS}
 
     # It works again, and is killed while slates are open whose first items it has scored; another version comes back.
     before = counted(PAIRS_SCORED)
-    scorer.told(version="v1@0")
+    scorer.order(version="v1@0")
     closed_after(lambda: counted(PAIRS_SCORED) >= before + ITEMS)
     scorer.kill()
     failed, before = counted(FAILED), counted(PAIRS_SCORED)
 
     def exchanged() -> bool:
         if counted(FAILED) > failed and scorer.process.poll() is not None:
-            scorer.told(version="v2@0")
+            scorer.order(version="v2@0")
             scorer.start()
         return counted(PAIRS_SCORED) >= before + 2 * SLATES
 

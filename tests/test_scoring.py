@@ -192,7 +192,7 @@ def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over
     ("together", "fastest_is"), [(10, "compiled"), (64, "compiled"), (256, "plain"), (4_096, "plain")]
 )
 def test_a_way_is_timed_with_as_many_pairs_as_will_be_scored_together(together: int, fastest_is: str) -> None:
-    """As on an H200: a plain pass takes 4 ms however few its pairs, a compiled one 2 ms for the 64 it is made for."""
+    """As on an H200: a plain pass takes 4 ms for up to 256 pairs, a compiled one 2 ms for the 64 it is made for."""
     now = [0.0]
 
     def way(name: str, batch: int, milliseconds: float) -> Way:
@@ -210,7 +210,7 @@ def test_a_way_is_timed_with_as_many_pairs_as_will_be_scored_together(together: 
 
 
 class Compiler:
-    """In the place of the one that GPUs have: it runs what it is given as it is, and counts."""
+    """Takes the place of the compiler for GPUs: it runs a graph as it is, and counts compilations and runs."""
 
     def __init__(self) -> None:
         self.compiled = self.ran = 0
@@ -228,7 +228,7 @@ class Compiler:
 def test_every_batch_that_a_compiled_way_may_be_given_has_a_shape_that_was_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of two ways in one process: more shapes together than the eight after which torch compiles no more, unasked."""
+    """Two ways in one process have more than eight shapes; after eight, torch by itself stops compiling."""
     compiler, compile = Compiler(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=compiler))
     monkeypatch.setattr(ways, "_COMPILED_ROWS", 4)  # of as many pairs a batch takes long here
@@ -265,7 +265,7 @@ def test_a_compiled_way_is_among_the_exact_ones_and_gives_the_same_vectors(
     assert {name for name, said in timed.timings.items() if isinstance(said, float)} == {plain.way, compiled.way}
 
 
-def test_what_is_compiled_runs_in_the_thread_it_was_compiled_in_whoever_asks(
+def test_a_compiled_way_runs_in_the_thread_that_compiled_it_whichever_thread_asks(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile, threads = torch.compile, set()

@@ -61,7 +61,9 @@ def test_a_text_that_many_pairs_of_a_batch_share_is_read_once(model: tuple[Model
     assert batch["sides"].shape == (len(PAIRS), 2)
 
 
-def test_what_scores_says_what_the_model_says_and_reads_no_text_twice(model: tuple[Model, Any], tmp_path: Path) -> None:
+def test_the_engine_gives_the_logits_of_the_model_and_reads_no_text_twice(
+    model: tuple[Model, Any], tmp_path: Path
+) -> None:
     towers, tokenizer = model
     save_teacher(tmp_path, towers, tokenizer, TeacherState(HEADS, "{query} | {item.text}", 24, TOWERS, ""))
     engine = Engine(tmp_path, "cpu", "torch float32")
@@ -115,7 +117,7 @@ def test_the_logits_of_a_pair_are_the_same_to_the_last_bit_whatever_it_is_scored
         assert np.array_equal(np.concatenate(parts), together)
 
 
-def test_a_live_teacher_says_with_its_answer_how_to_score_what_it_has_read(folder: Path) -> None:
+def test_the_answer_of_a_live_teacher_scores_further_pairs_of_texts_that_it_has_read(folder: Path) -> None:
     teacher = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
     answer = teacher.score(PAIRS[:2])
     assert answer.at_once is not None
@@ -175,14 +177,14 @@ def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from
     assert state.pooling == TOWERS
     click = card["heads"]["click"]
     assert click["before_is"] == "cosine, calibrated"
-    # No word of a query is in the text that suits it: the cosine knows nothing yet.
+    # No word of a query is in the text that suits it, so the cosine knows nothing yet.
     assert click["before"]["auc"] < 0.65
     assert click["after_calibrated"]["auc"] > 0.75
-    told = explain(tmp_path, Pair("shoe", "chair 5"), device="cpu")
-    assert told.logit == pytest.approx(
+    explained = explain(tmp_path, Pair("shoe", "chair 5"), device="cpu")
+    assert explained.logit == pytest.approx(
         Engine(tmp_path, "cpu", "torch float32").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4
     )
-    assert len(told.tokens) >= 6
+    assert len(explained.tokens) >= 6
 
 
 def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp
     assert more["heads"]["click"]["before"]["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
 
 
-def test_a_static_teacher_says_in_all_its_forms_the_same_and_takes_no_model_along(tmp_path: Path) -> None:
+def test_a_static_teacher_gives_the_same_logits_in_all_its_forms_and_needs_no_model(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "teacher"
     saved_base(base)
     card = finetune(asked_and_shown(), out, settings(base=str(base), static=True, learning_rate=1e-2), SOURCES)
@@ -230,8 +232,8 @@ def test_a_static_teacher_says_in_all_its_forms_the_same_and_takes_no_model_alon
     expected = state.heads["click"].scale * raw + state.heads["click"].shift
     assert Engine(out, "cpu").logits(pairs)[:, 0] == pytest.approx(expected, abs=1e-4)
     assert evaluate(out, test, "cpu")["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
-    told = explain(out, Pair("shoe", "chair 5"), device="cpu")
-    assert told.logit == pytest.approx(Engine(out, "cpu").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4)
+    explained = explain(out, Pair("shoe", "chair 5"), device="cpu")
+    assert explained.logit == pytest.approx(Engine(out, "cpu").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4)
 
 
 def test_a_folder_that_is_used_again_for_another_kind_of_teacher_keeps_nothing_of_the_one_before(
@@ -263,4 +265,4 @@ def test_a_teacher_has_read_the_texts_of_its_log_when_it_is_loaded(tmp_path: Pat
     assert teacher.engine.at_once([pair, Pair(known[0], "unheard of")])[1] is None
     answer = teacher.score([pair])
     assert answer.logits == teacher.engine.at_once([pair])
-    assert answer.read_ahead == teacher.engine.read_ahead
+    assert answer.teacher.read_ahead == teacher.engine.read_ahead

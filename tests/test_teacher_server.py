@@ -1,4 +1,4 @@
-"""A teacher behind HTTP: what the server answers, and what the client makes of a server that does not."""
+"""A teacher behind HTTP: what the server answers, and what the client does when it answers nothing useful."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from urllib.request import urlopen
 import pytest
 from aiohttp import web
 
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair, TeacherConfig
 from heft.stream.config.settings import ConfigError
-from heft.stream.score.requests import Answer, ScorerError, ScorerTimeoutError
+from heft.stream.score.teacher import Answer, ScorerError, ScorerTimeoutError
 from heft.stream.serve.teacher import application
 from heft.stream.teacher.clients import LocalTeacher, RemoteTeacher
 from tests.support.live import ROOT
 
+TEACHER = TeacherDescription("v1@17", "{query}")
 PAIRS = [Pair("shoe", "red shoe"), Pair("naïve", "")]
 
 
-class Told:
-    """A teacher that says what it was told."""
+class Prepared:
+    """A teacher that gives prepared scores to whatever it is asked."""
 
     def __init__(self, *logits: Logits | None) -> None:
         self.logits = logits
@@ -38,18 +40,18 @@ class Told:
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
         self.asked += pairs
-        return Answer("v1@17", "{query}", self.logits)
+        return Answer(TEACHER, self.logits)
 
     def look(self) -> None:
         pass
 
 
 @pytest.fixture
-def served() -> Iterator[Callable[[Told], str]]:
+def served() -> Iterator[Callable[[Prepared], str]]:
     """Serves a teacher on a free port, in a thread, until the test ends; returns its URL."""
     stops: list[Callable[[], None]] = []
 
-    def serve(teacher: Told) -> str:
+    def serve(teacher: Prepared) -> str:
         loop, up, url = asyncio.new_event_loop(), threading.Event(), ""
 
         async def start() -> None:
@@ -108,17 +110,17 @@ def answering() -> Iterator[Callable[[int, bytes], str]]:
         server.server_close()
 
 
-def test_scores_come_through_http_as_they_were(served: Callable[[Told], str]) -> None:
-    teacher = Told(Logits(-641, 3), None)
+def test_scores_come_through_http_as_they_were(served: Callable[[Prepared], str]) -> None:
+    teacher = Prepared(Logits(-641, 3), None)
     remote = RemoteTeacher(served(teacher), 10.0)
     for _ in range(2):  # one connection for both
-        assert remote.score(PAIRS) == Answer("v1@17", "{query}", [Logits(-641, 3), None])
+        assert remote.score(PAIRS) == Answer(TEACHER, [Logits(-641, 3), None])
     assert teacher.asked == PAIRS * 2
     remote.close()
 
 
-class Slow(Told):
-    """A teacher that takes until it is let go."""
+class Slow(Prepared):
+    """A teacher that does not answer before it is let go."""
 
     def __init__(self) -> None:
         super().__init__(Logits(1))
@@ -135,7 +137,7 @@ def ask(url: str, query: str, timeout: float = 30.0) -> Answer:
         return remote.score([Pair(query, "")])
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Told], str]) -> None:
+def test_a_batch_whose_worker_has_given_up_is_not_computed(served: Callable[[Prepared], str]) -> None:
     teacher = Slow()
     url = served(teacher)
     with ThreadPoolExecutor() as pool:
@@ -143,7 +145,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Told],
         assert teacher.begun.wait(10)
         with pytest.raises(ScorerTimeoutError):
             ask(url, "given up", timeout=0.2)
-        for _ in range(3):  # until the server has seen that nobody is there any more
+        for _ in range(3):  # until the server has noticed that the connection is closed
             urlopen(f"{url}/health", timeout=10).close()
         last = pool.submit(ask, url, "last")
         teacher.let_go.set()
@@ -151,8 +153,8 @@ def test_what_nobody_waits_for_any_more_is_not_computed(served: Callable[[Told],
     assert [pair.query for pair in teacher.asked] == ["first", "last"]
 
 
-def test_a_worker_whose_turn_would_be_far_off_is_told_so(
-    served: Callable[[Told], str], monkeypatch: pytest.MonkeyPatch
+def test_a_batch_is_refused_when_many_wait_already(
+    served: Callable[[Prepared], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("heft.stream.serve.teacher._MOST_WAITING", 1)
     teacher = Slow()
@@ -172,8 +174,8 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
         RemoteTeacher("http://127.0.0.1:9", 1.0).score(PAIRS)
 
 
-def test_a_server_that_takes_too_long_is_given_up(served: Callable[[Told], str]) -> None:
-    class Slow(Told):
+def test_a_server_that_takes_too_long_is_given_up(served: Callable[[Prepared], str]) -> None:
+    class Slow(Prepared):
         def score(self, pairs: Sequence[Pair]) -> Answer:
             released.wait(10)
             return super().score(pairs)
@@ -195,7 +197,9 @@ def test_a_server_that_takes_too_long_is_given_up(served: Callable[[Told], str])
         (200, b'{"logits":[]}'),
     ],
 )
-def test_an_answer_that_is_none_is_an_error(answering: Callable[[int, bytes], str], status: int, body: bytes) -> None:
+def test_an_answer_of_another_form_is_an_error(
+    answering: Callable[[int, bytes], str], status: int, body: bytes
+) -> None:
     remote = RemoteTeacher(answering(status, body), 10.0)
     with pytest.raises(ScorerError):
         remote.score(PAIRS)
@@ -209,7 +213,7 @@ def test_numbers_that_are_not_finite_are_no_scores(answering: Callable[[int, byt
     remote.close()
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+def test_an_address_that_is_no_url_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"http://HOST:PORT"):
         RemoteTeacher("gpu-host:8600", 1.0)
 
@@ -242,7 +246,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_new_version_in_the_folder_is_taken_while_the_one_before_goes_on(
     teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
     folder = shutil.copytree(teachers[0], tmp_path / "teacher")
     local = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", ways="exact"))
     before = local.score(PAIRS)
@@ -252,9 +256,9 @@ def test_a_new_version_in_the_folder_is_taken_while_the_one_before_goes_on(
     assert local.score(PAIRS) == before, "damaged"
     shutil.copytree(teachers[1], folder, dirs_exist_ok=True)
     answers, end = [before], time.monotonic() + 60
-    while answers[-1].version == before.version and time.monotonic() < end:
+    while answers[-1].teacher.version == before.teacher.version and time.monotonic() < end:
         answers.append(local.score(PAIRS))
-        time.sleep(0.05)  # it is loaded beside
+        time.sleep(0.05)  # the other one is being loaded
     after = LocalTeacher(TeacherConfig(model=str(teachers[1]), device="cpu")).score(PAIRS)
     assert answers[-1] == after
     assert all(answer == before for answer in answers[:-1])
@@ -266,8 +270,8 @@ def test_the_server_of_a_teacher_scores_as_the_teacher_itself(teachers: list[Pat
     server = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        said = server.stdout.readline()
-        url = said.split(" at ")[1].split(",")[0]
+        line = server.stdout.readline()
+        url = line.split(" at ")[1].split(",")[0]
         remote = RemoteTeacher(url, 30.0)
         own = LocalTeacher(TeacherConfig(model=str(teachers[0]), device="cpu")).score(PAIRS)
         assert remote.score(PAIRS) == own

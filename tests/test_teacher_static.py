@@ -15,18 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import wire_version
 from heft.models.teacher.state import HEADS_FILE, STATIC, HeadState, TeacherError, TeacherState, digest_of
 from heft.models.teacher.template import Pair, TeacherConfig
 from heft.stream.config.settings import Config
 from heft.stream.events.wire import encode
-from heft.stream.score.requests import Answer, ScoringThread
-from heft.stream.teacher.clients import LocalTeacher, Scoring
+from heft.stream.score.scoring_thread import ScoringThread
+from heft.stream.score.teacher import Answer
+from heft.stream.teacher.clients import LocalTeacher, Scoring, TeacherVersion
+from heft.stream.teacher.folder import TeacherFolder
 from tests.support.builders import SECOND
 from tests.support.libraries import TORCH, without
 from tests.support.requests import DELAY, LATE, TEMPLATE, Clock, place, slate
+from tests.support.score_stage import TEACHER, closed, scorer, scores, shown
 from tests.support.score_stage import Teacher as Said
-from tests.support.score_stage import closed, scorer, scores, shown
 from tests.support.teacher_log import events
 from tests.support.texts_apart import Apart, Shop
 
@@ -121,8 +124,8 @@ def test_weights_of_another_version_are_refused(tmp_path: Path) -> None:
 
 
 def test_in_a_replay_its_scores_are_on_time_for_what_nobody_has_shown_before() -> None:
-    static = scorer(Said(), static=True, apart=True)
-    late = scorer(Said(), apart=True)
+    static = scorer(Said(), TEACHER._replace(static=True, apart=True))
+    late = scorer(Said(), TEACHER._replace(apart=True))
     for stage, on_time in ((static, True), (late, False)):
         assert [on for _, on in scores(stage.score(shown("r1", 0)))] == [True, True] * on_time
         assert [on for _, on in scores(stage.score(closed("r1", 0)))] == [False, False] * (not on_time)
@@ -131,7 +134,7 @@ def test_in_a_replay_its_scores_are_on_time_for_what_nobody_has_shown_before() -
 def test_nothing_it_says_counts_for_slates_from_before_the_end_of_its_data() -> None:
     first = shown("r1", 0)
     version = wire_version("v1", first.slate.at_ms)
-    stage = scorer(Said(), version=version, static=True, apart=True)
+    stage = scorer(Said(), TEACHER._replace(version=version, static=True, apart=True))
     assert scores(stage.score(first)) == []
     assert scores(stage.score(shown("r2", DELAY - 1))) == [], "it has to reach the rankers first"
     assert scores(stage.score(shown("r3", DELAY))) == [("a", True), ("b", True)]
@@ -141,7 +144,8 @@ class Static(Apart):
     """Scores any pair at once."""
 
     def score(self, pairs: Any) -> Answer:
-        return super().score(pairs)._replace(static=True)
+        answer = super().score(pairs)
+        return answer._replace(teacher=answer.teacher._replace(static=True))
 
     def at_once(self, pairs: Any) -> Any:
         self.read.update(text for pair in pairs for text in pair)
@@ -165,34 +169,104 @@ def test_live_its_scores_are_on_time_for_texts_that_nobody_has_shown_before() ->
 
 
 def test_a_new_version_is_taken_though_nothing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
     local = LocalTeacher(TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
-    desk, reference = place()
-    thread = ScoringThread(desk, lambda: local, 10, 0.0)
+    requests, source = place()
+    thread = ScoringThread(requests, lambda: local, 10, 0.0)
     assert thread.connect()
     assert thread.look()
-    first = desk.version
+    first = requests.version
     assert first == local.engine.version, "before anything is asked for"
-    reference.on_time(slate("r1", 0, "shoe"))
-    assert desk.counts["at_once"] == 1
+    source.on_time(slate("r1", 0, "shoe"))
+    assert requests.counts.pairs["at_once"] == 1
     save(tmp_path, bias=0.5, data_ends_ms=None)
     assert thread.look()
-    assert local._loading is not None
-    local._loading.join(30)
+    assert local._folder._loading is not None
+    local._folder._loading.join(30)
     assert thread.look()
-    assert desk.version == local.engine.version != first
-    assert desk.waiting == 0
+    assert requests.version == local.engine.version != first
+    assert requests.waiting == 0
     assert thread.look()
+
+
+def loaded(folder: TeacherFolder) -> Engine | None:
+    """Let the folder look, wait until it has loaded what it found, and return what it offers."""
+    folder.newer()
+    if folder._loading is not None:
+        folder._loading.join(30)
+    return folder.newer()
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_tried_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
+    config = TeacherConfig(model=str(save(tmp_path)), device="cpu")
+    folder = TeacherFolder(config, Engine(tmp_path).state.version)
+    assert loaded(folder) is None, "it holds the version that runs"
+    save(tmp_path, version="other")
+    assert loaded(folder) is None
+    first_try = folder._loading
+    assert first_try is not None
+    assert loaded(folder) is None
+    assert folder._loading is first_try
+    save(tmp_path, bias=0.5)
+    newer = loaded(folder)
+    assert newer is not None
+    assert newer.version == Engine(tmp_path).version
+
+
+def test_a_version_that_is_not_taken_yet_is_replaced_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
+    config = TeacherConfig(model=str(save(tmp_path)), device="cpu")
+    folder = TeacherFolder(config, Engine(tmp_path).state.version)
+    save(tmp_path, bias=0.5)
+    second = loaded(folder)
+    assert second is not None
+    assert loaded(folder) is second, "it waits to be taken"
+    save(tmp_path, bias=0.75)
+    third = loaded(folder)
+    assert third is not None
+    assert third.version == Engine(tmp_path).version != second.version
+    folder.take(third)
+    assert loaded(folder) is None
+
+
+def test_one_version_offers_a_newer_one_until_it_is_accepted_and_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
+    config = TeacherConfig(model=str(save(tmp_path)), device="cpu")
+    first = Engine(tmp_path)
+    offered, answers = list[str](), [False, False, True]
+
+    def offer(engine: Engine) -> bool:
+        offered.append(engine.version)
+        return answers.pop(0)
+
+    teacher = TeacherVersion(config, first, offer)
+    assert teacher.look() is not None, "nobody has heard of it yet"
+    assert teacher.look() is None
+    save(tmp_path, bias=0.5)
+    end = time.monotonic() + 30
+    while answers and time.monotonic() < end:
+        assert teacher.score([Pair("shoe", "boot")]).teacher.version == first.version
+    save(tmp_path, bias=0.75)
+    assert teacher.look() is None
+    assert offered == [offered[0]] * 3, "from then on the newer version looks at the folder"
+    assert offered[0] != first.version
 
 
 def test_in_a_worker_a_new_version_scores_beside_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heft.stream.teacher.clients._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
     config = Config(teacher=TeacherConfig(model=str(save(tmp_path, data_ends_ms=None)), device="cpu"))
     scoring = Scoring(config, Clock().clocks(), lambda _: None)
     try:
-        reference = scoring.reference()
+        source = scoring.source()
         shown = (slate(f"r{n}", n * SECOND, "shoe boot") for n in count())
 
         def versions(many: int) -> set[str]:
@@ -200,7 +274,7 @@ def test_in_a_worker_a_new_version_scores_beside_the_one_before(
             end = time.monotonic() + 30
             while time.monotonic() < end:
                 each = next(shown)
-                found = {score.version for score in [*reference.on_time(each), *reference.by_now(each.request_id)]}
+                found = {score.version for score in [*source.on_time(each), *source.by_now(each.request_id)]}
                 if len(found) == many:
                     return found
             return set()
@@ -209,25 +283,25 @@ def test_in_a_worker_a_new_version_scores_beside_the_one_before(
         save(tmp_path, bias=0.5, data_ends_ms=None)
         both = versions(2)
         assert first in both
-        assert scoring.desk.version == first
+        assert scoring.current.version == first
     finally:
         scoring.stop()
 
 
 def test_a_thread_with_nothing_to_score_lets_the_teacher_look() -> None:
-    desk, _ = place()
+    requests, _ = place()
     looked = threading.Semaphore(0)
 
     class Renewed(Apart):
         def look(self) -> Answer | None:
             looked.release()
-            return Answer("v2@0", TEMPLATE, [])
+            return Answer(TeacherDescription("v2@0", TEMPLATE), [])
 
-    thread = ScoringThread(desk, Renewed, 10, 0.0)
+    thread = ScoringThread(requests, Renewed, 10, 0.0)
     thread.start()
     assert all(looked.acquire(timeout=30) for _ in range(2))
     thread.stop(10)
-    assert desk.version == "v2@0"
+    assert requests.version == "v2@0"
 
 
 def test_the_server_needs_no_torch_for_it(tmp_path: Path) -> None:

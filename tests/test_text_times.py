@@ -1,19 +1,22 @@
-"""A live teacher that reads texts apart: a pair that nobody has shown is known since the later of its two texts."""
+"""A live teacher that reads texts apart: a pair is known once both texts were read, even if it was never shown."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
-from heft.stream.score.requests import Answer, ScoringThread
+from heft.stream.score.scoring_thread import ScoringThread
+from heft.stream.score.teacher import Answer
 from tests.support.builders import MINUTE, SECOND
 from tests.support.requests import DELAY, LATE, TEMPLATE, items, place, slate
-from tests.support.texts_apart import Apart, Shop, said
+from tests.support.texts_apart import Apart, Shop, logits_of
 
 
 def test_a_pair_that_was_never_shown_is_on_time_when_both_texts_were_read_a_score_delay_before() -> None:
@@ -24,14 +27,14 @@ def test_a_pair_that_was_never_shown_is_on_time_when_both_texts_were_read_a_scor
     assert shop.show("r3", LATE + DELAY, "b", query="shoe") == [("b", True)]
     assert shop.leave("r3") == []
     assert len(shop.teacher.asked) == 2, "the teacher was not asked for it"
-    assert shop.desk.waiting == 0
-    assert shop.desk.counts == {"asked": 3, "hits": 1, "at_once": 1, "scored": 2}
+    assert shop.requests.waiting == 0
+    assert shop.requests.counts.pairs == Counter({"asked": 3, "hits": 1, "at_once": 1, "scored": 2})
     assert shop.show("r4", 5 * MINUTE, "b", query="shoe") == [("b", True)]
-    assert shop.desk.counts["at_once"] == 1, "from then on it is known like any other"
-    assert not shop.desk.missing
+    assert shop.requests.counts.pairs["at_once"] == 1, "from then on it is known like any other"
+    assert shop.requests.counts.missing.total() == 0
 
 
-def test_texts_that_a_teacher_comes_with_are_known_from_its_first_answer_on() -> None:
+def test_texts_that_a_teacher_has_read_ahead_are_known_from_its_first_answer_on() -> None:
     shop = Shop()
     shop.teacher.read = {"shoe", "b"}
     shop.teacher.read_ahead = ("shoe", "b")
@@ -48,7 +51,7 @@ def test_it_has_the_score_that_the_teacher_would_have_given() -> None:
     shop.show("r2", 0, "a", query="flip-flop")
     shop.score()
     shop.show("r3", 1, "bcd", query="flip-flop")
-    (score,) = shop.reference.by_now("r3")
+    (score,) = shop.source.by_now("r3")
     assert (score.logit_256, score.order_256, score.version) == (903, -9, "v1@0")
 
 
@@ -66,14 +69,14 @@ def test_a_text_that_was_read_too_recently_makes_the_pair_late() -> None:
 
 
 def test_a_shop_played_faster_than_time_passes_has_texts_on_time_by_its_own_time_only() -> None:
-    desk, reference = place()
+    requests, source = place()
     teacher = Apart()
-    reference.on_time(slate("r1", 100 * MINUTE, "a", "shoe"))
-    reference.on_time(slate("r2", 100 * MINUTE, "b", "boot"))
-    taken = desk.take(10, 0.0)
-    desk.answer(taken, teacher.score([asked.pair for asked in taken]))
-    assert items(reference.on_time(slate("r3", 100 * MINUTE + LATE + DELAY - 1, "b", "shoe"))) == []
-    assert items(reference.on_time(slate("r4", 100 * MINUTE + LATE + DELAY, "b", "shoe"))) == [("b", True)]
+    source.on_time(slate("r1", 100 * MINUTE, "a", "shoe"))
+    source.on_time(slate("r2", 100 * MINUTE, "b", "boot"))
+    taken = requests.take(10, 0.0)
+    requests.answer(taken, teacher.score([request.pair for request in taken]))
+    assert items(source.on_time(slate("r3", 100 * MINUTE + LATE + DELAY - 1, "b", "shoe"))) == []
+    assert items(source.on_time(slate("r4", 100 * MINUTE + LATE + DELAY, "b", "shoe"))) == [("b", True)]
 
 
 @given(
@@ -83,7 +86,7 @@ def test_a_shop_played_faster_than_time_passes_has_texts_on_time_by_its_own_time
     )
 )
 def test_what_is_on_time_is_what_looking_back_at_all_answers_says(steps: list[tuple[int, bool, str, str]]) -> None:
-    """Against a plain record of what was read when, however late the teacher answers."""
+    """Compared with a plain record of when each text was read, however late the teacher answers."""
     shop, read = Shop(), dict[str, int]()
     asked = list[str]()
     at = 0
@@ -93,7 +96,7 @@ def test_what_is_on_time_is_what_looking_back_at_all_answers_says(steps: list[tu
         assert shop.show(f"r{n}", at, item, query) == [(item, True)] * expected
         asked += [query, item]
         if answers:
-            # Those that became known at once meanwhile need no answer: then their texts had been read.
+            # Pairs that became known at once need no answer, because their texts had been read already.
             shop.score()
             for text in asked:
                 read.setdefault(text, at + LATE)
@@ -107,25 +110,25 @@ def test_a_pair_that_waits_is_known_once_others_have_had_its_texts_read() -> Non
     shop.show("r3", 0, "a", query="shoe")
     shop.show("r4", 0, "b", query="boot")
     shop.show("r5", 0, "b", query="boot")
-    taken = shop.desk.take(2, 0.0)  # what two slates wait for
-    shop.desk.answer(taken, shop.teacher.score([asked.pair for asked in taken]))
-    assert shop.desk.waiting == 1
+    taken = shop.requests.take(2, 0.0)  # those that two slates wait for
+    shop.requests.answer(taken, shop.teacher.score([request.pair for request in taken]))
+    assert shop.requests.waiting == 1
     assert shop.show("r6", LATE + DELAY, "b", query="shoe") == [("b", True)]
-    assert shop.desk.waiting == 0
+    assert shop.requests.waiting == 0
     assert shop.leave("r1") == [("b", False)]
 
 
 def test_a_pair_that_the_teacher_has_in_hand_is_left_to_it() -> None:
     shop = Shop()
     shop.show("r1", 0, "b", query="shoe")
-    in_hand = shop.desk.take(10, 0.0)
+    in_hand = shop.requests.take(10, 0.0)
     shop.show("r2", 0, "a", query="shoe")
     shop.show("r3", 0, "b", query="boot")
     shop.score()
     assert shop.show("r4", MINUTE, "b", query="shoe") == []
-    shop.desk.answer(in_hand, shop.teacher.score([asked.pair for asked in in_hand]))
+    shop.requests.answer(in_hand, shop.teacher.score([request.pair for request in in_hand]))
     assert shop.leave("r1") == shop.leave("r4") == [("b", False)]
-    assert shop.show("r5", MINUTE, "b", query="shoe") == [("b", True)], "its texts were read before it was"
+    assert shop.show("r5", MINUTE, "b", query="shoe") == [("b", True)], "its texts were read before the pair was"
 
 
 def test_a_text_that_the_teacher_has_forgotten_is_read_again() -> None:
@@ -135,12 +138,12 @@ def test_a_text_that_the_teacher_has_forgotten_is_read_again() -> None:
     shop.score()
     shop.teacher.read.discard("b")
     assert shop.show("r3", MINUTE, "b", query="shoe") == []
-    assert shop.desk.waiting == 1
+    assert shop.requests.waiting == 1
     shop.score()
     assert shop.leave("r3") == [("b", False)]
 
 
-def test_what_is_no_number_is_counted_as_ever() -> None:
+def test_a_score_that_is_no_number_is_counted_as_with_any_teacher() -> None:
     shop = Shop()
     shop.show("r1", 0, "nan", query="shoe")
     shop.show("r2", 0, "b", query="boot")
@@ -148,8 +151,8 @@ def test_what_is_no_number_is_counted_as_ever() -> None:
     assert shop.show("r3", MINUTE, "nan", query="boot") == []
     shop.score()
     assert shop.leave("r3") == []
-    assert shop.desk.missing == {"not_finite": 1}
-    assert shop.desk.counts["not_finite"] == 2
+    assert shop.requests.counts.missing == Counter({"not_finite": 1})
+    assert shop.requests.counts.pairs["not_finite"] == 2
 
 
 def test_another_teacher_has_read_nothing_yet() -> None:
@@ -162,18 +165,18 @@ def test_another_teacher_has_read_nothing_yet() -> None:
     shop.score()
     assert shop.show("r4", 5 * MINUTE, "b", query="shoe") == []
     shop.score()
-    (score,) = shop.reference.by_now("r4")
+    (score,) = shop.source.by_now("r4")
     assert (score.version, score.on_time) == ("v2@0", False)
 
 
 def test_of_a_teacher_that_reads_pairs_every_pair_is_asked() -> None:
-    desk, reference = place()
-    reference.on_time(slate("r1", 0, "a", "shoe"))
-    reference.on_time(slate("r2", 0, "b", "boot"))
-    taken = desk.take(10, 0.0)
-    desk.answer(taken, Answer("v1@0", TEMPLATE, [said(asked.pair) for asked in taken]))
-    reference.on_time(slate("r3", MINUTE, "b", "shoe"))
-    assert desk.waiting == 1
+    requests, source = place()
+    source.on_time(slate("r1", 0, "a", "shoe"))
+    source.on_time(slate("r2", 0, "b", "boot"))
+    taken = requests.take(10, 0.0)
+    requests.answer(taken, Answer(TeacherDescription("v1@0", TEMPLATE), [logits_of(request.pair) for request in taken]))
+    source.on_time(slate("r3", MINUTE, "b", "shoe"))
+    assert requests.waiting == 1
 
 
 def test_remembered_texts_are_bounded() -> None:
@@ -199,13 +202,13 @@ def test_a_teacher_that_fails_in_the_stream_costs_scores_and_nothing_else() -> N
     shop.show("r1", 0, "a")
     shop.score()
     assert shop.show("r2", LATE + DELAY, "bad") == []
-    assert shop.desk.failures == {"failed": 1}
-    assert shop.desk.waiting == 1, "it is asked for, as others are"
+    assert shop.requests.counts.failures == Counter({"failed": 1})
+    assert shop.requests.waiting == 1, "the thread asks for it like for any other"
     assert shop.show("r3", LATE + DELAY, "b") == [("b", True)]
 
 
-def test_while_the_teacher_hangs_the_stream_has_what_follows_from_texts_read_before() -> None:
-    desk, reference = place()
+def test_while_the_teacher_hangs_the_stream_has_the_scores_of_texts_that_were_read_before() -> None:
+    requests, source = place()
     begun, released = threading.Event(), threading.Event()
     first = threading.Event()
 
@@ -218,13 +221,13 @@ def test_while_the_teacher_hangs_the_stream_has_what_follows_from_texts_read_bef
             first.set()
             return answer
 
-    reference.on_time(slate("r1", 0, "a", "shoe"))
-    reference.on_time(slate("r2", 0, "b", "boot"))
-    thread = ScoringThread(desk, Hanging, 10, 0.0)
+    source.on_time(slate("r1", 0, "a", "shoe"))
+    source.on_time(slate("r2", 0, "b", "boot"))
+    thread = ScoringThread(requests, Hanging, 10, 0.0)
     thread.start()
     assert first.wait(10)
-    reference.on_time(slate("r3", 1, "new", "shoe"))
+    source.on_time(slate("r3", 1, "new", "shoe"))
     assert begun.wait(10)
-    assert items(reference.on_time(slate("r4", MINUTE, "a b", "shoe"))) == [("a", True), ("b", True)]
+    assert items(source.on_time(slate("r4", MINUTE, "a b", "shoe"))) == [("a", True), ("b", True)]
     released.set()
     thread.stop(10)

@@ -171,13 +171,13 @@ def replay(
         msg = "give event logs to replay, or --from-topics"
         raise typer.BadParameter(msg)
     settings = load(config)
-    reference = replay_sources(settings, in_line_scorer)
+    score_sources = replay_sources(settings, in_line_scorer)
     if logs:
         with progress_over(logs, "Replaying") as advance:
-            stages, seconds = replay_logs(logs, settings, advance, reference=reference)
+            stages, seconds = replay_logs(logs, settings, advance, score_sources=score_sources)
     else:
         with counting("records replayed") as advance:
-            stages, seconds = replay_topics(settings, parse_time(since), parse_time(until), advance, reference)
+            stages, seconds = replay_topics(settings, parse_time(since), parse_time(until), advance, score_sources)
     report = stages.report(seconds)
     path = write_report(report, out)
     show_report(report, open_console(stderr=True))

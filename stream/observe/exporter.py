@@ -18,14 +18,13 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from heft.stream.join.joiner import DROPPED
-from heft.stream.score.requests import FAILURES, MISSING, PAIRS
 
 if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.models.rankers.head import Head
     from heft.stream.events.messages import ScoredReader
     from heft.stream.join.joiner import Joiner
     from heft.stream.learn.learner import Learner
-    from heft.stream.score.requests import ScoreRequests
+    from heft.stream.score.requests import ScoreCounts
 
 _DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -65,8 +64,12 @@ class Scores(NamedTuple):
 
     passed: Mapping[int, Mapping[str, int]] = {}
     """Scores that went along, by partition and by when: on time or later."""
-    desk: ScoreRequests | None = None
-    """Where the worker's pairs wait for the teacher; None without one."""
+    counts: ScoreCounts | None = None
+    """What happened to the requests of the teacher's versions, summed; None without a teacher."""
+    ready: bool = False
+    """Whether the teacher in use is loaded or reached."""
+    waiting: int = 0
+    """Pairs that wait for the teacher."""
 
 
 class Metrics:
@@ -232,8 +235,7 @@ def _score_metrics(scores: Scores) -> Iterable[Metric]:
         for when, n in list(by_when.items()):
             passed.add_metric([str(partition), when], n)
     yield passed
-    desk = scores.desk
-    if desk is None:
+    if scores.counts is None:
         return
     pairs = CounterMetricFamily(
         "heft_teacher_pairs",
@@ -244,14 +246,12 @@ def _score_metrics(scores: Scores) -> Iterable[Metric]:
     failures = CounterMetricFamily(
         "heft_teacher_failures", "Batches that the teacher did not answer", labels=["reason"]
     )
-    for family, names, counts in (
-        (pairs, PAIRS, desk.counts), (without, MISSING, desk.missing), (failures, FAILURES, desk.failures)
-    ):  # fmt: skip
-        for what, n in _from_zero(names, counts):
+    for family, counts in zip((pairs, without, failures), scores.counts, strict=True):
+        for what, n in counts.items():
             family.add_metric([what], n)
     yield from (pairs, without, failures)
-    yield GaugeMetricFamily("heft_teacher_ready", "1 once the teacher is loaded or reached", value=desk.ready)
-    yield GaugeMetricFamily("heft_teacher_waiting_pairs", "Pairs that wait for a score", value=desk.waiting)
+    yield GaugeMetricFamily("heft_teacher_ready", "1 once the teacher is loaded or reached", value=scores.ready)
+    yield GaugeMetricFamily("heft_teacher_waiting_pairs", "Pairs that wait for a score", value=scores.waiting)
 
 
 def _from_zero(names: Sequence[str], counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:

@@ -25,7 +25,8 @@ from heft.stream.events.log import read_lines
 from heft.stream.join.joiner import Joiner
 from heft.stream.kafka.bulk_reader import Ended, input_partitions, read_inputs
 from heft.stream.learn.learner import Learner, Observer
-from heft.stream.score.scorer import ReplaySource, Scorer
+from heft.stream.score.replay_source import ReplaySource
+from heft.stream.score.scorer import Scorer
 
 _NEVER = sys.maxsize
 _CHUNK = 256  # lines read from one log before the next is considered
@@ -34,7 +35,7 @@ Progress = Callable[[int], None]
 """Told the number of lines read since the last call."""
 
 ScoreSources = Callable[[], ReplaySource]
-"""Makes the reference of one source."""
+"""Makes the scores of one source."""
 
 
 class Replay:
@@ -50,8 +51,8 @@ class Replay:
         Names of the inputs of each partition: one for a log, the topics for a replay from topics.
     observer
         Told each outcome of each learner.
-    reference
-        Makes the reference of each source; None: no teacher.
+    score_sources
+        Makes the scores of each source; None: no teacher.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Replay:
         sources: int = 1,
         inputs: Sequence[str] = ("log",),
         observer: Observer | None = None,
-        reference: ScoreSources | None = None,
+        score_sources: ScoreSources | None = None,
     ) -> None:
         self.config = config
         decode = config.decoder()
         self.joiners = [Joiner(config.join, inputs, decode) for _ in range(sources)]
-        self._references = [reference() if reference else None for _ in range(sources)]
-        self._scorers = [Scorer(each) for each in self._references]
+        self._score_sources = [score_sources() if score_sources else None for _ in range(sources)]
+        self._scorers = [Scorer(each) for each in self._score_sources]
         self.learners = [Learner(config.learner, observer) for _ in range(max(1, len(config.join.shards)))]
         self._due: list[deque[tuple[int, Record]]] = [deque() for _ in range(sources)]
         self._ended = [False] * sources
@@ -139,7 +140,7 @@ class Replay:
             "seconds": seconds,
             "samples_per_second": samples / seconds if seconds else math.nan,
             "scores": dict(sum((scorer.counts for scorer in self._scorers), Counter[str]())),
-            "scores_not_finite": sum(each.not_finite for each in self._references if each is not None),
+            "scores_not_finite": sum(each.not_finite for each in self._score_sources if each is not None),
             "digest": digest,
             "config": self.config.plain(),
             "heads": heads[0],
@@ -154,13 +155,13 @@ def replay_logs(
     config: Config,
     progress: Progress | None = None,
     observer: Observer | None = None,
-    reference: ScoreSources | None = None,
+    score_sources: ScoreSources | None = None,
 ) -> tuple[Replay, float]:
     """Run logs through all stages; return the stages at the end and the seconds it took.
 
-    The learner depends on the logs, the configuration and the reference alone: the same give the same digest.
+    The learner depends on the logs, the configuration and the scores alone: the same give the same digest.
     """
-    replay = Replay(config, len(paths), observer=observer, reference=reference)
+    replay = Replay(config, len(paths), observer=observer, score_sources=score_sources)
     return _run(replay, [_lines(path) for path in paths], progress)
 
 
@@ -169,7 +170,7 @@ def replay_topics(
     since_ms: int | None = None,
     until_ms: int | None = None,
     progress: Progress | None = None,
-    reference: ScoreSources | None = None,
+    score_sources: ScoreSources | None = None,
 ) -> tuple[Replay, float]:
     """Run the input topics, up to where they end now, through all stages, outside any consumer group.
 
@@ -181,12 +182,12 @@ def replay_topics(
         Event times in milliseconds: from the first on, up to but not with the second.
     progress
         Told the number of records read since the last call.
-    reference
-        Makes the reference of each source; None: no teacher.
+    score_sources
+        Makes the scores of each source; None: no teacher.
     """
     partitions = input_partitions(config)
     feeds = [_records(config, partition, since_ms, until_ms) for partition in range(partitions)]
-    return _run(Replay(config, partitions, config.inputs, reference=reference), feeds, progress)
+    return _run(Replay(config, partitions, config.inputs, score_sources=score_sources), feeds, progress)
 
 
 _Fed = tuple[int, int, bytes | None]

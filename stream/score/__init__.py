@@ -1,1 +1,1 @@
-"""Scores of a teacher go along with the records; nothing ever waits for one."""
+"""The score stage: records take the scores of a teacher along, and never wait for one."""

@@ -1,48 +1,23 @@
-"""Pairs that wait for the teacher: the most valuable go first, and when there are too many the least valuable go.
+"""The pairs that wait for the teacher, by value: the most valuable leave first, the least valuable go when it is full.
 
-A pair is worth the more the more slates wait for it; of equals the one goes first that has been so for longest, as its
-slates close first.
+A pair is worth the more the more slates wait for it. Of pairs with equally many slates, the one that reached that
+number first leaves first, because its slates close first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
 
-from heft.models.teacher.logits import Logits
-from heft.models.teacher.template import Pair
-
-
-class Score(NamedTuple):
-    """A score, and since when it is known."""
-
-    logits: Logits
-    version: str
-    wall_ms: int
-    event_ms: int
-    """How far the stream had come."""
-
-
-class Request:
-    """A pair that somebody asked for: its score, or why there is none yet."""
-
-    __slots__ = ("asked_at", "known", "pair", "reason", "slates")
-
-    def __init__(self, pair: Pair, asked_at: float = 0.0) -> None:
-        self.pair = pair
-        self.asked_at = asked_at  # seconds
-        self.slates = 1  # that wait for it
-        self.known: Score | None = None
-        self.reason = "waiting"
+from heft.stream.score.request_state import Request
 
 
 class PairQueue:
-    """A bounded queue of pairs by value.
+    """A bounded queue of requests by value.
 
     Parameters
     ----------
     capacity
-        Pairs that wait at most.
+        The largest number of requests that wait.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -53,9 +28,9 @@ class PairQueue:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, asked: Request) -> Request | None:
-        """Let a pair wait; return the one that had to go for it, which may be itself."""
-        self._by_slates.setdefault(asked.slates, OrderedDict())[asked] = None
+    def add(self, request: Request) -> Request | None:
+        """Add a request; return the one that had to go because the queue was full, which may be the one added."""
+        self._by_slates.setdefault(request.slates, OrderedDict())[request] = None
         self._size += 1
         if self._size <= self._capacity:
             return None
@@ -63,26 +38,26 @@ class PairQueue:
         self.remove(least)
         return least
 
-    def remove(self, asked: Request) -> bool:
-        """Take a pair out; return whether it waited."""
-        bucket = self._by_slates.get(asked.slates)
-        if bucket is None or asked not in bucket:
+    def remove(self, request: Request) -> bool:
+        """Take a request out; return whether it was in the queue."""
+        bucket = self._by_slates.get(request.slates)
+        if bucket is None or request not in bucket:
             return False
-        del bucket[asked]
+        del bucket[request]
         if not bucket:
-            del self._by_slates[asked.slates]
+            del self._by_slates[request.slates]
         self._size -= 1
         return True
 
-    def revalue(self, asked: Request, slates: int) -> None:
-        """Say how many slates wait for a pair, in the queue or not."""
-        waited = self.remove(asked)
-        asked.slates = slates
-        if waited and slates > 0:
-            self.add(asked)
+    def revalue(self, request: Request, slates: int) -> None:
+        """Set how many slates wait for a request; one in the queue moves, or leaves when no slate waits for it."""
+        was_in_queue = self.remove(request)
+        request.slates = slates
+        if was_in_queue and slates > 0:
+            self.add(request)
 
     def take(self, n: int) -> list[Request]:
-        """Take the most valuable pairs out."""
+        """Take the ``n`` most valuable requests out, or all if there are fewer."""
         taken: list[Request] = []
         while self._size and len(taken) < n:
             first = next(iter(self._by_slates[max(self._by_slates)]))

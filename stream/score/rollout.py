@@ -1,67 +1,80 @@
-"""The desk of the teacher in use and, beside it, that of the version that is to come, until learners know that one."""
+"""How a new version of the teacher comes into use: it scores beside the old one until learners know it.
+
+====================  =================  ====================================================================
+who is asked          since              until
+====================  =================  ====================================================================
+the version in use    the start          another version has come (`begin`)
+both                  `begin`            the new one was asked for `SHADOW_ITEMS` items
+both                  those items        the labels of those items are known, by event time
+the new version       those labels       another version has come
+====================  =================  ====================================================================
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 
-from heft.stream.score.requests import ScoreRequests, ScoringThread
+from heft.stream.score.requests import ScoreCounts, ScoreRequests
+from heft.stream.score.scoring_thread import ScoringThread
 
 SHADOW_ITEMS = 100_000
-"""Of three clicks in a hundred shows and one order in twenty clicks, what learners of orders settle a version on."""
+"""After so many items learners of orders know a version, where three of a hundred items shown are clicked and one click
+in twenty becomes an order."""
 
 log = logging.getLogger("heft.scoring")
 
 
 class ShadowRollout:
-    """Where the partitions of a worker ask for scores: of one version of the teacher, or of two.
+    """The one or two versions of the teacher that the partitions of a worker ask for scores.
 
-    A new version is asked beside the old one until it has been asked for `SHADOW_ITEMS` items and their labels have
-    become known. Until then learners go by the old one, so that there is no time without scores that they may use. A
-    worker that begins again begins with the newest version alone.
+    While both are asked, learners go by the old one, so that they always have scores that they may use. A worker that
+    starts again starts with the newest version alone.
 
     Parameters
     ----------
     first
-        Who scores to begin with.
+        The version in use at the start.
     labels_after_ms
-        Event time after which the labels of a slate, those of its orders too, are known.
+        Event time after which the labels of a slate are known, those of its orders among them.
     """
 
     def __init__(self, first: ScoringThread, labels_after_ms: int) -> None:
-        self._first = first
+        self._in_use = first
         self._labels_after_ms = labels_after_ms
         self._newer: ScoringThread | None = None
-        self._enough_at_ms = 0
-        self._now_ms = 0  # of the partition that is ahead
-        self._changing = threading.Lock()  # a version comes from the thread that scores
+        self._enough_at_ms = 0  # when the newer version had been asked for enough items; 0 before
+        self._now_ms = 0  # event time of the partition that is ahead
+        # Old versions count on: slates may still wait for them when a new one comes into use.
+        self._old_counts: list[ScoreCounts] = []
+        self._lock = threading.Lock()  # `begin` is called from a thread that scores, the others from the stream's
 
     @property
     def current(self) -> ScoreRequests:
-        """The desk of the version in use."""
-        return self._first.desk
+        """The requests of the version in use."""
+        return self._in_use.requests
 
     def at(self, at_ms: int) -> tuple[ScoreRequests, ...]:
-        """Return whom to ask about a slate shown at a time: the version in use first."""
+        """Return the requests of the versions to ask about a slate shown at a time, the version in use first."""
         if self._newer is None:
-            return (self._first.desk,)
-        with self._changing:
-            older, newer = self._first.desk, self._newer.desk
+            return (self._in_use.requests,)
+        with self._lock:
+            older, newer = self._in_use.requests, self._newer.requests
             self._now_ms = max(self._now_ms, at_ms)
             if self._enough_at_ms == 0:
-                if newer.counts["asked"] - newer.missing["in_sample"] >= SHADOW_ITEMS:
+                if newer.counts.pairs["asked"] - newer.counts.missing["in_sample"] >= SHADOW_ITEMS:
                     self._enough_at_ms = self._now_ms
             elif self._now_ms > self._enough_at_ms + self._labels_after_ms:
                 log.warning("the teacher is now %s; %s is asked no more", newer.version, older.version)
-                self._first.stop(0.0)
-                newer.go_on_counting(older)
-                self._first, self._newer = self._newer, None
+                self._in_use.stop(0.0)
+                self._old_counts.append(older.counts)
+                self._in_use, self._newer = self._newer, None
                 return (newer,)
             return older, newer
 
     def begin(self, newer: ScoringThread) -> bool:
-        """Ask a new version too; False if another has not become known yet."""
-        with self._changing:
+        """Ask a new version too; return False, and do nothing, while two are asked already."""
+        with self._lock:
             if self._newer is not None:
                 return False
             self._newer, self._enough_at_ms = newer, 0
@@ -69,8 +82,22 @@ class ShadowRollout:
         newer.start()
         return True
 
+    def counts(self) -> ScoreCounts:
+        """Return the counts of all versions so far, summed: no number is ever smaller than it was before."""
+        with self._lock:
+            return ScoreCounts.total([*self._old_counts, *(thread.requests.counts for thread in self._threads())])
+
+    def waiting(self) -> int:
+        """Return how many pairs wait for the versions that are asked."""
+        with self._lock:
+            return sum(thread.requests.waiting for thread in self._threads())
+
     def stop(self) -> None:
-        """Ask nobody any more."""
-        for thread in (self._first, self._newer):
-            if thread is not None:
-                thread.stop()
+        """Stop the threads of all versions that are asked."""
+        with self._lock:
+            threads = self._threads()
+        for thread in threads:  # without the lock: a thread that ends may still call `begin`
+            thread.stop()
+
+    def _threads(self) -> list[ScoringThread]:
+        return [self._in_use] if self._newer is None else [self._in_use, self._newer]

@@ -1,8 +1,8 @@
-"""Since when texts are known, of a teacher that reads them apart.
+"""When a teacher that reads texts apart has read each text.
 
-What a ranker needs of such a teacher is the vector of each text: once it has had two of them, it has the score of their
-pair, whether or not anybody has shown that pair before. So a pair is known since the later of its texts. A static
-teacher needs a look at a text and no model: with it a ranker has all vectors, of texts nobody has shown before as well.
+Of such a teacher a ranker needs the vector of each text. Two vectors give the score of their pair, whether or not the
+pair has been shown before. So a pair is known from the moment when the later of its two texts was read. With a static
+teacher a ranker reads any text itself, so all pairs are known from the moment when the teacher came.
 """
 
 from __future__ import annotations
@@ -15,54 +15,56 @@ from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
 
 AtOnce: TypeAlias = Callable[[Sequence[Pair]], Sequence[Logits | None]]
-"""Scores pairs whose texts have both been read, without waiting for anything, from any thread; None for others, unless
-it is a static teacher's."""
+"""Scores pairs whose texts have both been read, and of a static teacher all pairs; None for the others. It may be
+called from any thread, and waits for nothing."""
 
 
 class Moment(NamedTuple):
-    """A moment by the wall clock, and how far the stream had come."""
+    """A moment by two clocks, in milliseconds: the wall clock, and the newest event that the stream had brought."""
 
     wall_ms: int
     event_ms: int
 
 
 class TextReadTimes:
-    """Texts that a teacher has read, and since when; nothing of a teacher that reads pairs.
+    """Texts that a teacher has read, and since when; of a teacher that reads pairs it holds nothing.
 
-    ``at_once`` is the teacher's, None for one that reads pairs.
+    ``at_once`` is the teacher's; it is None for a teacher that reads pairs.
 
     Parameters
     ----------
     capacity
-        Texts that are remembered; the one used longest ago goes first, and is new when it is read again.
+        The largest number of texts that are remembered. The one used longest ago goes first; when it comes again it
+        counts as read from then on.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._since: OrderedDict[str, Moment] = OrderedDict()
-        self._all_since: Moment | None = None
+        self._all_since: Moment | None = None  # a static teacher's
         self.at_once: AtOnce | None = None
 
     def begin(self, now: Moment, read_ahead: Iterable[str] = (), static: bool = False) -> None:
-        """Forget all, since the teacher is another one; it comes with texts that it has read, the most used first."""
+        """Begin anew with another teacher, which has read the texts ``read_ahead``, the most used first."""
         self._all_since = now if static else None
         kept = list(read_ahead)[: self._capacity]
-        self._since = OrderedDict.fromkeys(reversed(kept), now)  # the first goes last
+        self._since = OrderedDict.fromkeys(reversed(kept), now)  # the most used is forgotten last
         self.at_once = None
 
     def note(self, pair: Pair, now: Moment) -> Moment:
-        """Note that a pair was scored; return since when it could be."""
+        """Note that the teacher scored a pair; return since when the pair could be scored."""
         if self.at_once is None:
             return now
-        for text in pair if self._all_since is None else ():
-            self._since.setdefault(text, now)
+        if self._all_since is None:
+            for text in pair:
+                self._since.setdefault(text, now)
         since = self._since_both(pair)
         while len(self._since) > self._capacity:
             self._since.popitem(last=False)
         return since
 
     def scores(self, pairs: Iterable[Pair]) -> list[tuple[Pair, Logits, Moment]]:
-        """Return the scores of the pairs that can be scored at once, and since when they could be."""
+        """Return those pairs that can be scored at once, with their scores and since when they could be scored."""
         if self.at_once is None:
             return []
         read = [pair for pair in pairs if self._all_since or (pair.query in self._since and pair.item in self._since)]

@@ -1,8 +1,9 @@
-"""``heft teacher serve``: a teacher on the host made for it, asked over HTTP by the workers.
+"""``heft teacher serve``: a teacher on a host of its own, asked over HTTP by the workers.
 
-``POST /score`` takes `PairsAsked` and answers `PairsScored`. Batches of several workers are computed one after
-another, each as it came: a worker fills its own across slates. What nobody waits for any more is not computed, and a
-worker whose turn would be far off is told so at once: it asks again for what is still of use then.
+``POST /score`` takes `PairsAsked` and answers `PairsScored`. Batches of several workers are computed one after another,
+and never merged: a worker has filled each from several slates already. A batch whose worker has given up is not
+computed. When many batches wait, a further one is refused at once with status 503, and its worker asks again later for
+the pairs that slates still wait for.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from aiohttp import web
 
 from heft.models.teacher.logits import STEPS
 from heft.models.teacher.template import TeacherConfig
-from heft.stream.score.requests import Teacher
+from heft.stream.score.teacher import Teacher
 from heft.stream.teacher.clients import LocalTeacher, PairsAsked, PairsScored
 
 _MOST_BYTES = 64 << 20
-_MOST_WAITING = 8  # batches, the one being computed among them
+_MOST_WAITING = 8  # batches, including the one that is being computed
 
 
 def application(teacher: Teacher) -> web.Application:
-    """Return the server of a teacher, not started."""
+    """Return the server of a teacher; it is not started yet."""
     computing = ThreadPoolExecutor(1, "teacher")
     waiting = 0
 
     async def score(request: web.Request) -> web.Response:
         nonlocal waiting
         try:
-            asked = msgspec.json.decode(await request.read(), type=PairsAsked)
+            body = msgspec.json.decode(await request.read(), type=PairsAsked)
         except msgspec.MsgspecError as error:
             return web.Response(status=400, text=f"{error}\n")
         if waiting >= _MOST_WAITING:
             return web.Response(status=503, text=f"{waiting} batches wait already\n")
         waiting += 1
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(computing, teacher.score, asked.pairs)
+            answer = await asyncio.get_running_loop().run_in_executor(computing, teacher.score, body.pairs)
         finally:
             waiting -= 1
         logits: list[tuple[float | None, float | None]] = [
@@ -47,7 +48,7 @@ def application(teacher: Teacher) -> web.Application:
             else (each.logit_256 / STEPS, None if each.order_256 is None else each.order_256 / STEPS)
             for each in answer.logits
         ]
-        scored = PairsScored(answer.version, answer.template, logits)
+        scored = PairsScored(answer.teacher.version, answer.teacher.template, logits)
         return web.Response(body=msgspec.json.encode(scored), content_type="application/json")
 
     async def health(_: web.Request) -> web.Response:
@@ -63,15 +64,15 @@ def application(teacher: Teacher) -> web.Application:
 
 
 def serve(config: TeacherConfig, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C; say where, port 0 being a free one."""
+    """Serve until SIGTERM or Ctrl-C, and print the address; port 0 means any free port."""
     teacher = LocalTeacher(config)
     engine = teacher.engine
     listening = socket.create_server((host, port))
 
-    def said(text: str) -> None:
-        if text.startswith("="):
-            at = listening.getsockname()[1]
-            print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.way}", flush=True)
+    def print_address(text: str) -> None:
+        if text.startswith("="):  # the first line that aiohttp prints once it serves
+            actual_port = listening.getsockname()[1]
+            print(f"teacher {engine.version} at http://{host}:{actual_port}, computed by {engine.way}", flush=True)
 
-    # Cancelled with its connection: a batch whose worker has given up would keep those from their turn that wait.
-    web.run_app(application(teacher), sock=listening, print=said, handler_cancellation=True)
+    # With its connection a batch is cancelled too: nobody waits for its scores, and others wait for their turn.
+    web.run_app(application(teacher), sock=listening, print=print_address, handler_cancellation=True)

@@ -1,155 +1,127 @@
-"""The shell around a teacher that scores: in this process or asked over HTTP, live or in a replay.
-
-Torch is imported from here and nowhere else in stream/, and only where a teacher is configured that runs a model.
-"""
+"""Teachers that score, in this process or asked over HTTP, and how a worker and a replay use them."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from pathlib import Path
-from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import quantise
 from heft.models.teacher.template import Pair, TeacherConfig
 from heft.stream.config.settings import Config, ConfigError
-from heft.stream.score.requests import (
-    Answer,
-    Clocks,
-    LiveSource,
-    ScoreRequests,
-    ScorerError,
-    ScorerTimeoutError,
-    ScoringThread,
-    Teacher,
-)
+from heft.stream.score.live_source import LiveSource
+from heft.stream.score.replay_source import MOST_WANTED, PairScores, ReplaySource
+from heft.stream.score.requests import Clocks, ScoreCounts, ScoreRequests
 from heft.stream.score.rollout import ShadowRollout
-from heft.stream.score.scorer import MOST_WANTED, PairScores, ReplaySource, ScoreSource
+from heft.stream.score.scoring_thread import ScoringThread
+from heft.stream.score.teacher import Answer, ScorerError, ScorerTimeoutError, Teacher
+from heft.stream.teacher.folder import TeacherFolder, load_engine
 
 if TYPE_CHECKING:
     from heft.models.teacher.score.engine import Engine
 
-log = logging.getLogger("heft.scoring")
-
-_LOOK_SECONDS = 1.0  # between looks at the folder
-
 
 class PairsAsked(msgspec.Struct):
-    """What is sent to ``/score``: texts of query and item."""
+    """The body of a request to ``/score``: texts of query and item."""
 
     pairs: list[Pair]
 
 
 class PairsScored(msgspec.Struct):
-    """What ``/score`` answers: calibrated logits of click and conversion, in the order asked."""
+    """The answer of ``/score``: calibrated logits of click and conversion, in the order of the pairs."""
 
     version: str
     """As scores carry it: with when the teacher's data ends."""
     template: str
     """What the teacher reads."""
     logits: list[tuple[float | None, float | None]]
-    """A click that is null or no finite number is no score; null for the conversion: no such head."""
+    """A pair whose click is null or no finite number has no score. The conversion is null where the teacher has no head
+    for it."""
 
 
 class LocalTeacher:
-    """A teacher's folder, scored in this process; a new version in it is loaded beside and then taken, or handed over.
+    """A teacher that is scored in this process; a new version in its folder replaces the old one.
 
     Parameters
     ----------
     config
-        ``model``, ``device`` and ``ways``.
-    engine
-        What it begins with; by default that of the folder, which is loaded.
-    hand_over
-        Takes a new version in this one's place, which then stays as it is; returns whether it does so now.
+        ``model`` is the folder; ``device``, ``ways`` and ``batch`` say how it is computed.
     """
 
-    def __init__(
-        self,
-        config: TeacherConfig,
-        engine: Engine | None = None,
-        hand_over: Callable[[Engine], bool] | None = None,
-    ) -> None:
-        self._config, self._hand_over = config, hand_over
-        self.engine = engine or load_engine(config, config.batch)
-        self._followed = False
-        self._looked = monotonic()
-        self._newer: Engine | None = None
-        self._refused = ""
-        self._loading: threading.Thread | None = None
-        self._told = ""
+    def __init__(self, config: TeacherConfig) -> None:
+        self.engine = load_engine(config, config.batch)
+        self._folder = TeacherFolder(config, self.engine.state.version)
+        self._answered_as = ""  # the version of the last answer
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
-        """Return the logits of pairs."""
+        """Return the scores of pairs."""
         self._renew()
-        engine = self.engine
-        self._told = engine.version
-        return Answer(
-            engine.version,
-            engine.template.text,
-            engine.score(pairs),
-            engine.at_once if engine.apart else None,
-            engine.read_ahead,
-            engine.static,
-        )
+        self._answered_as = self.engine.version
+        return _answer(self.engine, pairs)
 
     def look(self) -> Answer | None:
-        """Return an answer about no pairs if it is another teacher than it last said."""
+        """Return an answer about no pairs if the version is another one than in the last answer."""
         self._renew()
-        return None if self.engine.version == self._told else self.score([])
+        return None if self.engine.version == self._answered_as else self.score([])
 
     def _renew(self) -> None:
-        """Take the version that has been loaded meanwhile, or hand it over, and load the one that has come."""
-        if self._newer is not None:
-            if self._hand_over is None:
-                self.engine, self._newer = self._newer, None
-            elif self._hand_over(self._newer):
-                self._newer, self._followed = None, True
-        loading = self._loading is not None and self._loading.is_alive()
-        if self._followed or loading or monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = monotonic()
-        found = self._version()
-        newest = (self._newer or self.engine).state.version
-        if found not in ("", newest, self._refused):
-            self._loading = threading.Thread(target=self._load, args=(found,), name="teacher", daemon=True)
-            self._loading.start()
+        if (newer := self._folder.newer()) is not None:
+            self.engine = newer
+            self._folder.take(newer)
 
-    def _version(self) -> str:
-        from heft.models.teacher.state import TeacherError, read_state
 
-        try:
-            state = read_state(Path(self._config.model))
-        except (TeacherError, OSError):  # in the middle of being written
-            return ""
-        return state.version if state else ""
+class TeacherVersion:
+    """One version of a teacher that is scored in this process, and never changes; a newer one is offered to others.
 
-    def _load(self, version: str) -> None:
-        try:
-            engine = load_engine(self._config, self._config.batch)
-        except Exception as error:  # the one that runs is good enough
-            self._refused = version
-            log.warning("%s: version %s cannot be loaded: %s", self._config.model, version, error)
-            return
-        if engine.state.version == self._version():  # else it was written again meanwhile
-            self._newer = engine
+    Parameters
+    ----------
+    config
+        ``model`` is the folder; ``device``, ``ways`` and ``batch`` say how a newer version is computed.
+    engine
+        The version.
+    offer
+        Called with a newer version until it returns True. From then on that one looks at the folder.
+    """
+
+    def __init__(self, config: TeacherConfig, engine: Engine, offer: Callable[[Engine], bool]) -> None:
+        self._engine, self._offer = engine, offer
+        self._folder: TeacherFolder | None = TeacherFolder(config, engine.state.version)
+        self._answered = False
+
+    def score(self, pairs: Sequence[Pair]) -> Answer:
+        """Return the scores of pairs."""
+        self._look_for_newer()
+        self._answered = True
+        return _answer(self._engine, pairs)
+
+    def look(self) -> Answer | None:
+        """Return an answer about no pairs unless there was an answer before."""
+        self._look_for_newer()
+        return None if self._answered else self.score([])
+
+    def _look_for_newer(self) -> None:
+        newer = None if self._folder is None else self._folder.newer()
+        if newer is not None and self._offer(newer):
+            self._folder = None
+
+
+def _answer(engine: Engine, pairs: Sequence[Pair]) -> Answer:
+    return Answer(engine.description, engine.score(pairs), engine.at_once if engine.apart else None)
 
 
 class RemoteTeacher:
-    """A teacher that another process scores with: `heft teacher serve`, or whatever answers as it does.
+    """A teacher in another process: `heft teacher serve`, or a server that answers like it.
 
     Parameters
     ----------
     url
         ``http://HOST:PORT``.
     timeout_seconds
-        For an answer.
+        How long an answer may take.
     """
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
@@ -162,12 +134,12 @@ class RemoteTeacher:
         self._connection = kind(parts.hostname, parts.port, timeout=timeout_seconds)
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
-        """Return the logits of pairs.
+        """Return the scores of pairs.
 
         Raises
         ------
         ScorerError
-            If there is no answer, none in time, or one that is none.
+            If there is no answer, none in time, or one that is not of the form `PairsScored`.
         """
         body = msgspec.json.encode(PairsAsked(list(pairs)))
         try:
@@ -188,18 +160,18 @@ class RemoteTeacher:
         except msgspec.MsgspecError as error:
             raise ScorerError(str(error)) from None
         logits = [None if click is None else quantise(click, order) for click, order in found.logits]
-        return Answer(found.version, found.template, logits)
+        return Answer(TeacherDescription(found.version, found.template), logits)
 
     def look(self) -> Answer | None:
-        """Return nothing: which teacher it is, is heard with its scores."""
+        """Return nothing: its next scores say which teacher it is."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 class Scoring:
-    """The teacher of a worker, at work.
+    """The teacher of a worker, with the threads that score.
 
     Parameters
     ----------
@@ -208,42 +180,51 @@ class Scoring:
     clocks
         Time.
     observe
-        Told the seconds from asking for a pair to knowing its score.
+        Called for each pair with the seconds from asking for it to knowing its score.
     """
 
     def __init__(self, config: Config, clocks: Clocks, observe: Callable[[float], None]) -> None:
         self._config, self._clocks, self._observe = config, clocks, observe
         labels_after_ms = config.join.click_window_ms + config.join.conversion_window_ms
         first = self._thread(self._connect)
-        self._desks = ShadowRollout(first, labels_after_ms)
+        self._rollout = ShadowRollout(first, labels_after_ms)
         first.start()
 
     @property
-    def desk(self) -> ScoreRequests:
-        """Where the version in use is asked."""
-        return self._desks.current
+    def current(self) -> ScoreRequests:
+        """The requests of the version in use."""
+        return self._rollout.current
 
-    def reference(self) -> ScoreSource:
-        """Return the reference of one partition."""
-        return LiveSource(self._desks.at, self._config.teacher.score_delay_ms, self._config.join.click_window_ms)
+    def counts(self) -> ScoreCounts:
+        """Return what happened to the requests of all versions."""
+        return self._rollout.counts()
+
+    def waiting(self) -> int:
+        """Return how many pairs wait for a score."""
+        return self._rollout.waiting()
+
+    def source(self) -> LiveSource:
+        """Return the scores of one partition."""
+        return LiveSource(self._rollout.at, self._config.teacher.score_delay_ms, self._config.join.click_window_ms)
 
     def stop(self) -> None:
         """Score no more."""
-        self._desks.stop()
+        self._rollout.stop()
 
     def _connect(self) -> Teacher:
         teacher = self._config.teacher
         if teacher.url:
             return RemoteTeacher(teacher.url, teacher.timeout_ms / 1000)
-        return LocalTeacher(teacher, hand_over=self._shadow)
+        return TeacherVersion(teacher, load_engine(teacher, teacher.batch), self._score_beside)
 
-    def _shadow(self, engine: Engine) -> bool:
-        """Score with a new version too; False while another has not become known."""
-        return self._desks.begin(self._thread(lambda: LocalTeacher(self._config.teacher, engine, self._shadow)))
+    def _score_beside(self, engine: Engine) -> bool:
+        """Score with a new version beside the one in use; return False while two score already."""
+        teacher = self._config.teacher
+        return self._rollout.begin(self._thread(lambda: TeacherVersion(teacher, engine, self._score_beside)))
 
     def _thread(self, connect: Callable[[], Teacher]) -> ScoringThread:
         teacher = self._config.teacher
-        desk = ScoreRequests(
+        requests = ScoreRequests(
             teacher.template,
             self._clocks,
             lateness_ms=self._config.join.lateness_ms,
@@ -251,44 +232,18 @@ class Scoring:
             cache=teacher.cache,
             observe=self._observe,
         )
-        return ScoringThread(desk, connect, teacher.batch, teacher.linger_ms / 1000)
-
-
-def load_engine(config: TeacherConfig, together: int) -> Engine:
-    """Return the teacher of ``teacher.model``, loaded, computed as is the fastest for so many pairs together.
-
-    Raises
-    ------
-    ConfigError
-        If its libraries are not installed.
-    """
-    try:
-        from heft.models.teacher.score.engine import Engine
-
-        engine = Engine(Path(config.model), config.device, config.ways, perf_counter, together)
-    except ImportError as error:
-        if error.name is None:  # a library that is there, and says what it lacks
-            raise
-        name = f"teacher.model is {config.model!r}, but {error.name} is missing"
-        msg = f"{name}: pip install 'heft[teacher]'; for a static one 'heft[static]' is enough"
-        raise ConfigError(msg) from None
-    said = ", ".join(
-        f"{name} {each if isinstance(each, str) else round(each)}" for name, each in engine.timings.items()
-    )
-    timed = f" (pairs a second: {said})" if said else ""
-    log.warning("the teacher %s is computed by %s%s", engine.version, engine.way, timed)
-    return engine
+        return ScoringThread(requests, connect, teacher.batch, teacher.linger_ms / 1000)
 
 
 def replay_sources(config: Config, in_line: bool = False) -> Callable[[], ReplaySource] | None:
-    """Return what makes the reference of each source of a replay; None without a teacher.
+    """Return a function that makes the scores of one source of a replay; None without a teacher.
 
     Parameters
     ----------
     config
         ``teacher.model`` names the teacher.
     in_line
-        Every score is on time: what a scorer in line with the ranker would bring.
+        All scores are on time, as with a scorer that the ranker waits for.
     """
     teacher = config.teacher
     if not teacher.model:
@@ -299,15 +254,11 @@ def replay_sources(config: Config, in_line: bool = False) -> Callable[[], Replay
     def make() -> ReplaySource:
         return ReplaySource(
             scores,
-            engine.template,
-            engine.version,
+            engine.description,
             score_delay_ms=teacher.score_delay_ms,
             open_for_ms=config.join.click_window_ms,
             in_line=in_line,
             capacity=teacher.cache,
-            apart=engine.apart,
-            read_ahead=engine.read_ahead,
-            static=engine.static,
         )
 
     return make

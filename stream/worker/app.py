@@ -170,7 +170,7 @@ class Worker:
             if self._scoring is None:
                 clocks = Clocks(lambda: round(time() * 1000), perf_counter)
                 self._scoring = Scoring(config, clocks, self.metrics.scoring_delay.observe)
-            scorer, open_for_ms = Scorer(self._scoring.reference()), config.join.click_window_ms
+            scorer, open_for_ms = Scorer(self._scoring.source()), config.join.click_window_ms
             return ScoreStage(connections, partition, topics.samples, topics.scored, config.shards, scorer, open_for_ms)
         # A worker that only joins needs no models.
         from heft.stream.worker.learn_stage import LearnStage
@@ -288,7 +288,9 @@ class Worker:
     def _scores(self) -> Scores:
         found = [(place, running.stage) for place, running in list(self.running.items()) if place[0] == "score"]
         passed = {place[1]: cast("ScoreStage", stage).scorer.counts for place, stage in found}
-        return Scores(passed, self._scoring.desk if self._scoring else None)
+        if (scoring := self._scoring) is None:
+            return Scores(passed)
+        return Scores(passed, scoring.counts(), scoring.current.ready, scoring.waiting())
 
     def _readers(self) -> dict[tuple[str, int], Sequence[ScoredReader]]:
         readers: dict[tuple[str, int], Sequence[ScoredReader]] = {}

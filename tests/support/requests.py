@@ -1,4 +1,4 @@
-"""A desk whose clock is set by hand, and slates for it."""
+"""Requests to a teacher with a clock that is set by hand, and slates that ask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 from heft.models.records import ReferenceScore, Slate
 from heft.models.teacher.logits import Logits
 from heft.models.teacher.template import Pair
-from heft.stream.score.requests import Clocks, LiveSource, ScoreRequests
+from heft.stream.score.live_source import LiveSource
+from heft.stream.score.requests import Clocks, ScoreRequests
 from tests.support.builders import MINUTE, SECOND, T0, impression
 
 TEMPLATE = "{query} | {item.text}"
@@ -34,13 +35,14 @@ def slate(request: str, at: int, texts: str = "a b", query: str = "shoe") -> Sla
     return msgspec.structs.replace(shown, items=items)
 
 
-def said(pair: Pair) -> Logits | None:
+def logits_of(pair: Pair) -> Logits | None:
+    """The length of the item's text; "nan" has no score."""
     return None if pair.item == "nan" else Logits(len(pair.item))
 
 
 def place(clock: Clock | None = None, **more: Any) -> tuple[ScoreRequests, LiveSource]:
-    desk = ScoreRequests(TEMPLATE, (clock or Clock()).clocks(), lateness_ms=LATE, **more)
-    return desk, LiveSource(lambda _: (desk,), DELAY, 10 * MINUTE)
+    requests = ScoreRequests(TEMPLATE, (clock or Clock()).clocks(), lateness_ms=LATE, **more)
+    return requests, LiveSource(lambda _: (requests,), DELAY, 10 * MINUTE)
 
 
 def items(scores: Sequence[ReferenceScore]) -> list[tuple[str, bool]]:

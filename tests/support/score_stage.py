@@ -1,4 +1,4 @@
-"""A score stage of a replay with a teacher of made-up scores, and the records that it reads."""
+"""The score stage of a replay with a teacher of made-up scores, and the records that it reads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 
 from heft.models.records import Closed, Record, Shown
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import Logits, wire_version
-from heft.models.teacher.template import Pair, Template
-from heft.stream.score.scorer import PairScores, ReplaySource, Scorer
+from heft.models.teacher.template import Pair
+from heft.stream.score.replay_source import PairScores, ReplaySource
+from heft.stream.score.scorer import Scorer
 from tests.support.builders import MINUTE, T0, impression
 
-TEMPLATE = Template("{query} | {item.name}")
 VERSION = wire_version("v1", 0)
+TEACHER = TeacherDescription(VERSION, "{query} | {item.name}")
 
 
 class Teacher:
@@ -25,15 +27,15 @@ class Teacher:
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         self.batches.append(list(pairs))
-        return [None if "nan" in pair.item else said(pair) for pair in pairs]
+        return [None if "nan" in pair.item else logits_of(pair) for pair in pairs]
 
 
-def said(pair: Pair) -> Logits:
+def logits_of(pair: Pair) -> Logits:
     return Logits(100 * len(pair.query) + len(pair.item), -len(pair.item))
 
 
 def shown(request: str, at: int, names: str = "a b", query: str = "shoe") -> Shown:
-    """A slate ``at`` milliseconds after T0 whose items are called so."""
+    """A slate shown ``at`` milliseconds after T0, whose items have these names."""
     slate = impression(request, at=at, items=names.split(), query=query)
     items = [msgspec.structs.replace(item, features={"name": item.item_id * 3}) for item in slate.items]
     return Shown(slate.at_ms, msgspec.structs.replace(slate, items=items), [])
@@ -43,8 +45,8 @@ def closed(request: str, at: int) -> Closed:
     return Closed(T0 + at + 10 * MINUTE, request)
 
 
-def scorer(teacher: Teacher, version: str = VERSION, remembered: int = 1_000, **more: Any) -> Scorer:
-    return Scorer(ReplaySource(PairScores(teacher, remembered), TEMPLATE, version, **more))
+def scorer(teacher: Teacher, description: TeacherDescription = TEACHER, remembered: int = 1_000, **more: Any) -> Scorer:
+    return Scorer(ReplaySource(PairScores(teacher, remembered), description, **more))
 
 
 def scores(record: Record) -> list[tuple[str, bool]]:

@@ -1,9 +1,9 @@
-"""A process that answers as `heft teacher serve` does, without a model, and misbehaves as it is told.
+"""A process that answers like `heft teacher serve`, without a model, and misbehaves on demand.
 
-``python tests/support/scorer_process.py PORT ORDERS``: the file ORDERS holds JSON, read at each request: ``version``,
-``seconds`` (how long an answer takes), ``nan`` (whether it is no number), ``random`` (whether it is any number),
-``knows`` (a file of JSON with logits by item by query; without it the lengths of the texts decide). Port 0 is a free
-one. It says which.
+``python tests/support/scorer_process.py PORT ORDERS``: the file ORDERS holds JSON, which is read at each request:
+``version``; ``seconds``, how long an answer takes; ``nan``, whether scores are no numbers; ``random``, whether they are
+arbitrary numbers; ``knows``, a JSON file with logits by query and item. Without any of these the lengths of the texts
+decide. PORT 0 means any free port. The process prints its port.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ TEMPLATE = "{query} | {item.text}"
 
 
 class Scorer:
-    """The process, and what it is told."""
+    """The process, and the orders that it follows."""
 
     def __init__(self, folder: Path, **orders: object) -> None:
         self.orders, self.port = folder / "orders.json", 0
-        self.told(**orders)
+        self.order(**orders)
         self.start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def told(self, **orders: object) -> None:
+    def order(self, **orders: object) -> None:
         part = self.orders.with_suffix(".part")
         part.write_text(json.dumps(orders), encoding="utf-8")
         part.replace(self.orders)
@@ -79,7 +79,7 @@ class Answers(BaseHTTPRequestHandler):
         time.sleep(orders.get("seconds", 0))
         logits = [[logit(orders, query, item), None] for query, item in asked["pairs"]]
         body = json.dumps({"version": orders["version"], "template": TEMPLATE, "logits": logits}).encode()
-        with suppress(ConnectionError):  # whoever asked has given up
+        with suppress(ConnectionError):  # the client has given up
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

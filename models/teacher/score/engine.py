@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.teacher.data.log_samples import CLICK, CONVERSION, RELEVANCE
+from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import Logits, quantise, wire_version
 from heft.models.teacher.network.static_reader import StaticReader
 from heft.models.teacher.state import STATIC, TOWERS, require_state
@@ -85,6 +86,11 @@ class Engine:
         self.read_ahead = read_texts(folder) if self.apart and not self.static else ()
         for begin in range(0, len(self.read_ahead), _READ_TOGETHER):
             self._read(self.read_ahead[begin : begin + _READ_TOGETHER])
+
+    @property
+    def description(self) -> TeacherDescription:
+        """What the teacher says of itself."""
+        return TeacherDescription(self.version, self.template.text, self.apart, self.read_ahead, self.static)
 
     def score(self, pairs: Sequence[Pair]) -> list[Logits | None]:
         """Return the calibrated logits of pairs, quantised; None where one is not finite."""
