@@ -290,6 +290,23 @@ def test_a_compiled_way_runs_in_the_thread_that_compiled_it_whichever_thread_ask
     assert len(threads) == 1
 
 
+def test_what_is_compiled_may_record_cuda_graphs_in_its_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cudagraph_trees
+
+    compile, may = torch.compile, []
+
+    class Watched(Compiler):
+        def __call__(self, graph: Any, _inputs: Any, **_: object) -> Any:
+            may.append(hasattr(cudagraph_trees.local, "tree_manager_containers"))  # else torch 2.11 asserts it has
+            return super().__call__(graph, _inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=Watched()))
+    monkeypatch.setattr(reader, "ways_of", lambda model, _, state: ways_of_gpu(model, state.max_tokens))
+    Engine(folder, "cpu", "torch.compile float32")
+    assert may
+    assert all(may)
+
+
 @pytest.mark.parametrize("in_line", [False, True])
 def test_a_replay_asks_the_teacher_of_its_configuration(folder: Path, tmp_path: Path, in_line: bool) -> None:
     log, file, out = tmp_path / "log.jsonl", tmp_path / "heft.toml", tmp_path / "out"

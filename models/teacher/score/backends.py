@@ -12,9 +12,11 @@ import logging
 import os
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -225,8 +227,20 @@ def _compiled(model: Model) -> Forward:
         return np.asarray(vectors.float().cpu().numpy())
 
     # CUDA graphs belong to the thread that recorded them, and a teacher may be made in another than it scores in.
-    thread = ThreadPoolExecutor(1, "compiled")
+    thread = ThreadPoolExecutor(1, "compiled", _let_graphs_be_recorded)
     return lambda columns: thread.submit(forward, columns).result()
+
+
+def _let_graphs_be_recorded() -> None:
+    """Give this thread a place for its CUDA graphs.
+
+    Torch 2.15 does so itself. In torch 2.11 only the thread that imported it has one, and an assertion fails in others:
+    https://github.com/pytorch/pytorch/issues/123177.
+    """
+    from torch._inductor import cudagraph_trees
+
+    cudagraph_trees.local.tree_manager_containers = {}
+    cudagraph_trees.local.tree_manager_locks = defaultdict(Lock)
 
 
 def input_names(model: Model) -> list[str]:
