@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from heft.models.evaluate.prequential import Prequential
-from heft.models.features.featurizer import Vectors
+from heft.models.features.vectors import Vectors
 from heft.models.importance.teacher_scores import Missing, Takeover, TeacherCalibration, TeacherScores
 from heft.models.importance.weigh import Evidence, Importance, Weights
 from heft.models.importance.weightings import Input, Measure, Weighting
