@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.evaluate.prequential import Cohorts
+from heft.models.evaluate.cohorts import Cohorts
 from heft.models.features.config import FeatureConfig
 from heft.models.features.featurizer import Featurizer
 from heft.models.features.vectors import Vectors, item_hash
