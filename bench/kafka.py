@@ -86,7 +86,7 @@ def _run_quix(file: Path, records: int) -> dict[str, float]:
     from quixstreams import Application
 
     from bench.peers import MODELS, Pipeline
-    from heft.models.features.featurizer import DEFAULT_FEATURES
+    from heft.models.features.config import DEFAULT_FEATURES
 
     config = load(file, {})
     app = Application(

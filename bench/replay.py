@@ -53,7 +53,7 @@ def _heft(log: Path) -> tuple[int, float, dict[str, float]]:
 
 def _peer(side: str, log: Path) -> tuple[int, float, dict[str, float]]:
     from bench.peers import MODELS, Pipeline
-    from heft.models.features.featurizer import DEFAULT_FEATURES
+    from heft.models.features.config import DEFAULT_FEATURES
 
     gc.disable()
     Pipeline(MODELS[side](DEFAULT_FEATURES), DEFAULT_FEATURES).run(islice(read_lines(log), _WARM_LINES))

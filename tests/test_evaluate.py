@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
+from heft.models.evaluate.cohorts import Cohorts
 from heft.models.evaluate.formulas import ECE_BINS
-from heft.models.evaluate.prequential import Cohorts, Prequential, merge
+from heft.models.evaluate.prequential import Observation, Prequential, merge
 
 HOUR = 3_600_000
 NAMES = ("uniform", "shifted", "mixture")
@@ -40,8 +41,10 @@ class Log:
     def into(self, metrics: Prequential, first: int = 0, last: int | None = None) -> Prequential:
         for s in range(first, len(self) if last is None else last):
             metrics.add(
-                int(self.users[s]), self.labels[s], self.raw[s], self.p[s], self.rank[s],
-                self.seen, self.positions, self.new[s], f"surface{s % 2}",
+                Observation(
+                    int(self.users[s]), self.labels[s], self.raw[s], self.p[s], self.rank[s],
+                    self.seen, self.positions, self.new[s], f"surface{s % 2}",
+                )
             )  # fmt: skip
         return metrics
 
@@ -69,7 +72,7 @@ def test_the_whole_log_agrees_with_scikit_learn_also_at_half_a_percent_of_positi
     for k, name in enumerate(NAMES):
         labels, raw, p, rank = log.flat(k)
         got = report["arms"][name]
-        entropy = exact.entropy(labels.mean())
+        entropy = formulas.entropy(labels.mean())
         raw_p = 1 / (1 + np.exp(-raw.astype(np.float64)))
         assert got["auc"] == pytest.approx(roc_auc_score(labels, p), abs=1e-4)
         assert got["auc_rank"] == pytest.approx(roc_auc_score(labels, rank), abs=1e-4)
@@ -78,7 +81,7 @@ def test_the_whole_log_agrees_with_scikit_learn_also_at_half_a_percent_of_positi
         assert got["ne"] == pytest.approx(log_loss(labels, p.astype(np.float64)) / entropy, rel=1e-7)
         assert got["ne_raw"] == pytest.approx(log_loss(labels, raw_p) / entropy, rel=1e-7)
         assert got["calibration"] == pytest.approx(p.sum(dtype=np.float64) / labels.sum(), rel=1e-7)
-        assert got["ece"] == pytest.approx(exact.ece(labels, p), abs=2e-4)
+        assert got["ece"] == pytest.approx(formulas.ece(labels, p), abs=2e-4)
 
 
 def test_a_window_agrees_with_scikit_learn_and_holds_the_last_samples_only() -> None:
@@ -129,8 +132,8 @@ def brute_ranking(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, fl
     for order in permutations(range(len(labels))):
         if all(scores[a] >= scores[b] for a, b in pairwise(order)):
             hits = [place for place, row in enumerate(order) if labels[row]]
-            ideal = sum(1 / np.log2(place + 2) for place in range(min(len(hits), exact.CUT)))
-            ndcg += sum(1 / np.log2(place + 2) for place in hits if place < exact.CUT) / ideal
+            ideal = sum(1 / np.log2(place + 2) for place in range(min(len(hits), formulas.CUT)))
+            ndcg += sum(1 / np.log2(place + 2) for place in hits if place < formulas.CUT) / ideal
             reciprocal += 1 / (hits[0] + 1)
             orders += 1
     return ndcg / orders, reciprocal / orders
@@ -145,16 +148,16 @@ def brute_ranking(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, fl
 def test_ties_take_their_expected_value_over_every_order(rows: list[tuple[int, int]]) -> None:
     labels = np.array([y for y, _ in rows], np.uint8)
     scores = np.array([[s] for _, s in rows], np.float32)
-    got = exact.slate_ranking(labels, scores, 0, len(rows), 0, exact.DISCOUNTS)
+    got = formulas.slate_ranking(labels, scores, 0, len(rows), 0)
     assert got == pytest.approx(brute_ranking(labels, scores[:, 0]), abs=1e-12)
 
 
 def test_ndcg_sees_ten_places_and_is_one_for_the_ideal_order() -> None:
     labels = np.array([1] * 12 + [0] * 8, np.uint8)
     scores = np.arange(20, 0, -1, dtype=np.float32)[:, None]
-    assert exact.slate_ranking(labels, scores, 0, 20, 0, exact.DISCOUNTS)[0] == pytest.approx(1.0, abs=1e-12)
+    assert formulas.slate_ranking(labels, scores, 0, 20, 0)[0] == pytest.approx(1.0, abs=1e-12)
     late = np.array([0] * 10 + [1] + [0] * 9, np.uint8)
-    ndcg, reciprocal = exact.slate_ranking(late, scores, 0, 20, 0, exact.DISCOUNTS)
+    ndcg, reciprocal = formulas.slate_ranking(late, scores, 0, 20, 0)
     assert ndcg == 0.0
     assert reciprocal == pytest.approx(1 / 11)
 
@@ -164,21 +167,21 @@ def test_ndcg_sees_ten_places_and_is_one_for_the_ideal_order() -> None:
 def test_auc_is_antisymmetric_invariant_to_monotone_maps_and_sklearns(rows: list[tuple[int, int]]) -> None:
     labels = np.array([y for y, _ in rows], np.uint8)
     scores = np.array([s for _, s in rows], np.float64)
-    auc = exact.auc(labels, scores)
+    auc = formulas.auc(labels, scores)
     if labels.min() == labels.max():
         assert np.isnan(auc)
         return
     assert auc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert auc == pytest.approx(1 - exact.auc(labels, -scores), abs=1e-12)
-    assert auc == exact.auc(labels, np.exp(scores))
+    assert auc == pytest.approx(1 - formulas.auc(labels, -scores), abs=1e-12)
+    assert auc == formulas.auc(labels, np.exp(scores))
 
 
 def test_a_constant_base_rate_has_entropy_one_and_no_calibration_error() -> None:
     labels = np.zeros(1_000, np.uint8)
     labels[:20] = 1
     p = np.full(1_000, 0.02)
-    assert exact.logloss(labels, p) / exact.entropy(0.02) == pytest.approx(1.0, abs=1e-12)
-    assert exact.ece_of_groups(np.array([1000.0]), np.array([20.0]), np.array([0.02])) == 0.0
+    assert formulas.logloss(labels, p) / formulas.entropy(0.02) == pytest.approx(1.0, abs=1e-12)
+    assert formulas.ece_of_groups(np.array([1000.0]), np.array([20.0]), np.array([0.02])) == 0.0
 
 
 def test_the_calibration_error_is_that_of_twenty_bins_of_equal_mass_less_what_chance_alone_makes() -> None:
@@ -192,7 +195,7 @@ def test_the_calibration_error_is_that_of_twenty_bins_of_equal_mass_less_what_ch
         gap = sum(said - label for said, label in rows) / 40
         by_chance = sum(said * (1 - said) for said, _ in rows) / 40**2
         want += max(gap**2 - by_chance, 0.0) ** 0.5 / ECE_BINS
-    assert exact.ece(labels, p) == pytest.approx(want, rel=1e-9)
+    assert formulas.ece(labels, p) == pytest.approx(want, rel=1e-9)
 
 
 def test_the_calibration_error_of_a_calibrated_model_is_mostly_debiased_away_and_a_real_one_stays() -> None:
@@ -200,9 +203,9 @@ def test_the_calibration_error_of_a_calibrated_model_is_mostly_debiased_away_and
     p = rng.beta(1, 30, 40_000)
     labels = (rng.random(p.size) < p).astype(np.uint8)
     order = np.argsort(p)
-    naive = sum(abs(float(part.sum())) for part in np.array_split((p - labels)[order], exact.ECE_BINS)) / p.size
-    assert exact.ece(labels, p) < 0.7 * naive
-    assert exact.ece(labels, 2 * p) == pytest.approx(p.mean(), rel=0.1)
+    naive = sum(abs(float(part.sum())) for part in np.array_split((p - labels)[order], formulas.ECE_BINS)) / p.size
+    assert formulas.ece(labels, p) < 0.7 * naive
+    assert formulas.ece(labels, 2 * p) == pytest.approx(p.mean(), rel=0.1)
 
 
 def test_the_second_half_is_the_samples_after_the_first_half_whatever_the_length() -> None:
@@ -215,8 +218,8 @@ def test_the_second_half_is_the_samples_after_the_first_half_whatever_the_length
         half = metrics.second_half()
         assert half.samples == pytest.approx(size * 10, rel=0.04 if size > 700 else 1.0)
         labels, p = log.labels[:size].ravel()[-half.samples :], log.p[:size, :, 0].ravel()[-half.samples :]
-        assert half.metrics(0)["logloss"] == pytest.approx(exact.logloss(labels, p), rel=1e-8)
-        assert half.metrics(0)["auc"] == pytest.approx(exact.auc(labels, p), abs=1e-4)
+        assert half.metrics(0)["logloss"] == pytest.approx(formulas.logloss(labels, p), rel=1e-8)
+        assert half.metrics(0)["auc"] == pytest.approx(formulas.auc(labels, p), abs=1e-4)
 
 
 def test_memory_does_not_grow_with_the_log() -> None:
@@ -240,9 +243,9 @@ def test_slices_add_up_and_tell_what_their_samples_tell() -> None:
     new = slices["new items"]["arms"]["shifted"]
     labels, p = log.labels[log.new], log.p[..., 1][log.new]
     assert slices["new items"]["positives"] == int(labels.sum())
-    assert new["logloss"] == pytest.approx(exact.logloss(labels, p), rel=1e-7)
+    assert new["logloss"] == pytest.approx(formulas.logloss(labels, p), rel=1e-7)
     assert new["calibration"] == pytest.approx(p.sum(dtype=np.float64) / labels.sum(), rel=1e-6)
-    assert new["auc"] == pytest.approx(exact.auc(labels, p), abs=2e-3)
+    assert new["auc"] == pytest.approx(formulas.auc(labels, p), abs=2e-3)
     third = log.labels[:, 2]
     assert slices["position 2"]["samples"] == third.size
     assert slices["position 3-5"]["positives"] == int(log.labels[:, 3:6].sum())
@@ -290,7 +293,7 @@ def test_items_never_on_screen_are_not_measured() -> None:
     log.seen[5:] = False
     got = log.into(Prequential(NAMES)).report()
     assert got["samples"] == 200 * 5
-    want = exact.logloss(log.labels[:, :5].ravel(), log.p[:, :5, 0].ravel())
+    want = formulas.logloss(log.labels[:, :5].ravel(), log.p[:, :5, 0].ravel())
     assert got["arms"]["uniform"]["logloss"] == pytest.approx(want, rel=1e-7)
 
 
@@ -314,9 +317,8 @@ def test_nothing_measured_is_not_a_number_and_never_an_error() -> None:
     assert np.isnan(metrics.report()["arms"]["uniform"]["auc"])
     assert metrics.window()["samples"] == 0
     one = np.array([[0.5]] * 1, np.float32).repeat(3, axis=1)
-    metrics.add(
-        1, np.array([1], np.uint8), one * 0, one, one, np.ones(1, bool), np.zeros(1, np.uint16), np.ones(1, bool)
-    )
+    yes, position = np.ones(1, bool), np.zeros(1, np.uint16)
+    metrics.add(Observation(1, np.array([1], np.uint8), one * 0, one, one, yes, position, yes))
     got = metrics.report()["arms"]["uniform"]
     assert got["logloss"] == pytest.approx(np.log(2))
     assert np.isnan(got["auc"])

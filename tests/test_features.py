@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heft.models.features import featurizer as features
-from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig, Featurizer, Vectors
+from heft.models.features.config import DEFAULT_FEATURES, FeatureConfig
+from heft.models.features.featurizer import Featurizer
+from heft.models.features.vectors import Vectors
 from heft.models.records import Act, Item, Slate, Value
 from tests.support.builders import DAY, HOUR, MINUTE, SECOND, T0
 from tests.support.reference_features import Named, Reference

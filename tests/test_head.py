@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
+from heft.models.features.config import FeatureConfig
+from heft.models.features.featurizer import Featurizer
+from heft.models.features.vectors import Vectors
 from heft.models.importance.teacher_scores import Missing, Scores
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.rankers.head import PROBATION, Head

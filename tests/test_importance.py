@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from heft.models.importance.measures import LEAST_P, measured
 from heft.models.importance.normaliser import EPOCH, MEAN, STRENGTH
 from heft.models.importance.teacher_scores import Missing
-from heft.models.importance.weigh import LEAST_P, Evidence, Importance, Weights, measured
+from heft.models.importance.weigh import Evidence, Importance, Weights
 from heft.models.importance.weightings import (
     AS_WRITTEN,
     WEIGHTINGS,
@@ -85,7 +86,7 @@ def warmed(weightings: tuple[Weighting, ...], slates: int = 2_400, seed: int = 1
 
 
 def same(a: Weights, b: Weights) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in Weights.__struct_fields__)
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in Weights._fields)
 
 
 # The measures, each beside its formula in plain Python.
@@ -157,7 +158,7 @@ def test_attention_does_not_see_the_labels_and_what_else_is_in_the_slate_alone()
     assert weights.importance.std() > 0.05
     assert same(
         second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels)),
-        msgspec.structs.replace(weights, targets=1.0 - weights.targets),
+        weights._replace(targets=1.0 - weights.targets),
     )
     # Where half of its items have no score, the others have other weights, in the same order.
     half = msgspec.structs.replace(slate, reference=np.where(np.arange(SIZE) < 12, slate.reference, np.nan))
@@ -309,7 +310,7 @@ def test_with_its_offset_a_label_dependent_weight_is_one_that_sees_no_label(
     rng = np.random.default_rng(2)
     clipped = 0
     for importance in with_offsets.values():
-        assert importance.normaliser.now[1, STRENGTH] > 0
+        assert importance.normaliser.statistics.now[1, STRENGTH] > 0
         for p, q, r in rng.uniform(0.001, 0.999, (400, 3)).tolist():
             (w0, _, b0, _), (w1, _, b1, _) = under_both(importance, q, r)
             assert b0 == pytest.approx(b1, abs=1e-12)
@@ -398,7 +399,7 @@ def test_a_factor_on_the_measure_changes_no_weight() -> None:
 
 def test_a_wide_measure_is_tempered_until_half_the_samples_are_left() -> None:
     importance = warmed((Weighting("p", Measure.RANDOM, 5.0, diagnostic=True, pipeline=IMMEDIATE),), slates=4_000)
-    assert 0.7 < importance.normaliser.now[0, STRENGTH] < 0.9
+    assert 0.7 < importance.normaliser.statistics.now[0, STRENGTH] < 0.9
     assert importance.normaliser.ess.min() > 0.5
 
 
@@ -481,7 +482,7 @@ def test_a_new_version_of_the_reference_finds_gates_closed_and_weights_of_1_unti
     importance = warmed(
         tuple(weighting for weighting in WEIGHTINGS if weighting.gated or weighting.name == "exp_score"), slates=4_000
     )
-    strengths = importance.normaliser.now[:, STRENGTH].copy()
+    strengths = importance.normaliser.statistics.now[:, STRENGTH].copy()
     assert strengths.max() > 0
     importance.reset_arms()
     assert not importance.gate.open.any()
@@ -491,7 +492,7 @@ def test_a_new_version_of_the_reference_finds_gates_closed_and_weights_of_1_unti
     for slate in slates[EPOCH // SIZE :]:
         weights = importance.weigh(slate)
     assert (weights.importance != 1.0).any()
-    assert importance.normaliser.now[:, STRENGTH] == pytest.approx(strengths, rel=0.1)
+    assert importance.normaliser.statistics.now[:, STRENGTH] == pytest.approx(strengths, rel=0.1)
 
 
 def test_a_missing_score_is_weight_1_moves_nothing_and_is_counted_by_reason() -> None:
@@ -528,7 +529,7 @@ def test_samples_without_a_score_do_not_hide_that_the_others_weights_leave_too_l
             r = np.where(rng.random(1_000) < 0.1, 0.99, 0.01)
             r[rng.random(1_000) >= coverage] = np.nan
             importance.weigh(evidence(1, rng.random(1_000) < 0.3, 0.2, r, request))
-            strengths.append(float(importance.normaliser.now[0, STRENGTH]))
+            strengths.append(float(importance.normaliser.statistics.now[0, STRENGTH]))
         assert strengths[9:19] == [pytest.approx(1.0)] * 10  # the second epoch
         assert importance.normaliser.ess[0] == pytest.approx([0.1] * 3, rel=0.5)  # 300 positives have a score
         assert strengths[19] == 0.0
@@ -547,7 +548,7 @@ def test_what_was_never_on_screen_is_no_sample() -> None:
     slate = evidence(len(WEIGHTINGS), [0] * 5, np.nan, 0.5, learned=np.zeros(5, np.bool_))
     weights = importance.weigh(slate)
     assert (weights.importance == 1.0).all()
-    assert np.array_equal(before["normaliser"]["values"], importance.normaliser.values)
+    assert np.array_equal(before["normaliser"]["values"], importance.normaliser.statistics.values)
     assert np.array_equal(before["missing"], importance.missing)
 
 
@@ -685,15 +686,15 @@ def test_a_selection_keeps_its_share_of_those_with_a_score_the_largest_and_all_o
 
 def test_a_bar_is_that_of_the_past_and_moves_when_an_epoch_ends() -> None:
     first, second = warmed(SELECTING, slates=1_200), warmed(SELECTING, slates=1_200)
-    bars = first.normaliser.bars.copy()
+    bars = first.normaliser.statistics.bars.copy()
     assert np.isfinite(bars).all()
     for slate in stream(3, 399, seed=17):
         first.weigh(slate)
         second.weigh(msgspec.structs.replace(slate, labels=1 - slate.labels))
-        assert np.array_equal(first.normaliser.bars, bars)
+        assert np.array_equal(first.normaliser.statistics.bars, bars)
     slates = stream(3, 21, seed=18)
     assert np.array_equal(first.weigh(slates[0]).kept, second.weigh(slates[0]).kept)  # the last of the epoch
-    assert first.normaliser.bars[0] != second.normaliser.bars[0]
+    assert first.normaliser.statistics.bars[0] != second.normaliser.statistics.bars[0]
     assert any(not np.array_equal(first.weigh(slate).kept, second.weigh(slate).kept) for slate in slates[1:])
 
 
@@ -703,7 +704,7 @@ def test_a_selection_goes_on_bit_for_bit_and_keeps_all_where_nothing_is_to_be_ch
     resumed.restore(importance.state())
     for slate in stream(3, 900, seed=19):
         assert same(importance.weigh(slate), resumed.weigh(slate))
-    assert np.array_equal(importance.normaliser.bars, resumed.normaliser.bars)
+    assert np.array_equal(importance.normaliser.statistics.bars, resumed.normaliser.statistics.bars)
     for change in ({"keep": 1.0}, {"strength": 0.0}):
         world = warmed(tuple(msgspec.structs.replace(weighting, **change) for weighting in SELECTING), slates=1_200)
         for slate in stream(3, 10, seed=20):
@@ -712,7 +713,7 @@ def test_a_selection_goes_on_bit_for_bit_and_keeps_all_where_nothing_is_to_be_ch
     constant = Importance((Weighting("n", Measure.NOVELTY, mode=Mode.SELECT, diagnostic=True, pipeline=IMMEDIATE),), 1)
     for slate in stream(1, 1_300, seed=21):
         assert constant.weigh(msgspec.structs.replace(slate, counts=np.ones(SIZE))).kept.all()
-    assert np.isfinite(constant.normaliser.bars).all()
+    assert np.isfinite(constant.normaliser.statistics.bars).all()
 
 
 def test_a_linear_policy_weighs_through_the_structural_channel_alone() -> None:
@@ -742,10 +743,10 @@ def test_an_epoch_ends_with_the_slate_that_fills_it() -> None:
     importance = Importance((Weighting("p", Measure.LOGIT, pipeline=IMMEDIATE),), 1)
     for slate in stream(1, 2 * EPOCH // SIZE - 1, seed=13):
         importance.weigh(slate)
-    assert importance.normaliser.now[0, STRENGTH] == 0.0
+    assert importance.normaliser.statistics.now[0, STRENGTH] == 0.0
     importance.weigh(stream(1, 1, seed=14)[0])
-    assert importance.normaliser.now[0, STRENGTH] == pytest.approx(0.5)
-    assert importance.normaliser.now[0, MEAN] > 1.0
+    assert importance.normaliser.statistics.now[0, STRENGTH] == pytest.approx(0.5)
+    assert importance.normaliser.statistics.now[0, MEAN] > 1.0
 
 
 def test_probabilities_at_their_ends_are_clipped_not_dropped() -> None:

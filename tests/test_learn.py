@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heft.models.features.featurizer import FeatureConfig
+from heft.models.features.config import FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.records import Clicked, Closed, Matured, Record, ReferenceScore, Shown
 from heft.stream.events.wire import Event

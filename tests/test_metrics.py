@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client import generate_latest
 
-from heft.models.features.featurizer import FeatureConfig
+from heft.models.features.config import FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.rankers.mixture import Decision
 from heft.models.records import FIRST_KEY

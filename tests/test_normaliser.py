@@ -40,12 +40,12 @@ def feed(normaliser: Normaliser, spread: float = 1.0, samples: int = EPOCH, weig
     half, draw = samples // 2, np.random.default_rng(1).normal(0, 1, samples // 2)
     values, weights = draw * spread, np.exp(draw * weight_spread)
     for label in (0, 1):
-        normaliser.values[:, label] += half, values.sum(), (values**2).sum()
-        normaliser.masses[:, label] += half, weights.sum(), (weights**2).sum()
-    raw = np.exp(normaliser.planned[:, STRENGTH, None] * values[None])
-    normaliser.counted[:, COUNT] += half
-    normaliser.counted[:, SUM] += raw.sum(axis=1)
-    normaliser.counted[:, SQUARES] = 0.0
+        normaliser.statistics.values[:, label] += half, values.sum(), (values**2).sum()
+        normaliser.statistics.masses[:, label] += half, weights.sum(), (weights**2).sum()
+    raw = np.exp(normaliser.statistics.planned[:, STRENGTH, None] * values[None])
+    normaliser.statistics.counted[:, COUNT] += half
+    normaliser.statistics.counted[:, SUM] += raw.sum(axis=1)
+    normaliser.statistics.counted[:, SQUARES] = 0.0
     normaliser.turn(samples)
 
 
@@ -56,7 +56,7 @@ def test_strength_is_0_when_quiet_then_rises_in_a_line_to_its_height() -> None:
     normaliser = Normaliser((RHO,))
     strengths = []
     for _ in range(6):
-        strengths.append(float(normaliser.now[0, STRENGTH]))  # during the samples from 0, 10,000, ...
+        strengths.append(float(normaliser.statistics.now[0, STRENGTH]))  # during the samples from 0, 10,000, ...
         feed(normaliser)
     assert strengths == pytest.approx([0.0, 0.0, 0.0, 0.2, 0.4, 0.4])
 
@@ -65,19 +65,19 @@ def test_a_wide_measure_is_tempered_to_the_target() -> None:
     normaliser = Normaliser((RHO,))
     for _ in range(8):
         feed(normaliser, spread=4.0)
-    assert normaliser.now[0, STRENGTH] == pytest.approx(np.sqrt(np.log(2)) / 4.0, rel=0.05)
+    assert normaliser.statistics.now[0, STRENGTH] == pytest.approx(np.sqrt(np.log(2)) / 4.0, rel=0.05)
 
 
 def test_a_forgotten_measure_weighs_nothing_for_an_epoch_and_goes_on_where_the_schedule_was() -> None:
     normaliser = Normaliser((RHO,))
     for _ in range(6):
         feed(normaliser, spread=4.0)
-    before = float(normaliser.now[0, STRENGTH])
+    before = float(normaliser.statistics.now[0, STRENGTH])
     normaliser.forget(np.array([True]))
-    strengths = [float(normaliser.now[0, STRENGTH])]
+    strengths = [float(normaliser.statistics.now[0, STRENGTH])]
     for _ in range(3):
         feed(normaliser, spread=4.0)
-        strengths.append(float(normaliser.now[0, STRENGTH]))
+        strengths.append(float(normaliser.statistics.now[0, STRENGTH]))
     assert strengths == pytest.approx([0.0, 0.0, before, before], rel=0.05)
 
 
@@ -87,11 +87,11 @@ def test_weights_that_leave_too_little_in_effect_are_switched_off_until_warm_aga
         feed(normaliser)
     feed(normaliser, weight_spread=1.5)
     assert normaliser.ess[0].min() < 0.25
-    assert normaliser.now[0].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert normaliser.statistics.now[0].tolist() == [0.0, 0.0, 1.0, 1.0]
     strengths = []
     for _ in range(5):
         feed(normaliser)
-        strengths.append(float(normaliser.now[0, STRENGTH]))
+        strengths.append(float(normaliser.statistics.now[0, STRENGTH]))
     assert strengths == pytest.approx([0.0, 0.0, 0.2, 0.4, 0.4])
 
 
@@ -99,14 +99,14 @@ def test_a_policy_that_nothing_was_measured_for_waits() -> None:
     normaliser = Normaliser((RHO,))
     for _ in range(6):
         normaliser.turn(EPOCH)
-    assert normaliser.now[0].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert normaliser.statistics.now[0].tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_a_measure_that_never_varies_weighs_nothing() -> None:
     pipeline = Pipeline(quiet=0, ramp=0)
     normaliser = Normaliser((Weighting("p", Measure.NOVELTY, pipeline=pipeline),))
     for _ in range(4):
-        normaliser.values[:, 0] += EPOCH, -0.7 * EPOCH, 0.49 * EPOCH
-        normaliser.counted[:] += EPOCH, EPOCH, 0.0
+        normaliser.statistics.values[:, 0] += EPOCH, -0.7 * EPOCH, 0.49 * EPOCH
+        normaliser.statistics.counted[:] += EPOCH, EPOCH, 0.0
         normaliser.turn(EPOCH)
-    assert normaliser.now[0, 2] == 0.0  # the scale: every value is its own middle
+    assert normaliser.statistics.now[0, 2] == 0.0  # the scale: every value is its own middle

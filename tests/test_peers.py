@@ -11,7 +11,8 @@ import pytest
 from bench.fields import Act, Fields
 from bench.peers import River, auc
 from heft.models.evaluate import formulas as exact
-from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig, Featurizer
+from heft.models.features.config import DEFAULT_FEATURES, FeatureConfig
+from heft.models.features.featurizer import Featurizer
 from heft.models.records import Act as SessionAct
 from heft.models.records import Slate
 from heft.stream.events import wire as events

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heft.models.features.featurizer import Vectors
+from heft.models.features.vectors import Vectors
 from heft.models.importance.weigh import Evidence, Importance
 from heft.models.importance.weightings import AS_WRITTEN, Measure, PublishedRecipe, Weighting, as_written
 from heft.models.rankers.bank import Arm, Bank

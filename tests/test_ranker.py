@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from river import linear_model, optim
 
-from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
+from heft.models.features.config import FeatureConfig
+from heft.models.features.featurizer import Featurizer
+from heft.models.features.vectors import Vectors
 from heft.models.importance.weightings import Input, Measure, Weighting
 from heft.models.rankers.bank import CLICK_ARMS, Arm, Bank, RankerConfig
 from heft.models.records import Item, Slate

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from heft.models.features.featurizer import DEFAULT_FEATURES, FeatureConfig
+from heft.models.features.config import DEFAULT_FEATURES, FeatureConfig
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.records import Record
 from heft.models.teacher.data.judgements import read_relevance

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heft.models.features.featurizer import item_hash
+from heft.models.features.vectors import item_hash
 from heft.models.importance.teacher_scores import (
     SETTLED_POSITIVES,
     SETTLED_SAMPLES,

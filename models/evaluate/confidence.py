@@ -1,8 +1,8 @@
-"""Is a arm better than `uniform`? An answer that stays valid however often one looks.
+"""Is an arm better than `uniform`? An answer that stays valid however often one looks.
 
-One difference of losses enters per slate and arm, summed over the slate's samples: those of one slate are not
-independent of each other, slates nearly are. A fixed confidence interval that is looked at after each of them errs
-without bound; a confidence sequence covers the mean at all times at once.
+Each slate gives one difference of losses for each arm, summed over its samples: the samples of one slate depend on each
+other, slates hardly do. Who looks at an ordinary confidence interval after every slate will, sooner or later, find it
+wrong. A confidence sequence covers the mean at all times at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConfidenceSequence:
     tightest_at
         Slates after which the sequence is as narrow as it can be; at least 1.
     start
-        Slates before which nothing is said: the variance is not known and the sum not yet normal.
+        Slates before which the interval is infinite: the variance is not known yet, nor is the sum nearly normal.
 
     References
     ----------
@@ -60,10 +60,7 @@ class ConfidenceSequence:
         self._squares = np.zeros(arms)
 
     def restart(self, which: NDArray[np.bool_] | None = None) -> None:
-        """Forget everything, or what is known of some arms [K].
-
-        After a drift alarm the mean of the past says little of what comes.
-        """
+        """Forget everything, or what is known of some arms [K]; after a drift, the past says little of what comes."""
         some = slice(None) if which is None else which
         self.slates[some] = 0
         self.mean[some] = self._squares[some] = 0.0
@@ -77,7 +74,9 @@ class ConfidenceSequence:
             If a difference is not finite; nothing is added then.
         """
         if not _add(differences, self.slates, self.mean, self._squares):
-            msg = f"confidence: differences {differences.tolist()}; expected finite numbers; give 0 where a arm sleeps"
+            msg = (
+                f"confidence: differences {differences.tolist()}; expected finite numbers; give 0 where an arm abstains"
+            )
             raise ValueError(msg)
 
     @property

@@ -1,7 +1,7 @@
-"""Metrics of arrays, exact: what a window is measured by, and what the tests of everything else compare with.
+"""Exact metrics of arrays: what a window is measured by, and what tests of approximations compare with.
 
-Ties count half in AUC, and take their expected value over random order in NDCG and MRR: never the order of input.
-A metric that is not defined (no positive, no negative, nothing at all) is NaN.
+Ties count half in AUC. NDCG and MRR take the expected value over a random order of tied rows. So the order of the input
+never matters. A metric that is not defined (no positive, no negative, or no sample at all) is NaN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ Array = NDArray[np.floating[Any]]
 CUT = 10
 """NDCG looks at the first ten places."""
 
+DISCOUNTS = np.concatenate(([0.0], np.cumsum(1.0 / np.log2(np.arange(2, CUT + 2)))))
+"""Sums of the first 0, 1, ... CUT discounts 1 / log2(place + 1) of NDCG [CUT + 1]."""
+
 ECE_BINS = 20
+"""Bins of equal mass."""
 
 LEAST_P = 1e-7
 """Probabilities are clipped to [1e-7, 1 - 1e-7] before their logarithm is taken; float32 keeps no more."""
@@ -30,7 +34,7 @@ def entropy(rate: float) -> float:
 
 
 def _groups(labels: NDArray[np.uint8], scores: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positives and negatives of each distinct score, highest score first."""
+    """Return the positives and the negatives of each distinct score, highest score first."""
     order = np.argsort(scores)[::-1]
     ordered = scores[order]
     ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(scores) - 1)
@@ -77,9 +81,9 @@ def pr_auc(labels: NDArray[np.uint8], scores: Array) -> float:
 def ece_of_groups(n: NDArray[np.float64], positives: NDArray[np.float64], p: NDArray[np.float64]) -> float:
     """Return the expected calibration error over bins of equal mass, from groups in the order of their mean p.
 
-    A bin's gap is its mean probability less its share of positives. Chance alone makes gaps of variance
-    sum p (1 - p) / n^2, which is taken from each squared gap (as Kumar et al. 2019, section 5, do for the squared
-    error) before the root; without that, small bins would look miscalibrated for ever.
+    A bin's gap is its mean probability less its share of positives. Chance alone gives a squared gap of
+    sum p (1 - p) / n^2 on average. That is subtracted before the root is taken (as Kumar et al. 2019, section 5, do for
+    the squared error); without it, small bins would look miscalibrated for ever.
 
     Parameters
     ----------
@@ -106,7 +110,7 @@ def ece(labels: NDArray[np.uint8], p: Array) -> float:
 
 
 def logloss(labels: NDArray[np.uint8], p: Array) -> float:
-    """Return the mean log loss in nats; NaN of nothing."""
+    """Return the mean log loss of probabilities, in nats; NaN of no samples."""
     if not len(labels):
         return nan
     clipped = np.clip(p.astype(np.float64), LEAST_P, 1.0 - LEAST_P)
@@ -114,7 +118,7 @@ def logloss(labels: NDArray[np.uint8], p: Array) -> float:
 
 
 def raw_logloss(labels: NDArray[np.uint8], q: Array) -> float:
-    """Return the mean log loss in nats of logits; NaN of nothing."""
+    """Return the mean log loss of logits, in nats, at most 64 a sample; NaN of no samples."""
     if not len(labels):
         return nan
     z = q.astype(np.float64) * (1.0 - 2.0 * labels)
@@ -128,20 +132,16 @@ def slate_ranking(
     start: int,
     end: int,
     k: int,
-    discounts: NDArray[np.float64],
 ) -> tuple[float, float]:
-    """Return NDCG@10 and the reciprocal rank of the first positive of one slate, rows ``start`` to ``end``.
+    """Return NDCG@10 and the reciprocal rank of the first positive of one slate, by scores [rows, K] of arm ``k``.
 
-    Both are expectations over a random order of equal scores. Gains are the labels. The slate must have a positive.
-
-    Parameters
-    ----------
-    discounts : float64 [CUT + 1]
-        Sums of the first 0, 1, ... CUT discounts 1 / log2(place + 1).
+    The slate is rows ``start`` to ``end`` and must have a positive. Both metrics are expectations over a random order
+    of equal scores. Gains are the labels.
     """
     dcg = 0.0
     positives = 0
-    top_above = end - start + 1  # of the best positive: rows above it, rows equal to it, positives among those
+    # Of the best positive: rows above it, rows equal to it, positives among those.
+    top_above = end - start + 1
     top_equal = 1
     top_positives = 1
     for i in range(start, end):
@@ -156,7 +156,7 @@ def slate_ranking(
             elif scores[j, k] == mine:
                 equal += 1
                 equal_positives += labels[j]
-        dcg += (discounts[min(above + equal, CUT)] - discounts[min(above, CUT)]) / equal
+        dcg += (DISCOUNTS[min(above + equal, CUT)] - DISCOUNTS[min(above, CUT)]) / equal
         if above < top_above:
             top_above, top_equal, top_positives = above, equal, equal_positives
     # The first of m positives among g equal rows stands at place j with probability C(g - j, m - 1) / C(g, m).
@@ -166,15 +166,12 @@ def slate_ranking(
         reciprocal += chance / (top_above + j)
         if j < top_equal - top_positives + 1:
             chance *= (top_equal - j - top_positives + 1) / (top_equal - j)
-    return dcg / discounts[min(positives, CUT)], reciprocal
-
-
-DISCOUNTS = np.concatenate(([0.0], np.cumsum(1.0 / np.log2(np.arange(2, CUT + 2)))))
+    return dcg / DISCOUNTS[min(positives, CUT)], reciprocal
 
 
 @njit(cache=True)
 def rankings(
-    labels: NDArray[np.uint8], scores: NDArray[np.float32], starts: NDArray[np.int64], discounts: NDArray[np.float64]
+    labels: NDArray[np.uint8], scores: NDArray[np.float32], starts: NDArray[np.int64]
 ) -> tuple[int, NDArray[np.float64]]:
     """Return how many slates have a positive, and the sums over them of NDCG@10 and reciprocal rank [2, K].
 
@@ -192,7 +189,7 @@ def rankings(
         if some:
             slates += 1
             for k in range(K):
-                ndcg, reciprocal = slate_ranking(labels, scores, starts[s], starts[s + 1], k, discounts)
+                ndcg, reciprocal = slate_ranking(labels, scores, starts[s], starts[s + 1], k)
                 sums[0, k] += ndcg
                 sums[1, k] += reciprocal
     return slates, sums
@@ -213,7 +210,7 @@ def grouped_auc(
     starts : int64 [slates + 1]
         Slate s is rows ``starts[s]:starts[s+1]``.
     users : uint64 [slates]
-        Whose slate it is.
+        Hash of the user of each slate.
     order : int64 [slates]
         A permutation that sorts ``users``.
     """
@@ -242,7 +239,7 @@ def grouped_auc(
             continue
         weight += n
         for k in range(K):
-            # Twice the Mann-Whitney U; with few positives comparing is quicker than sorting.
+            # Twice the Mann-Whitney U. Positives are few, so comparing all pairs is quicker than sorting.
             twice = 0
             for a in range(n):
                 if labels[rows[a]] == 1:

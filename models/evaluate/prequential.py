@@ -1,9 +1,9 @@
 """Prequential metrics of one head: every sample is predicted when shown, and measured when its label is known.
 
-Never weighted. The whole log is held in bounded memory, in blocks of integer counts (`tally`): when there are
-too many, neighbours are merged and the block size doubles, so the second half of a log of unknown length can be told
-from the first, to within half a block, a sixteenth of the half at most. The last samples are held as they are, and a
-window of them is measured exactly (`models.evaluate.formulas`) when asked.
+Metrics are never weighted. A whole log is counted in bounded memory, in blocks of integer counts
+(`models.evaluate.tally`). When there are too many blocks, neighbours are merged and the block size doubles. So the
+second half of a log of unknown length can be cut out to within half a block: a sixteenth of the half at most. The last
+samples are kept as they are, and a window of them is measured exactly (`models.evaluate.formulas`) when asked.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from math import nan
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.bounded_names import BoundedNames
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.evaluate.tally import (
     EDGE,
     OTHER_SURFACE,
@@ -25,6 +26,7 @@ from heft.models.evaluate.tally import (
     UNIT,
     USER_AUC,
     USER_SAMPLES,
+    SliceCounters,
     Tally,
     count,
     weigh,
@@ -38,6 +40,29 @@ _SLICE_BINS = 2 * EDGE * 16
 _MOST_SURFACES = 16
 
 Metrics = dict[str, float]
+
+
+class Observation(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A slate of n items, or one matured click (n = 1), with K predictions as they were when it was shown."""
+
+    user: int
+    """Hash of the user: unsigned, 64 bits."""
+    labels: NDArray[np.uint8]
+    """[n] 0 or 1."""
+    raw: NDArray[np.float32]
+    """[n, K] raw logits."""
+    p: NDArray[np.float32]
+    """[n, K] calibrated probabilities."""
+    rank: NDArray[np.float32]
+    """[n, K] position-free scores on a logit's scale."""
+    measured: NDArray[np.bool_]
+    """[n] whether the row counts."""
+    positions: NDArray[np.uint16]
+    """[n] the position shown."""
+    new: NDArray[np.bool_]
+    """[n] whether the item was new."""
+    surface: str = ""
+    """Where it was shown; all surfaces beyond the first 16 share a slice."""
 
 
 class Prequential:
@@ -56,7 +81,7 @@ class Prequential:
     >>> p = np.array([[0.75], [0.25]], np.float32)
     >>> q = np.log(p / (1 - p))
     >>> seen, new = np.array([True, True]), np.array([False, True])
-    >>> metrics.add(7, np.array([1, 0], np.uint8), q, p, q, seen, np.array([0, 1], np.uint16), new)
+    >>> metrics.add(Observation(7, np.array([1, 0], np.uint8), q, p, q, seen, np.array([0, 1], np.uint16), new))
     >>> metrics.report()["arms"]["uniform"]["auc"]
     1.0
     """
@@ -71,12 +96,15 @@ class Prequential:
         self._block_size = _FIRST_BLOCK
         self._blocks: list[Tally] = []
         self._block = Tally(K)
+        self._counters = self._block.counters()
         self._surfaces = BoundedNames(_MOST_SURFACES)
         slices = len(SLICES) + _MOST_SURFACES
-        self._slice_counts = np.zeros((slices, 2), np.int64)
-        self._slice_sums = np.zeros((slices, 2, K), np.int64)
-        self._slice_histogram = np.zeros((slices, K, 2, _SLICE_BINS), np.uint32)
-        # The last samples, and the slates they came in; rows before those still needed are thrown away now and then.
+        self._slices = SliceCounters(
+            counts=np.zeros((slices, 2), np.int64),
+            sums=np.zeros((slices, 2, K), np.int64),
+            histogram=np.zeros((slices, K, 2, _SLICE_BINS), np.uint32),
+        )
+        # The last samples, and the slates they came in; rows that nothing needs any more go when room runs out.
         self._labels = np.zeros(0, np.uint8)
         self._p = np.zeros((0, K), np.float32)
         self._raw = np.zeros((0, K), np.float32)
@@ -92,45 +120,20 @@ class Prequential:
         """How many samples were measured."""
         return sum(block.samples for block in self._blocks) + self._block.samples
 
-    def add(
-        self,
-        user: int,
-        labels: NDArray[np.uint8],
-        raw: NDArray[np.float32],
-        p: NDArray[np.float32],
-        rank: NDArray[np.float32],
-        measured: NDArray[np.bool_],
-        positions: NDArray[np.uint16],
-        new: NDArray[np.bool_],
-        surface: str = "",
-    ) -> None:
-        """Measure one slate, or one matured click, with the predictions as they were when it was shown.
-
-        Parameters
-        ----------
-        user
-            Hash of the user, unsigned.
-        labels, measured, positions, new
-            [n] label 0 or 1, whether the row counts, position shown, whether the item was new.
-        raw, p, rank
-            [n, K] raw logits, calibrated probabilities in [0, 1], position-free scores on a logit's scale.
-        surface
-            Where it was shown; beyond 16 different ones they share a slice.
-        """
-        if not measured.all():
-            labels, raw, p, rank = labels[measured], raw[measured], p[measured], rank[measured]
-            positions, new = positions[measured], new[measured]
-        n = len(labels)
-        if not n:
-            return
-        block = self._block
-        count(
-            labels, raw, p, rank, positions, new, self._surface(surface), exact.DISCOUNTS,
-            block.counts, block.sums, block.histogram, block.rank_histogram,
-            self._slice_counts, self._slice_sums, self._slice_histogram,
+    def add(self, slate: Observation) -> None:
+        """Measure one slate, or one matured click."""
+        labels, raw, p, rank, positions, new = (
+            slate.labels, slate.raw, slate.p, slate.rank, slate.positions, slate.new,
         )  # fmt: skip
-        self._remember(labels, raw, p, rank, user)
-        if block.samples >= self._block_size:
+        if not slate.measured.all():
+            rows = slate.measured
+            labels, raw, p, rank = labels[rows], raw[rows], p[rows], rank[rows]
+            positions, new = positions[rows], new[rows]
+        if not len(labels):
+            return
+        count(labels, raw, p, rank, positions, new, self._slice_of(slate.surface), self._counters, self._slices)
+        self._remember(labels, raw, p, rank, slate.user)
+        if self._block.samples >= self._block_size:
             self._close_block()
         elif self._rows - self._starts[self._grouped] >= _USERS_WITHIN:
             self._group_users()
@@ -139,7 +142,7 @@ class Prequential:
         """Note the weights [n, K'] with which the first K' arms learn, for their effective sample size."""
         weigh(labels, weights, self._block.weights)
 
-    def _surface(self, surface: str) -> int:
+    def _slice_of(self, surface: str) -> int:
         place = self._surfaces.place(surface)
         return OTHER_SURFACE if place == _MOST_SURFACES else len(SLICES) + place
 
@@ -165,7 +168,7 @@ class Prequential:
         self._starts[self._slates] = self._rows
 
     def _kept_from(self) -> int:
-        """The first slate that is still needed: of the window, or not yet grouped by user."""
+        """Return the first slate that is still needed: for the window, or because it is not yet grouped by user."""
         from_row = max(self._rows - self._window, 0)
         first = int(np.searchsorted(self._starts[: self._slates + 1], from_row, "right")) - 1
         return min(first, self._grouped)
@@ -175,6 +178,7 @@ class Prequential:
         self._load(self._tail(kept), self._grouped - kept, n)
 
     def _tail(self, first: int) -> dict[str, NDArray[Any]]:
+        """Return the kept samples from slate ``first`` on."""
         row = int(self._starts[first])
         rows, slates = slice(row, self._rows), slice(first, self._slates)
         return {
@@ -203,6 +207,7 @@ class Prequential:
         self._rows, self._slates, self._grouped = held, slates, grouped
 
     def _pending_users(self) -> tuple[int, NDArray[np.int64]]:
+        """Return what the slates not yet grouped by user add to GAUC: samples, and sums by arm in fixed point."""
         first, last = self._grouped, self._slates
         weight, sums = self._gauc(first, last)
         return weight, np.rint(sums * UNIT).astype(np.int64)
@@ -210,7 +215,7 @@ class Prequential:
     def _gauc(self, first: int, last: int) -> tuple[int, NDArray[np.float64]]:
         users = self._users[first:last]
         order = np.argsort(users, kind="stable")
-        weight, sums = exact.grouped_auc(self._labels, self._rank, self._starts[first : last + 1], users, order)
+        weight, sums = formulas.grouped_auc(self._labels, self._rank, self._starts[first : last + 1], users, order)
         return weight, sums
 
     def _group_users(self) -> None:
@@ -228,7 +233,7 @@ class Prequential:
             self._block_size *= 2
 
     def _current(self) -> Tally:
-        """The unfinished block, with the users that are not grouped yet."""
+        """Return the counts of the unfinished block, slates not yet grouped by user included."""
         current = _sum((self._block,))
         weight, sums = self._pending_users()
         current.counts[USER_SAMPLES] += weight
@@ -236,7 +241,7 @@ class Prequential:
         return current
 
     def total(self) -> Tally:
-        """Return the counts of the whole log; those of several logs or shards add up, see `merge`."""
+        """Return the counts of the whole log. Those of several logs or shards may be added, see `merge`."""
         return _sum((*self._blocks, self._current()))
 
     def second_half(self) -> Tally:
@@ -262,55 +267,55 @@ class Prequential:
         names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces.names)]
         out: dict[str, dict[str, Any]] = {}
         for s, name in enumerate(names):
-            n, positives = (int(each) for each in self._slice_counts[s])
+            n, positives = (int(each) for each in self._slices.counts[s])
             if not n:
                 continue
-            entropy = exact.entropy(positives / n)
+            entropy = formulas.entropy(positives / n)
             arms = {}
             for k, arm in enumerate(self.arms):
-                loss, predicted = self._slice_sums[s, :, k] / UNIT
-                negative, positive = self._slice_histogram[s, k, :, ::-1].astype(np.float64)
+                loss, predicted = self._slices.sums[s, :, k] / UNIT
+                negative, positive = self._slices.histogram[s, k, :, ::-1].astype(np.float64)
                 arms[arm] = {
                     "logloss": float(loss / n),
                     "ne": float(loss / n / entropy),
                     "calibration": float(predicted / positives) if positives else nan,
-                    "auc": exact.auc_of_groups(positive, negative),
+                    "auc": formulas.auc_of_groups(positive, negative),
                 }
             out[name] = {"samples": n, "positives": positives, "arms": arms}
         return out
 
     def window(self) -> dict[str, Any]:
-        """Return counts and metrics by arm of the last samples (`window` of them, in whole slates), exactly."""
+        """Return counts and exact metrics by arm of the last samples: ``window`` of them, in whole slates."""
         first = int(np.searchsorted(self._starts[: self._slates + 1], max(self._rows - self._window, 0)))
         row = int(self._starts[first])
         rows = slice(row, self._rows)
         labels = self._labels[rows]
         n, positives = len(labels), int(labels.sum())
-        entropy = exact.entropy(positives / n) if n else nan
+        entropy = formulas.entropy(positives / n) if n else nan
         weight, user_sums = self._gauc(first, self._slates)
         starts = self._starts[first : self._slates + 1]
-        slates, ranking = exact.rankings(self._labels, self._rank, starts, exact.DISCOUNTS)
+        slates, ranking = formulas.rankings(self._labels, self._rank, starts)
         arms: dict[str, Metrics] = {}
         for k, name in enumerate(self.arms):
             p, rank = self._p[rows, k], self._rank[rows, k]
-            loss = exact.logloss(labels, p)
+            loss = formulas.logloss(labels, p)
             arms[name] = {
-                "auc": exact.auc(labels, p),
+                "auc": formulas.auc(labels, p),
                 "logloss": loss,
                 "ne": loss / entropy,
                 "calibration": float(p.sum(dtype=np.float64)) / positives if positives else nan,
-                "ece": exact.ece(labels, p),
+                "ece": formulas.ece(labels, p),
                 "gauc": float(user_sums[k]) / weight if weight else nan,
                 "ndcg_at_10": float(ranking[0, k]) / slates if slates else nan,
                 "mrr": float(ranking[1, k]) / slates if slates else nan,
-                "auc_rank": exact.auc(labels, rank),
-                "pr_auc": exact.pr_auc(labels, p),
-                "ne_raw": exact.raw_logloss(labels, self._raw[rows, k]) / entropy,
+                "auc_rank": formulas.auc(labels, rank),
+                "pr_auc": formulas.pr_auc(labels, p),
+                "ne_raw": formulas.raw_logloss(labels, self._raw[rows, k]) / entropy,
             }
         return {"samples": n, "positives": positives, "arms": arms}
 
     def state(self) -> dict[str, Any]:
-        """Return everything, as plain values and arrays; resting blocks are shared, they never change."""
+        """Return everything, as plain values and arrays. Resting blocks are shared, since they never change."""
         kept = self._kept_from()
         return {
             "arms": list(self.arms),
@@ -318,9 +323,9 @@ class Prequential:
             "blocks": [block.state() for block in self._blocks],
             "block": self._block.state(),
             "surfaces": self._surfaces.names,
-            "slice_counts": self._slice_counts.copy(),
-            "slice_sums": self._slice_sums.copy(),
-            "slice_histogram": self._slice_histogram.copy(),
+            "slice_counts": self._slices.counts.copy(),
+            "slice_sums": self._slices.sums.copy(),
+            "slice_histogram": self._slices.histogram.copy(),
             "tail": {name: each.copy() for name, each in self._tail(kept).items()},
             "grouped": self._grouped - kept,
         }
@@ -331,7 +336,7 @@ class Prequential:
         Raises
         ------
         ValueError
-            If the state is of other arms.
+            If the state is of other arms; nothing has changed then.
         """
         if tuple(state["arms"]) != self.arms:
             msg = f"metrics: expected a state of {', '.join(self.arms)}, got {', '.join(state['arms'])}"
@@ -339,10 +344,11 @@ class Prequential:
         self._block_size = int(state["block_size"])
         self._blocks = [Tally.of(each, resting=True) for each in state["blocks"]]
         self._block = Tally.of(state["block"], resting=False)
+        self._counters = self._block.counters()
         self._surfaces = BoundedNames(_MOST_SURFACES, state["surfaces"])
-        self._slice_counts = state["slice_counts"].copy()
-        self._slice_sums = state["slice_sums"].copy()
-        self._slice_histogram = state["slice_histogram"].copy()
+        self._slices = SliceCounters(
+            state["slice_counts"].copy(), state["slice_sums"].copy(), state["slice_histogram"].copy()
+        )
         self._load(state["tail"], int(state["grouped"]))
 
 
@@ -357,63 +363,8 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 def merge(first: Prequential, second: Prequential) -> Tally:
-    """Return the counts of two logs together, the same bit for bit in either order.
+    """Return the counts of two logs together: the same in either order, bit for bit.
 
-    Equal to what one would have counted over both, except that users are grouped within each alone.
+    They equal the counts of one log that holds both, except that GAUC groups users within each log alone.
     """
     return _sum((first.total(), second.total()))
-
-
-class Cohorts:
-    """p(click) p(order) against orders, over all matured impressions, by the hour they were shown.
-
-    Orders come a day after impressions, so sums are kept by hour, and only hours that wait for no click count. Clicks
-    mature in the order they were made, so once one of two hours later has, what has not matured was dropped on its way
-    and never will. Of such an hour the expected orders count in the proportion of its clicks that did mature: what is
-    dropped is chosen by its age, so the rest stands for it.
-    """
-
-    _HOUR_MS = 3_600_000
-    _KEPT = 24 * 14
-
-    def __init__(self) -> None:
-        self._hours: dict[int, list[float]] = {}  # hour -> expected orders, orders, clicks waiting, clicks matured
-
-    def shown(self, at_ms: int, expected: float, clicks: int) -> None:
-        """Add the expected orders of a closed slate, and how many of its clicks wait to mature."""
-        hour = self._hours.setdefault(at_ms // self._HOUR_MS, [0.0, 0.0, 0.0, 0.0])
-        hour[0] += expected
-        hour[2] += clicks
-        if len(self._hours) > self._KEPT:
-            del self._hours[min(self._hours)]
-
-    def matured(self, at_ms: int, converted: bool) -> None:
-        """Add what became of a click on a slate shown at ``at_ms``."""
-        hour = self._hours.get(at_ms // self._HOUR_MS)
-        if hour is not None:
-            hour[1] += converted
-            hour[2] -= 1
-            hour[3] += 1
-
-    def report(self) -> dict[str, float]:
-        """Return expected orders, orders and their ratio over the hours before the first one that still waits."""
-        expected = orders = 0.0
-        newest = max(self._hours, default=0)
-        over = max((hour for hour, sums in self._hours.items() if sums[3]), default=0) - 2
-        for hour, (its_expected, its_orders, waiting, matured) in sorted(self._hours.items()):
-            if (waiting > 0 and hour > over) or hour == newest:
-                break
-            expected += its_expected * matured / (matured + waiting) if waiting > 0 else its_expected
-            orders += its_orders
-        return {"expected_orders": expected, "orders": orders, "calibration": expected / orders if orders else nan}
-
-    def state(self) -> list[Any]:
-        """Return everything, by hour."""
-        return [[hour, *sums] for hour, sums in sorted(self._hours.items())]
-
-    def restore(self, state: list[Any]) -> None:
-        """Go on from what `state` returned; an older one did not count what had matured: at least the orders had."""
-        self._hours = {
-            hour: [expected, orders, *(rest if len(rest) == 2 else [*rest, orders])]
-            for hour, expected, orders, *rest in state
-        }

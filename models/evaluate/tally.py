@@ -1,20 +1,21 @@
-"""Integer counts from which metrics of any number of samples follow: a block of the log, a whole log, several logs.
+"""Integer counts from which the metrics of any number of samples follow: a block of a log, a log, several logs.
 
-Everything in a tally is an integer, sums of reals in fixed point, so adding tallies is exact and their order does not
-matter, bit for bit. Scores are kept as histograms of logits in steps of 1/1024 (calibrated) and 1/256 (position-free),
-clipped to +-16; a histogram at rest is kept as its filled bins.
+Everything in a tally is an integer; sums of real numbers are in fixed point. So adding tallies is exact, and their
+order does not matter, bit for bit. Scores are kept as histograms of logits, clipped to +-16, in steps of 1/1024
+(calibrated probabilities) and 1/256 (position-free scores). A tally *at rest*, to which nothing is counted any more,
+keeps only the filled bins of its histograms.
 """
 
 from __future__ import annotations
 
 from math import nan
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.evaluate.formulas import LEAST_P, slate_ranking
 
 STEPS = 1024
@@ -34,7 +35,7 @@ KNOWN = 6
 OTHER_SURFACE = 8
 SLICES = ("position 0", "position 1", "position 2", "position 3-5", "position 6-10", "position 11+",
           "known items", "new items", "other surfaces")  # fmt: skip
-"""The slices that are always there; those of surfaces follow."""
+"""The slices that every log has; those of surfaces follow."""
 
 # rows of `sums`
 LOSS, RAW_LOSS, PREDICTED, NDCG, RECIPROCAL, USER_AUC = range(6)
@@ -42,7 +43,29 @@ LOSS, RAW_LOSS, PREDICTED, NDCG, RECIPROCAL, USER_AUC = range(6)
 SAMPLES, POSITIVES, SLATES, USER_SAMPLES = range(4)
 
 Sparse: TypeAlias = tuple[NDArray[np.uint32], NDArray[np.uint32]]
+"""A histogram at rest: the places of its filled bins in the flat array, and their counts."""
+
 Histogram: TypeAlias = NDArray[np.uint32]
+
+
+class Counters(NamedTuple):
+    """The arrays of one tally that `count` adds to, as described at `Tally`."""
+
+    counts: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    histogram: Histogram
+    rank_histogram: Histogram
+
+
+class SliceCounters(NamedTuple):
+    """The same by slice, with coarser histograms; `count` adds to them."""
+
+    counts: NDArray[np.int64]
+    """[slices, 2] samples and positives."""
+    sums: NDArray[np.int64]
+    """[slices, 2, K] log loss and predicted positives, in units of 1 / UNIT."""
+    histogram: Histogram
+    """[slices, K, 2, bins] by arm, label and calibrated logit."""
 
 
 class Tally:
@@ -75,20 +98,24 @@ class Tally:
         """Counts by arm, label and position-free score [K, 2, RANK_BINS]."""
         return _dense(self._ranks, (self.arms, 2, RANK_BINS))
 
+    def counters(self) -> Counters:
+        """Return the arrays that `count` adds to; they stay those of this tally until it is at rest."""
+        return Counters(self.counts, self.sums, self.histogram, self.rank_histogram)
+
     def rest(self) -> None:
-        """Keep the filled bins only; nothing will be counted here again."""
+        """Keep only the filled bins; nothing will be counted here again."""
         self._histogram = _sparse(self._histogram)
         self._ranks = _sparse(self._ranks)
 
     def take(self) -> Tally:
-        """Return what was counted, at rest, and start from nothing."""
+        """Return what was counted, as a tally at rest, and set all counts here to 0, in the same arrays."""
         taken = object.__new__(Tally)
         taken.arms = self.arms
         taken.counts, taken.sums, taken.weights = self.counts.copy(), self.sums.copy(), self.weights.copy()
         taken._histogram, taken._ranks = _sparse(self._histogram), _sparse(self._ranks)
         for each in (self.counts, self.sums, self.weights):
             each.fill(0)
-        # Clearing the filled bins is much less than laying out fresh ones.
+        # Clearing the filled bins is much less work than allocating new histograms.
         self.histogram.reshape(-1)[taken._histogram[0]] = 0
         self.rank_histogram.reshape(-1)[taken._ranks[0]] = 0
         return taken
@@ -114,30 +141,30 @@ class Tally:
         """Return the metrics of arm k; NaN where one is not defined."""
         n, positives = int(self.counts[SAMPLES]), int(self.counts[POSITIVES])
         loss, raw, predicted, ndcg, reciprocal, user_auc = (float(each) / UNIT for each in self.sums[:, k])
-        entropy = exact.entropy(positives / n) if n else nan
+        entropy = formulas.entropy(positives / n) if n else nan
         histogram = self.histogram[k, :, ::-1].astype(np.float64)
         ranks = self.rank_histogram[k, :, ::-1].astype(np.float64)
         slates, user_samples = int(self.counts[SLATES]), int(self.counts[USER_SAMPLES])
         ess = [_ess(*(float(each) for each in self.weights[k, label])) for label in (0, 1)]
         return {
-            "auc": exact.auc_of_groups(histogram[1], histogram[0]),
+            "auc": formulas.auc_of_groups(histogram[1], histogram[0]),
             "logloss": loss / n if n else nan,
             "ne": loss / n / entropy if n else nan,
             "ne_raw": raw / n / entropy if n else nan,
             "calibration": predicted / positives if positives else nan,
-            "ece": exact.ece_of_groups(histogram.sum(axis=0)[::-1], histogram[1][::-1], _CENTRES),
+            "ece": formulas.ece_of_groups(histogram.sum(axis=0)[::-1], histogram[1][::-1], _CENTRES),
             "gauc": user_auc / user_samples if user_samples else nan,
             "ndcg_at_10": ndcg / slates if slates else nan,
             "mrr": reciprocal / slates if slates else nan,
-            "auc_rank": exact.auc_of_groups(ranks[1], ranks[0]),
-            "pr_auc": exact.pr_auc_of_groups(histogram[1], histogram[0]),
+            "auc_rank": formulas.auc_of_groups(ranks[1], ranks[0]),
+            "pr_auc": formulas.pr_auc_of_groups(histogram[1], histogram[0]),
             "ess": min(ess) if ess[0] == ess[0] and ess[1] == ess[1] else nan,
             "ess_positive": ess[1],
             "ess_negative": ess[0],
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the counts as arrays; a tally at rest shares them, it never changes."""
+        """Return the counts as arrays; those of a tally at rest are shared, since they never change."""
         return {
             "counts": self.counts.copy(),
             "sums": self.sums.copy(),
@@ -148,7 +175,7 @@ class Tally:
 
     @classmethod
     def of(cls, state: dict[str, Any], resting: bool) -> Tally:
-        """Return the tally that `state` was taken of."""
+        """Return the tally that ``state`` was taken of, at rest or not."""
         tally = cls(state["sums"].shape[1])
         tally.counts, tally.sums, tally.weights = (state[name].copy() for name in ("counts", "sums", "weights"))
         places, filled = state["histogram"]
@@ -159,7 +186,7 @@ class Tally:
 
 
 def _ess(n: float, total: float, squares: float) -> float:
-    """Effective sample size (sum w)^2 / sum w^2 (Kish 1965) as a share of n; NaN when nothing was weighed."""
+    """Return the effective sample size (sum w)^2 / sum w^2 (Kish 1965) as a share of n; NaN if nothing was weighed."""
     return total**2 / WEIGHT_UNIT / squares / n if squares else nan
 
 
@@ -217,14 +244,8 @@ def count(
     positions: NDArray[np.uint16],
     new: NDArray[np.bool_],
     surface: int,
-    discounts: NDArray[np.float64],
-    counts: NDArray[np.int64],
-    sums: NDArray[np.int64],
-    histogram: Histogram,
-    ranks: Histogram,
-    slice_counts: NDArray[np.int64],
-    slice_sums: NDArray[np.int64],
-    slice_histogram: Histogram,
+    counters: Counters,
+    slices: SliceCounters,
 ) -> None:
     """Count the n samples of one slate.
 
@@ -237,13 +258,11 @@ def count(
         [n] position shown, whether the item was new.
     surface
         The slice of the surface; those of positions and of known and new items lie at `FIRST_POSITION`, `KNOWN`.
-    discounts
-        `exact.DISCOUNTS`.
-    counts, sums, histogram, ranks
-        Those of a tally.
-    slice_counts, slice_sums, slice_histogram
-        [slices, 2], [slices, 2, K], [slices, K, 2, bins]: the same by slice, coarser.
+    counters, slices
+        What is added to.
     """
+    counts, sums, histogram, ranks = counters
+    slice_counts, slice_sums, slice_histogram = slices
     n, K = p.shape
     one = np.uint32(1)
     slice_steps = slice_histogram.shape[3] // (2 * EDGE)
@@ -284,7 +303,7 @@ def count(
     if positives and n > 1:
         counts[SLATES] += 1
         for k in range(K):
-            ndcg, reciprocal = slate_ranking(labels, rank, 0, n, k, discounts)
+            ndcg, reciprocal = slate_ranking(labels, rank, 0, n, k)
             sums[NDCG, k] += np.int64(np.rint(ndcg * UNIT))
             sums[RECIPROCAL, k] += np.int64(np.rint(reciprocal * UNIT))
 

@@ -1,8 +1,8 @@
-"""Fields: the named sources of values from which features are made (`models.features.featurizer` says what each is).
+"""Fields: the named sources of values from which features are made (`models.features.config` says what each one is).
 
-Compiled: each function puts the values of some fields of one slate, or of one row of it, into ``values`` [MAX_FIELDS,
-MAX_VALUES], of which the first ``many`` [MAX_FIELDS] count. Values are hashes, or small numbers of buckets; what tells
-the buckets of two fields apart is the salt of their features.
+All is compiled. Each function puts the values of some fields, of a slate or of one row of it, into ``values``
+[MAX_FIELDS, MAX_VALUES]; ``many`` [MAX_FIELDS] says how many values of a field there are. A value is a hash or the
+small number of a bucket. Equal bucket numbers of two fields are no clash: each feature hashes with a salt of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.features.history import CLICKS, EXPECTED, SHOWS, decay, find
+from heft.models.features.history import CLICKS, EXPECTED, SHOWS, Tables, decay, find
 from heft.models.hashing import mix
 
 FIXED = (
@@ -82,29 +82,27 @@ def put_past(
     values: NDArray[np.uint64],
     many: NDArray[np.int64],
     field: int,
+    tables: Tables,
+    relation: int,
     key: np.uint64,
     at_ms: int,
-    keys: NDArray[np.uint64],
-    times: NDArray[np.int64],
-    counts: NDArray[np.float64],
-    clicked_ms: NDArray[np.int64],
-    half_life_ms: float,
 ) -> float:
-    """Put the three fields of a relation of the past: rate, count, since; return the (decayed) impressions."""
-    place = find(keys, key)
+    """Put the three fields of a key of a relation: rate, count, since; return its (faded) impressions."""
+    place = find(tables.keys[relation], key)
     if place < 0:
         return 0.0
-    left = decay(at_ms - times[place], half_life_ms)
-    clicks = float(counts[place, CLICKS] * left)
-    shows = float(counts[place, SHOWS] * left)
-    expected = float(counts[place, EXPECTED] * left)
+    left = decay(at_ms - tables.times[relation, place], tables.half_life_ms)
+    clicks = float(tables.counts[relation, place, CLICKS] * left)
+    shows = float(tables.counts[relation, place, SHOWS] * left)
+    expected = float(tables.counts[relation, place, EXPECTED] * left)
     if shows > 0.0:
         # Clicks over what the positions promised, shrunk by one of each; three buckets to the octave.
         lift = floor(3.0 * log2((clicks + 1.0) / (expected + 1.0)))
         put(values, many, field, np.uint64(_LIFT_ZERO + lift))
         put(values, many, field + 1, np.uint64(octave(2.0 * clicks) * 64 + octave(shows)))
-    if clicked_ms[place] > 0:
-        put(values, many, field + 2, np.uint64(octave(max(at_ms - clicked_ms[place], 0) / 1000.0)))
+    clicked_ms = tables.clicked_ms[relation, place]
+    if clicked_ms > 0:
+        put(values, many, field + 2, np.uint64(octave(max(at_ms - clicked_ms, 0) / 1000.0)))
     return shows
 
 

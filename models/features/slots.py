@@ -1,12 +1,14 @@
-"""From values of fields to slots, compiled: one call a slate.
+"""From the values of fields to slots: one compiled call for each slate.
 
-A *feature* is a field or a cross of up to three; each of its values is one slot, the top 32 bits of a hash of its salt
-and its values. A row's slots are sorted and distinct, so nothing depends on the order in which an event holds things.
-Slots that derive from position come twice: as shown, and with every row at position 0, for a score that owes nothing to
-the place an item was given.
+A *feature* is a field, or a cross of two or three. Each of its values (or combinations of values) is one slot: the top
+32 bits of a hash of the feature's salt and the values. A row's slots are sorted and distinct, so nothing depends on the
+order in which an event lists things. Slots that derive from position come twice: once for the position shown, and once
+with every row at position 0, for a score that does not depend on where an item was placed.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from heft.models.features import fields
 from heft.models.features.fields import MAX_FIELDS, MAX_VALUES
-from heft.models.features.history import ITEM, QUERY_ITEM, USER, USER_ITEM, relation_key
+from heft.models.features.history import ITEM, QUERY_ITEM, USER, USER_ITEM, Tables, relation_key
 from heft.models.hashing import mix
 
 NEW_BELOW = 20.0
@@ -24,6 +26,35 @@ _32 = np.uint64(32)
 _26 = np.uint32(26)
 _FEW = 16
 _HEAD = 4  # words before the pairs of an item
+
+
+class Features(NamedTuple):
+    """F features as compiled functions read them; made once for all names that are known."""
+
+    terms: NDArray[np.int64]
+    """[F, 3] the fields that are crossed, -1 for none."""
+    salts: NDArray[np.uint64]
+    """[F] what tells the slots of one feature from those of another."""
+    bounds: NDArray[np.int64]
+    """[2] features before the first bound depend on the slate alone, those before the second on the row, the rest on
+    its position."""
+    needed: NDArray[np.bool_]
+    """[MAX_FIELDS] whether any feature reads the field."""
+
+
+class Rows(NamedTuple):
+    """What `fill` fills in for the n rows of a slate: fields of `models.features.vectors.Vectors`, named as there."""
+
+    items: NDArray[np.uint64]
+    positions: NDArray[np.uint16]
+    new: NDArray[np.bool_]
+    indptr: NDArray[np.int32]
+    """[3 n + 1]; the others [n]."""
+
+    @classmethod
+    def empty(cls, n: int) -> Rows:
+        """Return room for n rows, not filled yet."""
+        return cls(np.empty(n, np.uint64), np.empty(n, np.uint16), np.empty(n, np.bool_), np.empty(3 * n + 1, np.int32))
 
 
 @njit(cache=True)
@@ -117,39 +148,62 @@ def _without(out: NDArray[np.uint32], start: int, end: int, low: int, high: int)
 
 @njit(cache=True)
 def _put_pairs(values: NDArray[np.uint64], many: NDArray[np.int64], packed: NDArray[np.int64], start: int) -> None:
+    """Put the pairs of field and value of the slate, or of an item, whose words begin at ``start``."""
     for i in range(start + _HEAD, start + _HEAD + 2 * packed[start + 1], 2):
         fields.put(values, many, packed[i], np.uint64(packed[i + 1]))
 
 
 @njit(cache=True)
 def _letters(packed: NDArray[np.int64], start: int) -> NDArray[np.int64]:
+    """Return the sorted hashes of the letter triples of the slate, or of an item, whose words begin at ``start``."""
     first = start + _HEAD + 2 * packed[start + 1] + packed[start + 2]
     return packed[first : first + packed[start + 3]]
 
 
 @njit(cache=True)
+def _starts(packed: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return where the words of the slate, of each of its n items, and what follows them begin [n + 2]."""
+    starts = np.empty(n + 2, np.int64)
+    at = 0
+    for entry in range(n + 1):
+        starts[entry] = at
+        at += _HEAD + 2 * packed[at + 1] + 2 * packed[at + 2] + packed[at + 3]
+    starts[n + 1] = at
+    return starts
+
+
+@njit(cache=True)
+def _numbers(
+    packed: NDArray[np.int64], reals: NDArray[np.float64], starts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return the field of each number, the numbers, and how many come up to the slate and up to each item [n + 1]."""
+    ends = np.empty(starts.size - 1, np.int64)
+    many = 0
+    for entry in range(ends.size):
+        many += packed[starts[entry] + 2]
+        ends[entry] = many
+    number_fields, numbers = np.empty(many, np.int64), np.empty(many)
+    for entry in range(ends.size):
+        at = starts[entry]
+        count, first = packed[at + 2], ends[entry] - packed[at + 2]
+        for i in range(count):
+            number_fields[first + i] = packed[at + _HEAD + 2 * packed[at + 1] + i]
+            numbers[first + i] = reals[starts[entry + 1] - count + i]
+    return number_fields, numbers, ends
+
+
+@njit(cache=True)
 def fill(
-    n: int,
+    packed: NDArray[np.int64],
+    reals: NDArray[np.float64],
     at_ms: int,
     user: np.uint64,
     query: np.uint64,
-    packed: NDArray[np.int64],
-    reals: NDArray[np.float64],
-    terms: NDArray[np.int64],
-    salts: NDArray[np.uint64],
-    bounds: NDArray[np.int64],
-    needed: NDArray[np.bool_],
-    keys: NDArray[np.uint64],
-    times: NDArray[np.int64],
-    counts: NDArray[np.float64],
-    clicked_ms: NDArray[np.int64],
-    half_life_ms: float,
-    items: NDArray[np.uint64],
-    positions: NDArray[np.uint16],
-    new: NDArray[np.bool_],
-    indptr: NDArray[np.int32],
+    features: Features,
+    tables: Tables,
+    rows: Rows,
 ) -> NDArray[np.uint32]:
-    """Return all slots of a slate; fill ``items`` [n], ``positions`` [n], ``new`` [n] and ``indptr`` [3 n + 1].
+    """Return all slots of a slate of n rows, and fill ``rows``.
 
     Row r has the slots it has at any position in ``indptr[3r]:indptr[3r+1]``, then those of the position shown, then
     those of position 0.
@@ -159,33 +213,25 @@ def fill(
     packed, reals
         The same words, as int64 and as float64: those of the slate itself and of each of its items, as
         `models.features.featurizer` lays them out; positions [n]; three to an act, oldest first (item, kind, time).
-    terms, salts, bounds
-        The features: up to three fields each, -1 for none [F, 3]; salts [F]; those that depend on the slate alone end
-        at ``bounds[0]``, those on the row at ``bounds[1]``, those on position at F.
-    needed : bool [MAX_FIELDS]
-        Which fields any feature reads.
+    at_ms
+        When the slate was shown, in milliseconds since the epoch.
+    user, query
+        Their hashes.
+    features, tables
+        What to make slots of; the history that it reads and never changes.
+    rows
+        Room for n rows.
     """
     zero = np.uint64(0)
-    starts = np.empty(n + 2, np.int64)
-    number_ends = np.empty(n + 1, np.int64)
-    at = many_numbers = 0
-    for row in range(-1, n):
-        starts[row + 1] = at
-        many_numbers += packed[at + 2]
-        number_ends[row + 1] = many_numbers
-        at += _HEAD + 2 * packed[at + 1] + 2 * packed[at + 2] + packed[at + 3]
-    starts[n + 1] = at
-    shown_at, acts = packed[at : at + n], packed[at + n :]
-    number_fields, numbers = np.empty(many_numbers, np.int64), np.empty(many_numbers)
-    for row in range(-1, n):
-        at = starts[row + 1]
-        count, first = packed[at + 2], number_ends[row + 1] - packed[at + 2]
-        for i in range(count):
-            number_fields[first + i] = packed[at + _HEAD + 2 * packed[at + 1] + i]
-            numbers[first + i] = reals[starts[row + 2] - count + i]
-        if row >= 0:
-            items[row] = np.uint64(packed[at])
-            positions[row] = np.uint16(min(shown_at[row], 65_535))
+    n = rows.items.size
+    terms, salts, needed = features.terms, features.salts, features.needed
+    of_slate_end, of_row_end = features.bounds[0], features.bounds[1]
+    starts = _starts(packed, n)
+    number_fields, numbers, number_ends = _numbers(packed, reals, starts)
+    shown_at, acts = packed[starts[n + 1] : starts[n + 1] + n], packed[starts[n + 1] + n :]
+    for row in range(n):
+        rows.items[row] = np.uint64(packed[starts[row + 1]])
+        rows.positions[row] = np.uint16(min(shown_at[row], 65_535))
 
     values = np.empty((MAX_FIELDS, MAX_VALUES), np.uint64)
     many_of_slate = np.zeros(MAX_FIELDS, np.int64)
@@ -195,26 +241,25 @@ def fill(
         fields.put(values, many_of_slate, number_fields[i] + 1, np.uint64(fields.log_bucket(numbers[i])))
     fields.put(values, many_of_slate, fields.USER_ID, user)
     fields.put(values, many_of_slate, fields.SLATE_SIZE, np.uint64(fields.log_bucket(float(n))))
-    last = fields.last_acts(items, acts)
+    last = fields.last_acts(rows.items, acts)
     touched = fields.put_session(values, many_of_slate, at_ms, acts, last)
     if needed[fields.USER_PAST : fields.USER_PAST + 3].any():
-        fields.put_past(
-            values, many_of_slate, fields.USER_PAST, relation_key(USER, user, zero), at_ms,
-            keys[USER], times[USER], counts[USER], clicked_ms[USER], half_life_ms,
-        )  # fmt: skip
+        key = relation_key(USER, user, zero)
+        fields.put_past(values, many_of_slate, fields.USER_PAST, tables, USER, key, at_ms)
     beside = fields.compare(number_fields, numbers, number_ends, touched)
-    asks_query_item = needed[fields.QUERY_ITEM_PAST : fields.QUERY_ITEM_PAST + 3].any()
-    asks_user_item = needed[fields.USER_ITEM_PAST : fields.USER_ITEM_PAST + 3].any()
+    reads_query_item = needed[fields.QUERY_ITEM_PAST : fields.QUERY_ITEM_PAST + 3].any()
+    reads_user_item = needed[fields.USER_ITEM_PAST : fields.USER_ITEM_PAST + 3].any()
 
     many = np.empty(MAX_FIELDS, np.int64)
-    of_slate = np.empty(_room(many_of_slate, terms[: bounds[0]]), np.uint32)
-    slate_size = _emit(of_slate, 0, values, many_of_slate, terms, salts, 0, bounds[0])
+    of_slate = np.empty(_room(many_of_slate, terms[:of_slate_end]), np.uint32)
+    slate_size = _emit(of_slate, 0, values, many_of_slate, terms, salts, 0, of_slate_end)
     out = np.empty(n * (2 * salts.size + 8), np.uint32)
     size = 0
-    indptr[0] = 0
+    rows.indptr[0] = 0
     for row in range(n):
+        item = rows.items[row]
         many[:] = many_of_slate
-        fields.put(values, many, fields.ITEM_ID, items[row])
+        fields.put(values, many, fields.ITEM_ID, item)
         _put_pairs(values, many, packed, starts[row + 1])
         for i in range(number_ends[row], number_ends[row + 1]):
             for place in range(len(fields.OF_NUMBERS)):
@@ -222,24 +267,18 @@ def fill(
                     fields.put(values, many, number_fields[i] + 1 + place, np.uint64(beside[i, place]))
         if many[fields.TEXT_WORDS] > 0:
             fields.put_matches(values, many, of_query, _letters(packed, starts[row + 1]))
-        fields.put_acts(values, many, row, items[row], at_ms, acts, last, touched)
-        shows = fields.put_past(
-            values, many, fields.ITEM_PAST, relation_key(ITEM, items[row], zero), at_ms,
-            keys[ITEM], times[ITEM], counts[ITEM], clicked_ms[ITEM], half_life_ms,
-        )  # fmt: skip
-        new[row] = shows < NEW_BELOW
-        if new[row]:
+        fields.put_acts(values, many, row, item, at_ms, acts, last, touched)
+        key = relation_key(ITEM, item, zero)
+        shows = fields.put_past(values, many, fields.ITEM_PAST, tables, ITEM, key, at_ms)
+        rows.new[row] = shows < NEW_BELOW
+        if rows.new[row]:
             fields.put(values, many, fields.ITEM_NEW, zero)
-        if asks_query_item:
-            fields.put_past(
-                values, many, fields.QUERY_ITEM_PAST, relation_key(QUERY_ITEM, query, items[row]), at_ms,
-                keys[QUERY_ITEM], times[QUERY_ITEM], counts[QUERY_ITEM], clicked_ms[QUERY_ITEM], half_life_ms,
-            )  # fmt: skip
-        if asks_user_item:
-            fields.put_past(
-                values, many, fields.USER_ITEM_PAST, relation_key(USER_ITEM, user, items[row]), at_ms,
-                keys[USER_ITEM], times[USER_ITEM], counts[USER_ITEM], clicked_ms[USER_ITEM], half_life_ms,
-            )  # fmt: skip
+        if reads_query_item:
+            key = relation_key(QUERY_ITEM, query, item)
+            fields.put_past(values, many, fields.QUERY_ITEM_PAST, tables, QUERY_ITEM, key, at_ms)
+        if reads_user_item:
+            key = relation_key(USER_ITEM, user, item)
+            fields.put_past(values, many, fields.USER_ITEM_PAST, tables, USER_ITEM, key, at_ms)
         gap = shown_at[row] - shown_at[touched] if touched >= 0 else 0
         fields.put_position(values, many, shown_at[row], gap, touched)
 
@@ -251,13 +290,13 @@ def fill(
         start = size
         out[size : size + slate_size] = of_slate[:slate_size]
         size += slate_size
-        size = _sort(out, start, _emit(out, size, values, many, terms, salts, bounds[0], bounds[1]))
-        indptr[3 * row + 1] = common = size
-        size = _sort(out, common, _emit(out, size, values, many, terms, salts, bounds[1], salts.size))
+        size = _sort(out, start, _emit(out, size, values, many, terms, salts, of_slate_end, of_row_end))
+        rows.indptr[3 * row + 1] = common = size
+        size = _sort(out, common, _emit(out, size, values, many, terms, salts, of_row_end, salts.size))
         size = _without(out, common, size, start, common)
-        indptr[3 * row + 2] = at_zero = size
+        rows.indptr[3 * row + 2] = at_zero = size
         fields.put_position(values, many, 0, 0, -1)
-        size = _sort(out, at_zero, _emit(out, size, values, many, terms, salts, bounds[1], salts.size))
+        size = _sort(out, at_zero, _emit(out, size, values, many, terms, salts, of_row_end, salts.size))
         size = _without(out, at_zero, size, start, common)
-        indptr[3 * row + 3] = size
+        rows.indptr[3 * row + 3] = size
     return out[:size].copy()

@@ -1,14 +1,14 @@
-"""What the past says of a weighting's measure: where its middle is, how strong it may be, what its weights sum to.
+"""What the past says of a weighting's measure: where its centre is, how strong it may be, the mean of its weights.
 
-Time is cut into epochs of samples, and within one everything is frozen: a weight is a function of its sample and the
-epoch. Strength and moments are settled one epoch before they are used; in between, the mean that the weights have under
-them is counted, so that the normaliser is that of the very weights it divides.
+Samples are counted in epochs, and within an epoch everything is frozen: a weight is a function of its sample and the
+epoch. Strength, centre and scale are fixed one epoch before they are used. During that epoch, the mean of the weights
+that they would give is counted. So the mean that divides the weights is a mean of weights made in the same way.
 """
 
 from __future__ import annotations
 
 from math import ceil, inf, log, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,10 @@ HALF_LIFE = 50_000
 """Samples after which what was measured counts half."""
 
 STOP = 0.25
-"""Share of samples left in effect below which weights are 1 until warm again."""
+"""If a smaller share of the samples than this is left in effect, weights are 1 and the warm-up starts over."""
 
 _ENOUGH = 100
-"""Weights that must have been counted before their mean divides; values of a class before its spread is believed."""
+"""Weights that must have been counted before their mean is used, and values of a label before their spread is."""
 
 STRENGTH, CENTRE, SCALE, MEAN = range(4)
 COUNT, SUM, SQUARES = range(3)
@@ -67,10 +67,30 @@ def bar(values: NDArray[np.float64], keep: float) -> float:
     return float(np.partition(values, left_out)[left_out]) if left_out else -inf
 
 
-class Normaliser:
-    """Statistics of K weightings' measures, past only.
+class Statistics(NamedTuple):
+    """The arrays that compiled weighing reads and adds to, for K weightings. Built once, changed in place."""
 
-    The compiled weighing reads `now`, `planned` and `bars` and adds to the others; `turn` ends an epoch.
+    now: NDArray[np.float64]
+    """[K, 4] strength, centre, inverse scale and mean weight: what weights are made with in this epoch."""
+    planned: NDArray[np.float64]
+    """[K, 3] strength, centre and inverse scale of the next epoch."""
+    values: NDArray[np.float64]
+    """[K, 2, 3] count, sum and sum of squares of F in this epoch, by label."""
+    counted: NDArray[np.float64]
+    """[K, 3] count and sum of the raw weights that ``planned`` gives."""
+    masses: NDArray[np.float64]
+    """[K, 3, 3] count, sum and sum of squares of weights: of positives, of negatives, and of all samples, where each
+    counts by the square of its gradient |q - y|. Samples whose score is missing are in none of the three."""
+    bars: NDArray[np.float64]
+    """[S] what F must reach to be selected, of the S weightings that select; negative infinity: all are selected."""
+    ranked: NDArray[np.float64]
+    """[S, EPOCH] their F in this epoch; the last ones if there were more."""
+
+
+class Normaliser:
+    """Statistics of K weightings' measures. Weights depend on past epochs only.
+
+    Compiled weighing reads and fills `statistics`; `turn` ends an epoch.
 
     Parameters
     ----------
@@ -79,84 +99,74 @@ class Normaliser:
 
     Attributes
     ----------
-    now : float64 [K, 4]
-        Strength, centre, inverse scale, mean weight: what weights are made with in this epoch.
-    planned : float64 [K, 3]
-        Strength, centre, inverse scale that come next.
-    values : float64 [K, 2, 3]
-        Count, sum and sum of squares of F in this epoch, by label.
-    counted : float64 [K, 3]
-        Count and sum of raw weights under `planned`.
-    masses : float64 [K, 3, 3]
-        Count, sum and sum of squares of the weights of positives, of negatives, and of all, where a sample counts by
-        the square of its gradient |q - y|. Samples that nothing was measured of, since their score is missing, are in
-        none of the three.
+    statistics : Statistics
+        Of this epoch and the next.
     ess : float64 [K, 3]
         Share of the measured samples left in effect over the last epoch: of positives, of negatives, of squared
-        gradient; 1 where there was none.
-    bars : float64 [S]
-        What F must reach to be selected, by the last epoch, of the S weightings that select, in their order; negative
-        infinity: everything is.
-    ranked : float64 [S, EPOCH]
-        Their F in this epoch, the last ones where there were more.
+        gradients; 1 where there was none.
     """
 
     def __init__(self, weightings: tuple[Weighting, ...]) -> None:
         self._weightings = weightings
         many = len(weightings)
-        self.now = np.tile([0.0, 0.0, 1.0, 1.0], (many, 1))
-        self.values = np.zeros((many, 2, 3))
-        self.counted = np.zeros((many, 3))
-        self.masses = np.zeros((many, 3, 3))
-        self.ess = np.ones((many, 3))
         self._selects = [k for k, weighting in enumerate(weightings) if weighting.mode is Mode.SELECT]
-        self.bars = np.full(len(self._selects), -inf)
-        self.ranked = np.zeros((len(self._selects), EPOCH))
+        self.ess = np.ones((many, 3))
         self._moments = np.zeros((many, 2, 3))
         self._warm = np.zeros(many)
-        self.planned = np.array([self._plan(k) for k in range(many)])
+        self.statistics = Statistics(
+            now=np.tile([0.0, 0.0, 1.0, 1.0], (many, 1)),
+            planned=np.array([self._plan(k) for k in range(many)]),
+            values=np.zeros((many, 2, 3)),
+            counted=np.zeros((many, 3)),
+            masses=np.zeros((many, 3, 3)),
+            bars=np.full(len(self._selects), -inf),
+            ranked=np.zeros((len(self._selects), EPOCH)),
+        )
         pipes = [weighting.pipeline for weighting in weightings]
         self._waits = np.array([bool(pipe.standardise or pipe.normalise or pipe.ess_target) for pipe in pipes])
-        for k in np.flatnonzero(~self._waits).tolist():  # nothing of it waits for the past
-            self.now[k, :MEAN] = self.planned[k] = self._plan(k, ahead=0)
+        for k in np.flatnonzero(~self._waits).tolist():  # nothing about these depends on the past
+            self.statistics.now[k, :MEAN] = self.statistics.planned[k] = self._plan(k, ahead=0)
 
     def forget(self, weightings: NDArray[np.bool_]) -> None:
-        """Let some weightings [K] weigh nothing until their measures have been met anew: the reference is another one.
+        """Forget the statistics of some weightings [K], because the reference has become another one.
 
-        That is the rest of this epoch and the next one; then they go on at the strength that the schedule had reached.
+        Their weights are 1 for the rest of this epoch and the next one. Then they go on at the strength that the
+        schedule had reached.
         """
-        self._moments[weightings] = self.values[weightings] = self.counted[weightings] = 0.0
+        stats = self.statistics
+        self._moments[weightings] = stats.values[weightings] = stats.counted[weightings] = 0.0
         for k in np.flatnonzero(weightings & self._waits).tolist():
-            self.now[k] = 0.0, 0.0, 1.0, 1.0
-            self.planned[k] = 0.0, 0.0, 1.0
+            stats.now[k] = 0.0, 0.0, 1.0, 1.0
+            stats.planned[k] = 0.0, 0.0, 1.0
         for place, k in enumerate(self._selects):
             if weightings[k]:
-                self.bars[place] = -inf
+                stats.bars[place] = -inf
 
     def turn(self, samples: int) -> None:
-        """End an epoch of so many samples: what was planned is used, and the next is planned."""
+        """End an epoch of so many samples: use what was planned, and plan the next epoch."""
+        stats = self.statistics
         fade = 0.5 ** (samples / HALF_LIFE)
-        self._moments = fade * self._moments + self.values
-        self._warm += self.values[:, :, COUNT].sum(axis=1)
-        self.ess = effective(self.masses)
+        self._moments = fade * self._moments + stats.values
+        self._warm += stats.values[:, :, COUNT].sum(axis=1)
+        self.ess = effective(stats.masses)
         for place, k in enumerate(self._selects):
-            measured = min(int(self.values[k, :, COUNT].sum()), EPOCH)
+            measured = min(int(stats.values[k, :, COUNT].sum()), EPOCH)
             if measured >= _ENOUGH:
-                self.bars[place] = bar(self.ranked[place, :measured], self._weightings[k].keep)
+                stats.bars[place] = bar(stats.ranked[place, :measured], self._weightings[k].keep)
         for k, weighting in enumerate(self._weightings):
             if weighting.pipeline.ess_target and self.ess[k, :GRADIENT].min() < STOP:
                 self._warm[k] = 0.0
-                self.now[k] = 0.0, 0.0, 1.0, 1.0
-            elif self.counted[k, COUNT] >= _ENOUGH:
-                self.now[k, :MEAN] = self.planned[k]
-                mean = self.counted[k, SUM] / self.counted[k, COUNT]
-                self.now[k, MEAN] = mean if weighting.pipeline.normalise and mean > 0.0 else 1.0
+                stats.now[k] = 0.0, 0.0, 1.0, 1.0
+            elif stats.counted[k, COUNT] >= _ENOUGH:
+                stats.now[k, :MEAN] = stats.planned[k]
+                mean = stats.counted[k, SUM] / stats.counted[k, COUNT]
+                stats.now[k, MEAN] = mean if weighting.pipeline.normalise and mean > 0.0 else 1.0
             else:
                 continue
-            self.planned[k] = self._plan(k)
-            self.counted[k] = 0.0
-        self.values[:] = 0.0
-        self.masses[:] = 0.0
+            stats.planned[k] = self._plan(k)
+            stats.counted[k] = 0.0
+        stats.values[:] = 0.0
+        stats.masses[:] = 0.0
 
     def _plan(self, k: int, ahead: int = EPOCH) -> tuple[float, float, float]:
         """Return strength, centre and inverse scale for the epoch that begins ``ahead`` samples from now."""
@@ -190,15 +200,16 @@ class Normaliser:
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future weights depend on."""
-        names = ("now", "planned", "values", "counted", "masses", "ess", "bars", "ranked", "_moments", "_warm")
-        return {name: getattr(self, name).copy() for name in names}
+        own = {"ess": self.ess, "_moments": self._moments, "_warm": self._warm}
+        return {name: array.copy() for name, array in (self.statistics._asdict() | own).items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same weightings."""
-        for name, value in state.items():
-            setattr(self, name, value.copy())
+        for name, array in self.statistics._asdict().items():
+            array[...] = state[name]
+        self.ess, self._moments, self._warm = (state[name].copy() for name in ("ess", "_moments", "_warm"))
 
 
 def standardised(weighting: Weighting) -> bool:
-    """Whether F is centred and scaled; the zero of a `rho` measure means that there is nothing to learn."""
+    """Tell whether F is centred and scaled. `rho` measures keep their zero: it means that there is nothing to learn."""
     return weighting.pipeline.standardise and weighting.measure not in (Measure.RHO, Measure.RHO_RELU)

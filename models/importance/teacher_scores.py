@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from heft.models.bounded_names import BoundedNames
-from heft.models.features.featurizer import item_hash
+from heft.models.features.vectors import item_hash
 from heft.models.records import ReferenceScore, data_ends_ms
 
 SETTLED_SAMPLES = {"click": 10_000, "order": 1_000}

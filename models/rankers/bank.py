@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.features.featurizer import Vectors
+from heft.models.features.vectors import Vectors
 from heft.models.hashing import hash_text, mix, unit
 from heft.models.importance.weightings import WEIGHTINGS, Input, PublishedRecipe, Weighting, as_written
 from heft.models.rankers import ftrl
@@ -181,7 +181,8 @@ class Bank:
 
     Examples
     --------
-    >>> from heft.models.features.featurizer import FeatureConfig, Featurizer
+    >>> from heft.models.features.config import FeatureConfig
+    >>> from heft.models.features.featurizer import Featurizer
     >>> from heft.models.records import Item, Slate
     >>> slate = Slate(request_id="r", user_id="u", at_ms=1541548939000, items=[Item("a"), Item("b")])
     >>> vectors = Featurizer(FeatureConfig(features=("item_id",))).shown(slate, [])

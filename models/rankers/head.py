@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.evaluate.prequential import Prequential
-from heft.models.features.featurizer import Vectors
+from heft.models.evaluate.prequential import Observation, Prequential
+from heft.models.features.vectors import Vectors
 from heft.models.importance.teacher_scores import Missing, Takeover, TeacherCalibration, TeacherScores
 from heft.models.importance.weigh import Evidence, Importance, Weights
 from heft.models.importance.weightings import Input, Measure, Weighting
@@ -157,7 +157,9 @@ class Head:
         abstained = bool(np.isnan(shown.p[0, 0]))
         if measured and not abstained:
             self.metrics.add(
-                vectors.user, labels, shown.raw, shown.p, shown.rank, seen, vectors.positions, vectors.new, surface
+                Observation(
+                    vectors.user, labels, shown.raw, shown.p, shown.rank, seen, vectors.positions, vectors.new, surface
+                )
             )
         # An arm reset since then has said nothing of this slate; what it took in was scaled for the one before it.
         inputs = shown.inputs if shown.changes >= self._reset_at else _NOTHING

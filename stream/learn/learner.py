@@ -17,8 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.evaluate.prequential import Cohorts
-from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors, item_hash
+from heft.models.evaluate.cohorts import Cohorts
+from heft.models.features.config import FeatureConfig
+from heft.models.features.featurizer import Featurizer
+from heft.models.features.vectors import Vectors, item_hash
 from heft.models.importance.teacher_scores import Scores, TeacherScores, scores_at_close, scores_on_time
 from heft.models.rankers.bank import RankerConfig
 from heft.models.rankers.head import Head, Prediction

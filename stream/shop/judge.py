@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.evaluate.formulas import LEAST_P, entropy
-from heft.models.features.featurizer import item_hash
+from heft.models.features.vectors import item_hash
 from heft.stream.learn.learner import Outcome
 from heft.stream.shop.truth import SlateTruth
 

@@ -30,7 +30,7 @@ def octave(x: float) -> int:
 
 
 class Reference:
-    """The definitions of `models.features.featurizer`, one after the other, over everything that ever happened."""
+    """The definitions of `models.features.config`, one after the other, over everything that ever happened."""
 
     def __init__(self, declared: Sequence[str], half_life_ms: int) -> None:
         self.half_life_ms = half_life_ms
