@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.teacher.data.log_samples import Examples, Split, examples_of, take
+from heft.models.teacher.data.examples import Examples, Split, examples_of, take
 from heft.models.teacher.settings import OF_FROZEN
 from heft.models.teacher.train import measure
 from heft.stream.config.settings import environment

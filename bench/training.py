@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.relevance import SOURCE, judgements
-from heft.models.teacher.data.log_samples import Examples, take
+from heft.models.teacher.data.examples import Examples, take
 from heft.stream.config.settings import environment
 
 PAIRS = 480

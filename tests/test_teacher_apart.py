@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heft.models.teacher.data.log_samples import Examples, Split, examples_of
+from heft.models.teacher.data.examples import Examples, Split, examples_of
 from heft.models.teacher.template import Pair, TeacherConfig
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")

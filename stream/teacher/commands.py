@@ -16,8 +16,9 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from heft.models.records import Record
+from heft.models.teacher.data.examples import RELEVANCE, Examples, Split, together
 from heft.models.teacher.data.judgements import read_relevance, split_by_query
-from heft.models.teacher.data.log_samples import RELEVANCE, Examples, Log, Split, together
+from heft.models.teacher.data.log_samples import Log
 from heft.models.teacher.settings import FinetuneSettings, PretrainSettings
 from heft.models.teacher.template import Template
 from heft.stream.config.settings import Config

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from heft.models.teacher.data.log_samples import DataError
+from heft.models.teacher.data.examples import DataError
 from heft.models.teacher.network import processes
 from heft.models.teacher.network.encoded import Apart, Encoded, Read
 from heft.models.teacher.network.hub import folder_of

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from heft.models.teacher.data.augment import augment
-from heft.models.teacher.data.log_samples import HEADS, RELEVANCE, Examples, Split
+from heft.models.teacher.data.examples import HEADS, RELEVANCE, Examples, Split
 from heft.models.teacher.network import processes
 from heft.models.teacher.network.encoded import Apart, Encoded, Read, encode
 from heft.models.teacher.network.model import (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from heft.models.teacher.data.log_samples import DataError, Pairs
+from heft.models.teacher.data.examples import DataError, Pairs
 from heft.models.teacher.network import processes
 from heft.models.teacher.network.encoded import Encoded
 from heft.models.teacher.network.model import (
