@@ -18,7 +18,7 @@ import torch
 
 from heft.models.teacher.data.examples import DataError, Split
 from heft.models.teacher.data.log_samples import LaterSamples
-from heft.models.teacher.network.model import load_teacher
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.state import TeacherError, TeacherState, read_state, write_atomically
 from heft.models.teacher.train.finetune import finetune
 from heft.models.teacher.train.refresh import Verdict, compare, promote

@@ -180,7 +180,9 @@ class Log:
         chosen = {
             row.pair
             for row in self._rows
-            if row.head == _CLICK and (until_ms is None or row.known_ms < until_ms) and _keeps(row, keep_negatives, seed)
+            if row.head == _CLICK
+            and (until_ms is None or row.known_ms < until_ms)
+            and _keeps(row, keep_negatives, seed)
         }
         return [self.pairs[pair] for pair in sorted(chosen)]
 

@@ -18,7 +18,8 @@ from heft.models.evaluate.confidence import ConfidenceSequence
 from heft.models.teacher.data.examples import HEADS, DataError
 from heft.models.teacher.data.log_samples import LaterSamples
 from heft.models.teacher.network.encoded import encode
-from heft.models.teacher.network.model import load_teacher, predict
+from heft.models.teacher.network.model import predict
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.state import TeacherError, read_state
 
 FEWEST_POSITIVES = 200
