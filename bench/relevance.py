@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.teacher.data.log_samples import Examples, Split, examples_of, take
+from heft.models.teacher.data.examples import Examples, Split, examples_of, take
 from heft.models.teacher.settings import OF_FROZEN
 from heft.models.teacher.train import measure
 from heft.stream.config.settings import environment
@@ -114,10 +114,11 @@ def _features(pair: tuple[str, str]) -> list[str]:
 
 def cosine(train: Examples, test: Examples) -> Floats:
     """The cosine of the two texts' vectors as the base has them, scaled to a logit."""
-    from heft.models.teacher.network.model import Model, load_base, pooling_of
-    from heft.models.teacher.train.finetune import cosines
+    from heft.models.teacher.network.bases import load_base, pooling_of, resolve_base
+    from heft.models.teacher.network.model import Model
+    from heft.models.teacher.train.starting_point import cosines
 
-    encoder, tokenizer = load_base("minilm", list, 128, 0.0)
+    encoder, tokenizer = load_base(resolve_base("minilm"), list, 128, 0.0)
     model = Model(encoder, ["relevance"], pooling_of(encoder))
     return _scaled(cosines(model, tokenizer, train, 128), train, cosines(model, tokenizer, test, 128))
 
@@ -125,7 +126,8 @@ def cosine(train: Examples, test: Examples) -> Floats:
 def fine_tuned(train: Examples, test: Examples, **how: Any) -> Floats:
     """What `heft teacher finetune --base minilm` learns; no query is held out to stop early or to calibrate."""
     from heft.models.teacher.network.encoded import encode
-    from heft.models.teacher.network.model import load_teacher, predict
+    from heft.models.teacher.network.model import predict
+    from heft.models.teacher.network.teacher_folder import load_teacher
     from heft.models.teacher.settings import FinetuneSettings
     from heft.models.teacher.train.finetune import finetune, learning_rate_of
 

@@ -124,7 +124,8 @@ def _unseen(query: str) -> bool:
 
 def _trained(data: Path, folder: Path) -> Path:
     from heft.models.teacher.data.judgements import read_relevance, split_by_query
-    from heft.models.teacher.train.finetune import FinetuneSettings, Source, finetune, learning_rate_of
+    from heft.models.teacher.settings import FinetuneSettings
+    from heft.models.teacher.train.finetune import Source, finetune, learning_rate_of
 
     file = folder / "judged.csv"
     pairs, labels = _judged(data, unseen=False)
@@ -145,7 +146,7 @@ def _cross_encoder(teacher: Path, folder: Path) -> Any:
     from transformers import BertForSequenceClassification
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-    from heft.models.teacher.network.model import load_teacher
+    from heft.models.teacher.network.teacher_folder import load_teacher
 
     class MeanPooled(BertForSequenceClassification):
         def forward(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.relevance import SOURCE, judgements
-from heft.models.teacher.data.log_samples import Examples, take
+from heft.models.teacher.data.examples import Examples, take
 from heft.stream.config.settings import environment
 
 PAIRS = 480
@@ -58,8 +58,9 @@ def heft(examples: Examples, lora: int) -> float:
     """Return pairs a second of our loop."""
     import torch
 
+    from heft.models.teacher.network.bases import load_base, resolve_base
     from heft.models.teacher.network.encoded import Encoded
-    from heft.models.teacher.network.model import Model, load_base
+    from heft.models.teacher.network.model import Model
     from heft.models.teacher.settings import FinetuneSettings
     from heft.models.teacher.train.finetune import learning_rate_of, loss_of, prepare
     from heft.models.teacher.train.train import Trainer
@@ -68,7 +69,7 @@ def heft(examples: Examples, lora: int) -> float:
     settings = FinetuneSettings(
         epochs=1, batch=_BATCH, lora=lora, learning_rate=learning_rate_of("minilm", lora), device="cpu"
     )
-    encoder, tokenizer = load_base("minilm", list, _TOKENS, settings.dropout)
+    encoder, tokenizer = load_base(resolve_base("minilm"), list, _TOKENS, settings.dropout)
     model = Model(encoder, ["relevance"], "mean", settings.dropout)
     prepare(model, settings)
     encoded = Encoded(tokenizer, examples.pairs, _TOKENS)
@@ -92,7 +93,7 @@ def hugging_face(examples: Examples) -> float:
         TrainingArguments,
     )
 
-    from heft.models.teacher.network.model import resolve_base
+    from heft.models.teacher.network.bases import resolve_base
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_arguments: Any, **_more: Any) -> None:
@@ -100,7 +101,7 @@ def hugging_face(examples: Examples) -> float:
 
     torch.manual_seed(0)
     times: list[float] = []
-    base = resolve_base("minilm")
+    base = resolve_base("minilm").folder
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, local_files_only=True)
     texts = tokenizer(

@@ -23,8 +23,10 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
+from heft.models.teacher.network.bases import load_base, resolve_base
 from heft.models.teacher.network.encoded import Encoded
-from heft.models.teacher.network.model import Model, load_base, load_teacher, predict, save_teacher
+from heft.models.teacher.network.model import Model, predict
+from heft.models.teacher.network.teacher_folder import load_teacher, save_teacher
 from heft.models.teacher.network.tokens import Tokens
 from heft.models.teacher.network.vocabulary import train_tokenizer
 from heft.models.teacher.score import backends as ways
@@ -56,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher with random weights."""
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(1)
-    encoder, tokenizer = load_base("tiny", lambda: [" ".join(pair) for pair in PAIRS], 24, 0.0)
+    encoder, tokenizer = load_base(resolve_base("tiny"), lambda: [" ".join(pair) for pair in PAIRS], 24, 0.0)
     save_teacher(folder, randomised(Model(encoder, tuple(HEADS), "mean")), tokenizer, STATE)
     return folder
 
@@ -233,7 +235,7 @@ def test_every_batch_that_a_compiled_way_may_be_given_has_a_shape_that_was_compi
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=compiler))
     monkeypatch.setattr(ways, "_COMPILED_ROWS", 4)  # of as many pairs a batch takes long here
     torch._dynamo.reset()
-    encoder, tokenizer = load_base("tiny", lambda: [" ".join(pair) for pair in PAIRS], 512, 0.0)
+    encoder, tokenizer = load_base(resolve_base("tiny"), lambda: [" ".join(pair) for pair in PAIRS], 512, 0.0)
     model, tokens = Model(encoder, ("click",), "mean").eval(), Tokens(tokenizer, 512)
     compiled = [way for way in ways_of_gpu(model, 512) if way.compiled]
     assert sum(len(way.widths) for way in compiled) == 12

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heft.models.teacher.data.log_samples import Examples, Split, examples_of
+from heft.models.teacher.data.examples import Examples, Split, examples_of
 from heft.models.teacher.template import Pair, TeacherConfig
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
@@ -16,8 +16,10 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 
 import torch
 
+from heft.models.teacher.network.bases import load_base, resolve_base
 from heft.models.teacher.network.encoded import Encoded, encode
-from heft.models.teacher.network.model import Model, load_base, load_teacher, predict, save_teacher
+from heft.models.teacher.network.model import Model, predict
+from heft.models.teacher.network.teacher_folder import load_teacher, save_teacher
 from heft.models.teacher.score.engine import Engine
 from heft.models.teacher.score.explain import explain
 from heft.models.teacher.settings import FinetuneSettings
@@ -40,7 +42,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def model() -> tuple[Model, Any]:
     torch.manual_seed(1)
-    encoder, tokenizer = load_base("tiny", lambda: [text for pair in PAIRS for text in pair], 24, 0.0)
+    encoder, tokenizer = load_base(resolve_base("tiny"), lambda: [text for pair in PAIRS for text in pair], 24, 0.0)
     model = Model(encoder, tuple(HEADS), TOWERS, dropout=0.0)
     torch.nn.init.normal_(model.linear.weight)
     return model.eval(), tokenizer
@@ -164,7 +166,7 @@ SOURCES = [Source("log.jsonl", 1, "a")]
 
 def saved_base(folder: Path) -> tuple[Any, Any]:
     texts = [text for pair in asked_and_shown().train.pairs for text in pair]
-    encoder, tokenizer = load_base("tiny", lambda: texts, 16, 0)
+    encoder, tokenizer = load_base(resolve_base("tiny"), lambda: texts, 16, 0)
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return encoder, tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heft.models.teacher.data.augment import augment, learn_synonyms
-from heft.models.teacher.data.log_samples import Examples, examples_of
+from heft.models.teacher.data.examples import Examples, examples_of
 
 PAIRS = [
     ("red couch", "Sofa A"),

@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 
 from heft.models.records import Item
+from heft.models.teacher.data.examples import CLICK, CONVERSION, HEADS, RELEVANCE, DataError, Examples, together
 from heft.models.teacher.data.judgements import read_relevance, split_by_query
-from heft.models.teacher.data.log_samples import (
-    CLICK,
-    CONVERSION,
-    HEADS,
-    RELEVANCE,
-    DataError,
-    Examples,
-    Log,
-    sample_key,
-    together,
-)
+from heft.models.teacher.data.log_samples import Log, sample_key
 from heft.models.teacher.template import Template
 from heft.models.teacher.train import measure
 from heft.stream.events.wire import Event, Impression

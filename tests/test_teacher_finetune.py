@@ -10,7 +10,7 @@ from xml.etree.ElementTree import fromstring
 import numpy as np
 import pytest
 
-from heft.models.teacher.data.log_samples import Split
+from heft.models.teacher.data.examples import Split
 
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
@@ -28,8 +28,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from heft.models.teacher.network.bases import load_base, reads_left_to_right, resolve_base
 from heft.models.teacher.network.encoded import Encoded
-from heft.models.teacher.network.model import Model, load_base, load_teacher, predict, reads_left_to_right
+from heft.models.teacher.network.model import Model, predict
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.network.vocabulary import train_tokenizer
 from heft.models.teacher.settings import PretrainSettings
 from heft.models.teacher.state import TeacherError, read_state
@@ -193,7 +195,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
 
 
 def test_padding_on_to_a_multiple_of_tokens_changes_no_loss_and_exceeds_no_limit() -> None:
-    encoder, tokenizer = load_base("tiny", lambda: list(THINGS), 28, 0.0)
+    encoder, tokenizer = load_base(resolve_base("tiny"), lambda: list(THINGS), 28, 0.0)
     torch.manual_seed(1)
     model = Model(encoder, ["click"], "mean", 0.0).eval()
     torch.nn.init.normal_(model.linear.weight)

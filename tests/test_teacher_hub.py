@@ -17,8 +17,8 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 import torch
 from huggingface_hub import constants
 
+from heft.models.teacher.network.bases import load_base, resolve_base
 from heft.models.teacher.network.hub import folder_of
-from heft.models.teacher.network.model import load_base, resolve_base
 from heft.models.teacher.state import TeacherError
 from heft.models.teacher.train.finetune import finetune
 from tests.support.finetuning import SOURCES, settings, split
@@ -41,7 +41,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with what else a repository of one holds."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    encoder, tokenizer = load_base("tiny", lambda: [text for pair in split(64).train.pairs for text in pair], 16, 0.0)
+    encoder, tokenizer = load_base(
+        resolve_base("tiny"), lambda: [text for pair in split(64).train.pairs for text in pair], 16, 0.0
+    )
     encoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(README)
@@ -68,7 +70,7 @@ def test_a_model_in_the_cache_is_a_base_by_its_name_and_its_licence_is_on_the_ca
     cache: Path, model: Path, tmp_path: Path
 ) -> None:
     snapshot = cached(cache, "acme/tiny-model", model)
-    assert resolve_base("acme/tiny-model") == snapshot
+    assert resolve_base("acme/tiny-model").folder == snapshot
     card = finetune(split(64), tmp_path / "out", settings(base="acme/tiny-model", epochs=1), SOURCES)
     assert card["base"] == "acme/tiny-model"
     assert card["licence"] == "mit"
@@ -110,7 +112,7 @@ def test_a_model_in_shards_is_whole_with_all_of_them(cache: Path, model: Path) -
     with pytest.raises(TeacherError, match="not whole"):
         resolve_base("acme/shards")
     (snapshot / shards[1]).touch()
-    assert resolve_base("acme/shards") == snapshot
+    assert resolve_base("acme/shards").folder == snapshot
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -169,7 +171,7 @@ def test_what_the_cache_has_not_is_fetched_once_and_nothing_beside_what_is_neede
     folder = folder_of("acme/live")
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-    encoder, tokenizer = load_base("acme/live", list, 16, 0.0)
+    encoder, tokenizer = load_base(resolve_base("acme/live"), list, 16, 0.0)
     assert encoder.config.vocab_size == len(tokenizer)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert folder_of("acme/live") == folder

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from heft.models.teacher.data.log_samples import FEWEST_QUERIES, examples_of
+from heft.models.teacher.data.examples import FEWEST_QUERIES, examples_of
 from heft.models.teacher.train import measure
 
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 pytest.importorskip("transformers", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
 
-from heft.models.teacher.network.model import load_teacher
+from heft.models.teacher.network.teacher_folder import load_teacher
 from tests.support.teacher_log import judged
 
 HOW = (

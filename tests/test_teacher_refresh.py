@@ -16,8 +16,9 @@ pytest.importorskip("transformers", reason="the teacher's libraries are not inst
 import msgspec
 import torch
 
-from heft.models.teacher.data.log_samples import DataError, Later, Split
-from heft.models.teacher.network.model import load_teacher
+from heft.models.teacher.data.examples import DataError, Split
+from heft.models.teacher.data.log_samples import LaterSamples
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.state import TeacherError, TeacherState, read_state, write_atomically
 from heft.models.teacher.train.finetune import finetune
 from heft.models.teacher.train.refresh import Verdict, compare, promote
@@ -42,17 +43,17 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
-def later(slates: int, seed: int = 7) -> Later:
+def later(slates: int, seed: int = 7) -> LaterSamples:
     """Three items a slate; of those that are good more are clicked, of cheap ones more are bought."""
     part = shop(3 * slates, seed)
     rng = np.random.default_rng(seed)
     labels = (rng.random(3 * slates) < part.positives[:, 0] / part.trials[:, 0]).astype(np.float64)
     heads = np.zeros(3 * slates, np.int64)
     places = [("", n % 3) for n in range(3 * slates)]
-    return Later(part.pairs, np.repeat(np.arange(slates), 3), heads, labels, places, np.full(3 * slates, np.nan))
+    return LaterSamples(part.pairs, np.repeat(np.arange(slates), 3), heads, labels, places, np.full(3 * slates, np.nan))
 
 
-def decide(running: Path, candidate: Path, samples: Later, after_ms: int = AFTER) -> Verdict:
+def decide(running: Path, candidate: Path, samples: LaterSamples, after_ms: int = AFTER) -> Verdict:
     return compare(running, candidate, (samples, samples), after_ms, "cpu")
 
 

@@ -227,13 +227,15 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pytest.importorskip("torch", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
     import torch
 
-    from heft.models.teacher.network.model import Model, load_base, save_teacher
+    from heft.models.teacher.network.bases import load_base, resolve_base
+    from heft.models.teacher.network.model import Model
+    from heft.models.teacher.network.teacher_folder import save_teacher
     from heft.models.teacher.state import HeadState, TeacherState
 
     folders = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        encoder, tokenizer = load_base("tiny", lambda: ["red shoe", "naïve hat"], 16, 0.0)
+        encoder, tokenizer = load_base(resolve_base("tiny"), lambda: ["red shoe", "naïve hat"], 16, 0.0)
         model = Model(encoder, ("click",), "mean")
         torch.nn.init.normal_(model.linear.weight)
         folder = tmp_path_factory.mktemp(f"teacher{seed}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from heft.models.teacher.data.log_samples import BaseRates
+from heft.models.teacher.base_rates import BaseRates
 
 TOWERS = "towers"
 """The two texts are read apart, and a pair is the product of their unit vectors: so texts that many pairs share are

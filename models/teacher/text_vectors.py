@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.teacher.data.log_samples import DataError
+from heft.models.teacher.data.examples import DataError
 
 Vector: TypeAlias = NDArray[np.float32]
 

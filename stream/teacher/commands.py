@@ -16,8 +16,9 @@ from rich.progress import Progress, TextColumn
 from rich.text import Text
 
 from heft.models.records import Record
+from heft.models.teacher.data.examples import RELEVANCE, Examples, Split, together
 from heft.models.teacher.data.judgements import read_relevance, split_by_query
-from heft.models.teacher.data.log_samples import RELEVANCE, Examples, Log, Split, together
+from heft.models.teacher.data.log_samples import Log
 from heft.models.teacher.settings import FinetuneSettings, PretrainSettings
 from heft.models.teacher.template import Template
 from heft.stream.config.settings import Config
@@ -102,22 +103,22 @@ class Material(NamedTuple):
 
 def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
-    from heft.models.teacher.network.model import resolve_base
+    from heft.models.teacher.network.bases import resolve_base
     from heft.models.teacher.network.processes import joined, number
     from heft.models.teacher.train.finetune import finetune as run
 
-    resolve_base(settings.base)  # fetched, or found to be nowhere, before a log is read for minutes
+    base = resolve_base(settings.base)  # first: reading a log takes minutes, and the base may be missing
     split, grades = _split(material, config, settings)
     with joined(), steps("Fine-tuning") as progress:
-        return run(split, out, settings, _sources(material), grades, None if number() else progress)
+        return run(split, out, settings, _sources(material), grades, None if number() else progress, base)
 
 
 def pretrain(material: Material, out: Path, config: Config, settings: PretrainSettings) -> dict[str, Any]:
     """Pre-train a model on the texts of the material; return its card."""
-    from heft.models.teacher.network.model import resolve_base
+    from heft.models.teacher.network.bases import resolve_base
     from heft.models.teacher.train.pretrain import pretrain as run
 
-    resolve_base(settings.base)  # likewise
+    base = resolve_base(settings.base)  # first, for the same reason
     pairs = []
     if material.logs:
         log = labelled(material.logs, config, config.teacher.template)
@@ -128,7 +129,7 @@ def pretrain(material: Material, out: Path, config: Config, settings: PretrainSe
         msg = "give a log, or --relevance"
         raise TeachError(msg)
     with steps("Pre-training") as progress:
-        return run(pairs, out, settings, progress)
+        return run(pairs, out, settings, progress, base)
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from heft.models.teacher.data.log_samples import Examples, Split, examples_of
+from heft.models.teacher.data.examples import Examples, Split, examples_of
 from heft.models.teacher.settings import FinetuneSettings
 from heft.models.teacher.train.finetune import Source
 

@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from heft.models.teacher.data.log_samples import Examples, Pairs, examples_of
+from heft.models.teacher.data.examples import Examples, Pairs, examples_of
 
 _MOST_QUERIES = 50  # of an item that are compared with each other
 _FEWEST_ITEMS = 2  # on which two words must have stood for each other: one may be chance

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heft.models.teacher.data.log_samples import FEWEST_QUERIES, HEADS, DataError, Examples, Split, examples_of, take
+from heft.models.teacher.data.examples import FEWEST_QUERIES, HEADS, DataError, Examples, Split, examples_of, take
 
 
 def read_relevance(path: Path, low: float | None = None, high: float | None = None) -> tuple[Examples, float, float]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from heft.models.teacher.data.log_samples import Pairs
+from heft.models.teacher.data.examples import Pairs
 from heft.models.teacher.network.static_reader import cut
 from heft.models.teacher.state import STATIC, TOWERS
 

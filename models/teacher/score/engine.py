@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.teacher.data.log_samples import CLICK, CONVERSION, RELEVANCE
+from heft.models.teacher.data.examples import CLICK, CONVERSION, RELEVANCE
 from heft.models.teacher.description import TeacherDescription
 from heft.models.teacher.logits import Logits, quantise, wire_version
 from heft.models.teacher.network.static_reader import StaticReader

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from heft.models.teacher.network.encoded import encode
-from heft.models.teacher.network.model import load_teacher
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.state import TeacherError
 from heft.models.teacher.template import Pair
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heft.models.teacher.network.model import load_teacher
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.network.tokens import Tokens
 from heft.models.teacher.score.backends import Timings, fastest, input_names, run_through, ways_of
 from heft.models.teacher.state import TOWERS

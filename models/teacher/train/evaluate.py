@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from heft.models.teacher.data.log_samples import HEADS, RELEVANCE, DataError, Examples
+from heft.models.teacher.data.examples import HEADS, RELEVANCE, DataError, Examples
 from heft.models.teacher.network.encoded import encode
-from heft.models.teacher.network.model import Progress, load_teacher, predict
+from heft.models.teacher.network.model import Progress, predict
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.train import measure
 
 

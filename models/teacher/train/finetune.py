@@ -1,16 +1,16 @@
 """Fine-tuning: a base learns from examples what is clicked, what converts, and what people judged relevant.
 
-All heads are trained together. The click head is given as a fixed offset, which scoring leaves out, the logit that the
-position adds, or all that the ranker itself said; the conversion head sees only clicks whose window has ended. Held-out
-examples decide when to stop and calibrate each head; later ones, seen by nothing, say how good it is.
+All heads are trained together. The click head is given a fixed offset beside the texts, which scoring leaves out: the
+logit that the position adds, or the ranker's own prediction. The conversion head sees only clicks whose window has
+ended. Held-out examples decide when to stop, and calibrate each head; later ones, which nothing has seen, measure it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,37 +19,20 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from heft.models.teacher.data.augment import augment
-from heft.models.teacher.data.log_samples import HEADS, RELEVANCE, Examples, Split
+from heft.models.teacher.data.examples import HEADS, RELEVANCE, DataError, Examples, Split
 from heft.models.teacher.network import processes
-from heft.models.teacher.network.encoded import Apart, Encoded, Read, encode
-from heft.models.teacher.network.model import (
-    Model,
-    Progress,
-    device_of,
-    load_base,
-    load_teacher,
-    pooling_of,
-    predict,
-    read,
-    require_labels,
-    resolve_base,
-    save_teacher,
-)
-from heft.models.teacher.network.static_encoder import static_encoder
+from heft.models.teacher.network.bases import SIZES, Base, resolve_base
+from heft.models.teacher.network.encoded import Encoded
+from heft.models.teacher.network.model import Model, Progress, device_of, predict
+from heft.models.teacher.network.teacher_folder import save_teacher
 from heft.models.teacher.settings import FinetuneSettings
-from heft.models.teacher.state import (
-    STATIC,
-    TOWERS,
-    HeadState,
-    TeacherError,
-    TeacherState,
-    read_state,
-    write_atomically,
-)
+from heft.models.teacher.state import TOWERS, HeadState, TeacherError, TeacherState, write_atomically
 from heft.models.teacher.text_vectors import TEXTS
 from heft.models.teacher.train import card as cards
 from heft.models.teacher.train import measure
+from heft.models.teacher.train.starting_point import Start, begin_at_base
 from heft.models.teacher.train.train import CHECKPOINT, Trainer
+from heft.models.teacher.train.trainee import Trainee, trainee_of
 from heft.models.teacher.train.translate import back_translate
 
 
@@ -57,15 +40,24 @@ def learning_rate_of(base: str, lora: int, frozen: bool = False) -> float:
     """Return the peak learning rate that suits a base: adapters and random weights learn ten times as fast."""
     if frozen:
         return 1e-3
-    return 5e-4 if lora or resolve_base(base) is None else 5e-5
+    return 5e-4 if lora or base in SIZES else 5e-5
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One file of the data: its name, size and digest."""
+    """One file of the data, for the card."""
 
     name: str
     bytes: int
     digest: str
+
+
+class _Measured(NamedTuple):
+    """What held-out examples say of a trained model."""
+
+    states: dict[str, HeadState]
+    """By head, its calibration."""
+    report: dict[str, dict[str, Any]]
+    """By head, what the card says of it."""
 
 
 def finetune(
@@ -75,8 +67,11 @@ def finetune(
     sources: list[Source],
     grades: tuple[float, float] | None = None,
     progress: Progress | None = None,
+    base: Base | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a base, write the teacher into its folder, return its card; of several processes the first alone does.
+    """Fine-tune a base, write the teacher into its folder, and return its card.
+
+    Of several processes only the first writes; the others return an empty card.
 
     Parameters
     ----------
@@ -85,116 +80,53 @@ def finetune(
     out
         The folder. When it holds the checkpoint of the same run, that run goes on.
     settings
-        How; a learning rate is that of the base where it is the default.
+        How to train.
     sources
-        For the card.
+        Files that the data comes from, for the card.
     grades
         Grades of judgements that mean 0 and 1.
     progress
-        TeacherScores every step.
+        Called after every step.
+    base
+        The base of the settings, if it has been found already.
 
     Raises
     ------
     TeacherError
-        If the base cannot be loaded, or the folder holds another unfinished run.
+        If the settings contradict each other, the base cannot be loaded, or the folder holds another unfinished run.
     DataError
         If no head has labels of both kinds.
     """
     _require_sense(settings)
-    heads = [n for n in range(len(HEADS)) if 0 < split.train.positives[:, n].sum() < split.train.trials[:, n].sum()]
-    require_labels([HEADS[n] for n in heads])
+    base = base or resolve_base(settings.base)
+    heads = _heads_with_labels(split.train)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    device = device_of(settings.device)
     train = _augmented(split.train, settings)
-    encoder, tokenizer = load_base(
-        settings.base, lambda: [text for pair in train.pairs for text in pair], settings.max_tokens, settings.dropout
-    )
-    of_pairs = pooling_of(encoder, resolve_base(settings.base))
-    pooling = STATIC if settings.static else TOWERS if settings.apart else of_pairs
-    parts = (train, split.validation, split.test)
-    encoded: list[Encoded] = []
-    if not settings.frozen:
-        encoded = [encode(tokenizer, part.pairs, settings.max_tokens, pooling) for part in parts]
-    if settings.static:
-        encoder = static_encoder(encoder, tokenizer, encoded[0])
-    model = Model(encoder, [HEADS[n] for n in heads], pooling, settings.dropout, settings.frozen).to(device)
-    if settings.frozen:
-        encoded = _read_once(model, tokenizer, parts, settings.max_tokens, progress)
-    before, before_is = _before(model, tokenizer, split, heads, settings, encoded)
-    with torch.no_grad():
-        prior = [_prior(_offset(train, head), train.trials[:, head], train.positives[:, head]) for head in heads]
-        if not settings.apart:
-            model.linear.bias.copy_(torch.tensor(prior))
-    prepare(model, settings)
-    # In bfloat16 a new shape seems to cost an H200 some 80 ms the first time, in float32 nothing: few widths, then.
-    multiple = 8 if settings.bf16 and device.type == "cuda" else 1
-    trainer = Trainer(
-        model,
-        encoded[0],
-        loss_of(model, encoded[0], train, heads, settings.batch, device, multiple),
-        (lambda: _validate(model, encoded[1], split.validation, heads)) if len(split.validation) else None,
-        settings,
-        fast=() if settings.frozen or settings.static else ("linear.",),
-    )
-    identity = blake2b(msgspec.json.encode(settings) + train.digest().encode() + split.validation.digest().encode())
-    trainer.run(out, identity.hexdigest(), progress)
-    if settings.lora:
-        model.encoder = model.encoder.merge_and_unload()
-    if settings.static:
-        model.encoder = model.encoder.settled()
-
-    raw = [predict(model, part).astype(np.float64) for part in encoded[1:]]
-    states, measured = {}, {}
-    for n, head in enumerate(heads):
-        offsets = [_offset(part, head) for part in split[1:3]]
-        scale, shift = measure.calibrate(raw[0][:, n], offsets[0], split.validation, head)
-        states[HEADS[head]] = HeadState(scale, shift)
-        measured[HEADS[head]] = {
-            "scale": scale,
-            "shift": shift,
-            "before_is": before_is[n],
-            "before": before[n],
-            **_after(raw[1][:, n], offsets[1], split.test, head, scale, shift),
-        }
-    state = TeacherState(
-        heads=states,
-        template=settings.template,
-        max_tokens=settings.max_tokens,
-        pooling=model.pooling,
-        version="",
-        data_ends_ms=split.ends_ms,
-        residual=settings.residual and "click" in states,
-        rates=split.rates,
-        grades=grades,
-    )
+    trainee = trainee_of(base, (train, split.validation, split.test), heads, settings, progress)
+    starts = begin_at_base(trainee, base, split, settings)
+    if not settings.apart:
+        _begin_at_base_rates(trainee, train)
+    prepare(trainee.model, settings)
+    trainer = _train(trainee, train, split.validation, settings, out, progress)
+    _without_adapters(trainee.model, settings)
+    measured = _calibrated_and_measured(trainee, split, starts)
     if processes.number():
         return {}
-    (out / TEXTS).unlink(missing_ok=True)
-    if pooling == TOWERS:
-        write_atomically(out / TEXTS, msgspec.json.encode(split.texts))
-    state = save_teacher(out, model, tokenizer, state)
+    state = _save(out, trainee, split, settings, measured.states, grades)
     card = {
         "version": state.version,
         "base": settings.base,
-        "licence": cards.licence_of(resolve_base(settings.base)),
+        "licence": cards.licence_of(base.folder),
         "template": settings.template,
-        "data": {
-            "sources": [msgspec.to_builtins(source) for source in sources],
-            "digest": split.train.digest(),
-            "begins_ms": split.begins_ms,
-            "ends_ms": split.ends_ms,
-            "training_examples": len(split.train),
-            "validation_examples": len(split.validation),
-            "test_examples": len(split.test),
-        },
+        "data": _data_for_card(split, sources),
         "training": {
             "steps": trainer.step,
             "best_step": trainer.best.step,
             "validation_loss": trainer.best.loss,
-            "device": device.type,
+            "device": trainer.device.type,
         },
-        "heads": measured,
+        "heads": measured.report,
         "settings": msgspec.to_builtins(settings),
     }
     cards.write_card(out, card)
@@ -209,19 +141,18 @@ def _require_sense(settings: FinetuneSettings) -> None:
     if settings.frozen and (settings.lora or settings.gradient_checkpointing):
         msg = "frozen leaves the base as it is: there is nothing for lora or gradient checkpointing to do; choose one"
         raise TeacherError(msg)
-    if settings.frozen and resolve_base(settings.base) is None:
+    if settings.frozen and settings.base in SIZES:
         msg = f"frozen keeps what a base knows, and {settings.base} is made from nothing; choose minilm or a folder"
         raise TeacherError(msg)
 
 
-def _read_once(
-    model: Model, tokenizer: Any, parts: Sequence[Examples], max_tokens: int, progress: Progress | None
-) -> list[Encoded]:
-    """Return the parts with each text read once, whatever parts it is in."""
-    whole = Apart(tokenizer, [pair for part in parts for pair in part.pairs], max_tokens)
-    vectors = torch.from_numpy(read(model, whole.texts, progress))
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    return [Read(whole, slice(end - len(part), end), vectors) for part, end in zip(parts, ends, strict=True)]
+def _heads_with_labels(train: Examples) -> list[int]:
+    """Return the heads that have positive and negative labels."""
+    heads = [n for n in range(len(HEADS)) if 0 < train.positives[:, n].sum() < train.trials[:, n].sum()]
+    if not heads:
+        msg = "no head has labels: give a log, --relevance, or both"
+        raise DataError(msg)
+    return heads
 
 
 def _augmented(train: Examples, settings: FinetuneSettings) -> Examples:
@@ -232,12 +163,17 @@ def _augmented(train: Examples, settings: FinetuneSettings) -> Examples:
     return augment(train, settings.word_dropout, settings.synonyms, settings.seed, reworded)
 
 
-def _offset(examples: Examples, head: int) -> NDArray[np.float64]:
-    return examples.offset if HEADS[head] == "click" else np.zeros(len(examples))
+def _begin_at_base_rates(trainee: Trainee, train: Examples) -> None:
+    """Set the intercept of each head so that it predicts the base rate."""
+    intercepts = [
+        _prior(train.offset_of(head), train.trials[:, head], train.positives[:, head]) for head in trainee.heads
+    ]
+    with torch.no_grad():
+        trainee.model.linear.bias.copy_(torch.tensor(intercepts))
 
 
 def _prior(offset: NDArray[np.float64], trials: NDArray[np.float64], positives: NDArray[np.float64]) -> float:
-    """The intercept at which the expected positives are the actual ones."""
+    """Return the intercept at which as many positives are expected as there are."""
     low, high = -30.0, 30.0
     while high - low > 1e-9:
         middle = 0.5 * (low + high)
@@ -249,7 +185,7 @@ def _prior(offset: NDArray[np.float64], trials: NDArray[np.float64], positives: 
 
 
 def prepare(model: Model, settings: FinetuneSettings) -> None:
-    """Put adapters beside the weights, or give up memory for time, where the settings say so."""
+    """Freeze the encoder, put adapters beside its weights, or trade time for memory, as configured."""
     if settings.frozen:
         model.encoder.requires_grad_(False)
     if settings.gradient_checkpointing:
@@ -257,7 +193,7 @@ def prepare(model: Model, settings: FinetuneSettings) -> None:
     if settings.lora:
         from peft import LoraConfig, get_peft_model
 
-        # The encoder drops out already: not once more before every linear layer.
+        # The encoder has dropout of its own, so there is none before the adapters.
         adapters = LoraConfig(
             r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=0.0, target_modules="all-linear"
         )
@@ -276,31 +212,33 @@ def loss_of(
     device: torch.device,
     multiple: int = 1,
 ) -> Callable[[NDArray[np.int64]], torch.Tensor]:
-    """Return the loss of a batch of training rows, padded on to a ``multiple`` of tokens."""
-    # Several processes take a part of a batch each and add their gradients, so it is a sum over rows.
-    # Log loss per label of the whole part, whatever the batch holds. Each label counts once, not each head: there are
-    # many clicks to a conversion, and their gradients should weigh as many.
+    """Return the loss of a batch of training rows, which is padded on to a ``multiple`` of tokens.
+
+    It is the log loss in nats of the batch's labels, over the labels that a batch of the training part has on average.
+    """
+    # It is a sum over rows: several processes take a part of a batch each, and add their gradients.
+    # Each label counts once, not each head: there are many clicks to a conversion, and they should weigh as many.
     scale = 1.0 / (batch * train.trials[:, heads].sum(1).mean())
     trials = torch.tensor(train.trials[:, heads] * scale, dtype=torch.float32)
     positives = torch.tensor(train.positives[:, heads] * scale, dtype=torch.float32)
-    offsets = torch.tensor(np.stack([_offset(train, head) for head in heads], 1), dtype=torch.float32)
+    offsets = torch.tensor(np.stack([train.offset_of(head) for head in heads], 1), dtype=torch.float32)
 
     def loss(rows: NDArray[np.int64]) -> torch.Tensor:
-        among = torch.from_numpy(rows)
-        z = model(encoded.batch(rows, device, multiple)).float() + offsets[among].to(device)
-        n, k = trials[among].to(device), positives[among].to(device)
+        of_batch = torch.from_numpy(rows)
+        z = model(encoded.batch(rows, device, multiple)).float() + offsets[of_batch].to(device)
+        n, k = trials[of_batch].to(device), positives[of_batch].to(device)
         return (k * functional.softplus(-z) + (n - k) * functional.softplus(z)).sum()
 
     return loss
 
 
 def _validate(model: Model, encoded: Encoded, part: Examples, heads: list[int]) -> tuple[float, dict[str, float]]:
-    """The log loss of all labels together, over that of each head's base rate."""
+    """Return the log loss of all labels over that of each head's base rate, and the like by head for the log."""
     z = predict(model, encoded).astype(np.float64)
     found, loss, base = {}, 0.0, 0.0
     for n, head in enumerate(heads):
         trials, positives = part.trials[:, head], part.positives[:, head]
-        measured = measure.metrics(z[:, n] + _offset(part, head), trials, positives)
+        measured = measure.metrics(z[:, n] + part.offset_of(head), trials, positives)
         if np.isfinite(measured["ne"]):
             found[f"ne/{HEADS[head]}"] = measured["ne"]
             loss += measured["logloss"] * trials.sum()
@@ -308,82 +246,108 @@ def _validate(model: Model, encoded: Encoded, part: Examples, heads: list[int]) 
     return float(loss / base) if base else 0.0, found
 
 
-def _after(
-    z: NDArray[np.float64], offset: NDArray[np.float64], test: Examples, head: int, scale: float, shift: float
-) -> dict[str, Any]:
-    trials, positives = test.trials[:, head], test.positives[:, head]
+def _train(
+    trainee: Trainee,
+    train: Examples,
+    validation: Examples,
+    settings: FinetuneSettings,
+    out: Path,
+    progress: Progress | None,
+) -> Trainer:
+    """Train the model, or go on with the run in the folder; leave the best weights in the model."""
+    device = device_of(settings.device)
+    # In bfloat16 a new shape costs an H200 some 80 ms the first time, in float32 nothing: so there are few widths.
+    multiple = 8 if settings.bf16 and device.type == "cuda" else 1
+    trainer = Trainer(
+        trainee.model,
+        trainee.encoded.train,
+        loss_of(trainee.model, trainee.encoded.train, train, trainee.heads, settings.batch, device, multiple),
+        (lambda: _validate(trainee.model, trainee.encoded.validation, validation, trainee.heads))
+        if len(validation)
+        else None,
+        settings,
+        fast=() if settings.frozen or settings.static else ("linear.",),
+    )
+    identity = blake2b(msgspec.json.encode(settings) + train.digest().encode() + validation.digest().encode())
+    trainer.run(out, identity.hexdigest(), progress)
+    return trainer
+
+
+def _without_adapters(model: Model, settings: FinetuneSettings) -> None:
+    """Put into the base's own weights what was learned beside them."""
+    if settings.lora:
+        model.encoder = model.encoder.merge_and_unload()
+    if settings.static:
+        model.encoder = model.encoder.settled()
+
+
+def _calibrated_and_measured(trainee: Trainee, split: Split, starts: list[Start]) -> _Measured:
+    """Calibrate each head on the validation part, and measure it on the test part."""
+    raw = [
+        predict(trainee.model, part).astype(np.float64) for part in (trainee.encoded.validation, trainee.encoded.test)
+    ]
+    states, report = {}, {}
+    for n, (head, start) in enumerate(zip(trainee.heads, starts, strict=True)):
+        scale, shift = measure.calibrate(raw[0][:, n], split.validation.offset_of(head), split.validation, head)
+        states[HEADS[head]] = HeadState(scale, shift)
+        report[HEADS[head]] = {
+            "scale": scale,
+            "shift": shift,
+            "before_is": start.source,
+            "before": start.metrics,
+            **_after(raw[1][:, n], split.test, head, scale, shift),
+        }
+    return _Measured(states, report)
+
+
+def _after(z: NDArray[np.float64], test: Examples, head: int, scale: float, shift: float) -> dict[str, Any]:
+    """Return what the card says of a head on the test part; ``z`` [N] are its logits, not calibrated."""
+    trials, positives, offset = test.trials[:, head], test.positives[:, head], test.offset_of(head)
     graded = HEADS[head] == RELEVANCE
     calibrated = scale * z + shift
     return {
         "after_raw": measure.metrics(z + offset, trials, positives, graded),
         "after_calibrated": measure.metrics(calibrated + offset, trials, positives, graded),
-        # A score leaves the position out: how well text alone orders, and with it the only honest AUC of a teacher.
+        # A score leaves the position out. This is how well the text alone orders: no other AUC says so of a teacher.
         "after_without_position": measure.metrics(calibrated, trials, positives, graded),
         "calibration_table": measure.calibration_table(calibrated + offset, trials, positives),
         "calibration_table_raw": measure.calibration_table(z + offset, trials, positives),
     }
 
 
-def _before(
-    model: Model, tokenizer: Any, split: Split, heads: list[int], settings: FinetuneSettings, encoded: list[Encoded]
-) -> tuple[list[dict[str, float]], list[str]]:
-    """Metrics of the base: of its own heads where it is a teacher, of the cosine of the two texts where it is not."""
-    folder = resolve_base(settings.base)
-    state = read_state(folder) if folder is not None else None
-    if state is not None and state.pooling != model.pooling:
-        state = None  # its heads read other vectors
-    teacher = load_teacher(folder, settings.device)[0] if folder is not None and state is not None else None
-    if teacher is not None and teacher.projection is not None:
-        if model.projection is not None:
-            model.projection.load_state_dict(teacher.projection.state_dict())
-        else:
-            teacher = state = None  # likewise
-    own = list(state.heads) if state is not None else []
-    z: dict[int, NDArray[np.float64]] = {}
-    if teacher is not None and state is not None:
-        with torch.no_grad():
-            for n, head in enumerate(heads):
-                if HEADS[head] in own:
-                    model.linear.weight[n] = teacher.linear.weight[own.index(HEADS[head])]
-                    model.linear.bias[n] = teacher.linear.bias[own.index(HEADS[head])]
-        raw = predict(model, encoded[2]).astype(np.float64)  # as the teacher would: where it begins
-        for n, head in enumerate(heads):
-            if HEADS[head] in own:
-                calibration = state.heads[HEADS[head]]
-                z[head] = calibration.scale * raw[:, n] + calibration.shift + _offset(split.test, head)
-    if len(z) < len(heads):
-        held_out = split.validation if len(split.validation) else split.train
-        sides = [encoded[1] if len(split.validation) else None, encoded[2]]
-        both = [
-            predict(model, of, vectors=True).sum(1)  # of unit vectors' products: their cosine
-            if isinstance(of, Apart)
-            else cosines(model, tokenizer, part, settings.max_tokens)
-            for of, part in zip(sides, (held_out, split.test), strict=True)
-        ]
-        for head in set(heads) - set(z):
-            scale, shift = measure.fit_platt(
-                both[0], _offset(held_out, head), held_out.trials[:, head], held_out.positives[:, head]
-            )
-            z[head] = scale * both[1] + shift + _offset(split.test, head)
-            if settings.apart:
-                # The head begins where the base stands: at the cosine.
-                with torch.no_grad():
-                    model.linear.weight[heads.index(head)] = max(scale, 0.0)
-                    model.linear.bias[heads.index(head)] = shift
-    metrics = [
-        measure.metrics(z[head], split.test.trials[:, head], split.test.positives[:, head], HEADS[head] == RELEVANCE)
-        for head in heads
-    ]
-    return metrics, ["the base's own head" if HEADS[head] in own else "cosine, calibrated" for head in heads]
+def _save(
+    out: Path,
+    trainee: Trainee,
+    split: Split,
+    settings: FinetuneSettings,
+    heads: dict[str, HeadState],
+    grades: tuple[float, float] | None,
+) -> TeacherState:
+    """Write the teacher into its folder; return its state, with its version."""
+    state = TeacherState(
+        heads=heads,
+        template=settings.template,
+        max_tokens=settings.max_tokens,
+        pooling=trainee.model.pooling,
+        version="",
+        data_ends_ms=split.ends_ms,
+        residual=settings.residual and "click" in heads,
+        rates=split.rates,
+        grades=grades,
+    )
+    (out / TEXTS).unlink(missing_ok=True)
+    if trainee.model.pooling == TOWERS:
+        write_atomically(out / TEXTS, msgspec.json.encode(split.texts))
+    return save_teacher(out, trainee.model, trainee.tokenizer, state)
 
 
-def cosines(model: Model, tokenizer: Any, part: Examples, max_tokens: int) -> NDArray[np.float64]:
-    """Return the cosine of the two texts of each pair."""
-    unit = []
-    for side in range(2):
-        texts = list(dict.fromkeys(pair[side] for pair in part.pairs))
-        at = {text: n for n, text in enumerate(texts)}
-        vectors = predict(model, Encoded(tokenizer, [(text, "") for text in texts], max_tokens), vectors=True)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit.append((vectors / np.maximum(lengths, 1e-9))[[at[pair[side]] for pair in part.pairs]])
-    return np.asarray((unit[0] * unit[1]).sum(1), np.float64)
+def _data_for_card(split: Split, sources: list[Source]) -> dict[str, Any]:
+    return {
+        "sources": [msgspec.to_builtins(source) for source in sources],
+        "digest": split.train.digest(),
+        "begins_ms": split.begins_ms,
+        "ends_ms": split.ends_ms,
+        "training_examples": len(split.train),
+        "validation_examples": len(split.validation),
+        "test_examples": len(split.test),
+    }

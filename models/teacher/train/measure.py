@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.evaluate import formulas as exact
-from heft.models.teacher.data.log_samples import FEWEST_QUERIES, Examples
+from heft.models.teacher.data.examples import FEWEST_QUERIES, Examples
 
 Floats = NDArray[np.float64]
 

@@ -13,43 +13,43 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from heft.models.teacher.data.log_samples import DataError, Pairs
+from heft.models.teacher.data.examples import DataError, Pairs
 from heft.models.teacher.network import processes
+from heft.models.teacher.network.bases import Base, load_base, reads_left_to_right, resolve_base
 from heft.models.teacher.network.encoded import Encoded
-from heft.models.teacher.network.model import (
-    Progress,
-    device_of,
-    load_base,
-    predict_loss,
-    reads_left_to_right,
-    resolve_base,
-)
+from heft.models.teacher.network.model import Progress, device_of, predict_loss
 from heft.models.teacher.settings import PretrainSettings
 from heft.models.teacher.state import TeacherError
 from heft.models.teacher.train import card as cards
 from heft.models.teacher.train.train import CHECKPOINT, Trainer
 
-_MASKED = 0.15  # share of the tokens that are to be guessed (Devlin et al. 2019)
+_MASKED = 0.15  # share of the tokens that the model has to guess (Devlin et al. 2019, section 3.1)
 _HELD_OUT = 20  # one text in so many validates
 _FEWEST_TEXTS = 40
 
 
-def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Progress | None = None) -> dict[str, Any]:
+def pretrain(
+    pairs: Pairs, out: Path, settings: PretrainSettings, progress: Progress | None = None, base: Base | None = None
+) -> dict[str, Any]:
     """Pre-train a model on pairs of texts and write it as transformers does; return its card.
 
     Parameters
     ----------
     pairs
-        Texts of a query and of an item beside it, each once: side by side, their words explain each other.
+        Texts of a query and of an item that was shown for it, each pair once: a model learns which words go together.
     out
         The folder; a base for `finetune`. When it holds the checkpoint of the same run, that run goes on.
     settings
-        How.
+        How to train.
     progress
-        TeacherScores every step.
+        Called after every step.
+    base
+        The base of the settings, if it has been found already.
 
     Raises
     ------
+    TeacherError
+        If the base cannot be loaded, or ``torchrun`` started several processes.
     DataError
         If there are too few texts.
     """
@@ -62,16 +62,16 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     device = device_of(settings.device)
+    base = base or resolve_base(settings.base)
     encoder, tokenizer = load_base(
-        settings.base, lambda: [text for pair in pairs for text in pair], settings.max_tokens, settings.dropout
+        base, lambda: [text for pair in pairs for text in pair], settings.max_tokens, settings.dropout
     )
     causal = reads_left_to_right(encoder.config)
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    path = resolve_base(settings.base)
-    if path is None:
+    if base.folder is None:
         model = kind.from_config(encoder.config)  # type: ignore[no-untyped-call]
     else:
-        model = kind.from_pretrained(path, config=encoder.config, local_files_only=True, dtype=torch.float32)
+        model = kind.from_pretrained(base.folder, config=encoder.config, local_files_only=True, dtype=torch.float32)
     model.to(device)
     held_out = [n % _HELD_OUT == 0 for n in range(len(pairs))]
     parts = [[pair for pair, held in zip(pairs, held_out, strict=True) if held == wanted] for wanted in (False, True)]
@@ -82,18 +82,18 @@ def pretrain(pairs: Pairs, out: Path, settings: PretrainSettings, progress: Prog
         return predict_loss(model, validation, lambda rows: objective.loss(validation, rows, fixed=True)), {}
 
     trainer = Trainer(model, train, lambda rows: objective.loss(train, rows), validate, settings)
-    first = validate()[0]
+    loss_before = validate()[0]
     digest = blake2b(msgspec.json.encode(settings) + msgspec.json.encode(pairs), digest_size=16).hexdigest()
     trainer.run(out, digest, progress)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     card = {
         "base": settings.base,
-        "licence": cards.licence_of(path),
+        "licence": cards.licence_of(base.folder),
         "objective": "causal language model" if causal else "masked language model",
         "texts": len(pairs),
         "digest": digest,
-        "loss_before": first,
+        "loss_before": loss_before,
         "loss_after": trainer.best.loss,
         "steps": trainer.step,
         "settings": msgspec.to_builtins(settings),
@@ -113,7 +113,7 @@ class _Objective:
         self._mask, self._vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
         self._rows = torch.zeros(0)
-        # The vocabulary is what costs: it is asked about the tokens to be guessed alone, one in seven.
+        # The output layer, as wide as the vocabulary, costs most: it sees only the tokens to be guessed, one in seven.
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: inputs[0].flatten(0, 1)[self._rows])
 
     def loss(self, encoded: Encoded, rows: NDArray[np.int64], fixed: bool = False) -> torch.Tensor:
@@ -129,7 +129,7 @@ class _Objective:
             how = torch.rand(ids.shape, generator=generator)
             random = torch.randint(self._vocabulary, ids.shape, generator=generator)
             wanted = torch.where(chosen, ids, -100)
-            # Of the tokens to be guessed four in five are masked, one in ten is another, one in ten stays.
+            # Of the tokens to be guessed, 80 % are masked, 10 % are replaced by a random one, and 10 % stay.
             ids = torch.where(chosen & (how < 0.8), self._mask, torch.where(chosen & (how < 0.9), random, ids))
             inputs["input_ids"] = ids
         if self._causal:

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.evaluate.confidence import ConfidenceSequence
-from heft.models.teacher.data.log_samples import HEADS, DataError, Later
+from heft.models.teacher.data.examples import HEADS, DataError
+from heft.models.teacher.data.log_samples import LaterSamples
 from heft.models.teacher.network.encoded import encode
-from heft.models.teacher.network.model import load_teacher, predict
+from heft.models.teacher.network.model import predict
+from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.state import TeacherError, read_state
 
 FEWEST_POSITIVES = 200
@@ -44,7 +46,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def compare(
     running: Path,
     candidate: Path,
-    samples: tuple[Later, Later],
+    samples: tuple[LaterSamples, LaterSamples],
     after_ms: int,
     device: str = "auto",
     fewest_positives: int = FEWEST_POSITIVES,
@@ -99,7 +101,7 @@ def compare(
     )
 
 
-def _losses(folder: Path, samples: Later, device: str) -> dict[str, NDArray[np.float64]]:
+def _losses(folder: Path, samples: LaterSamples, device: str) -> dict[str, NDArray[np.float64]]:
     """The log loss of each sample for the head it is of, and nothing for other heads."""
     model, tokenizer, state = load_teacher(folder, device)
     at = {pair: n for n, pair in enumerate(dict.fromkeys(samples.pairs))}
