@@ -25,7 +25,7 @@ from heft.stream.demo.leaderboard import race_table, runners, verdict
 from heft.stream.demo.run import FROZEN, STATIC, Kind, Scored, WorkerError, running_worker, why_no_teacher
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Impression, encode
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 from heft.stream.shop.simulate import write_until
 from heft.stream.shop.traffic import Shop, ShopConfig
 from heft.stream.teacher.commands import read_log
