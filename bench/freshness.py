@@ -20,7 +20,7 @@ from heft.stream.demo.run import running_worker
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Click
 from heft.stream.kafka.publish import Publisher
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 
 SLATES_A_SECOND = 300
 _WARM_SECONDS = 30

@@ -22,7 +22,7 @@ from bench.worker import Delays, best_kind, cluster
 from heft.stream.config.settings import load
 from heft.stream.demo.run import running_worker
 from heft.stream.kafka.publish import publish
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 
 _TIMES = 2
 _QUIET_SECONDS = 4.0

@@ -27,7 +27,7 @@ from heft.stream.demo.teachers import FROZEN, STATIC, Kind, why_no_teacher
 from heft.stream.demo.view import Scored
 from heft.stream.events.log import read_lines
 from heft.stream.events.wire import Impression, encode
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 from heft.stream.shop.simulate import write_until
 from heft.stream.shop.traffic import Shop, ShopConfig
 from heft.stream.teacher.commands import read_log

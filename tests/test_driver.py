@@ -17,8 +17,9 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 
-from heft.stream.kafka.batch_consumer import TP, OffsetGoneError
+from heft.stream.kafka.batch_consumer import TP
 from heft.stream.kafka.local_broker import running_broker
+from heft.stream.kafka.offsets import Bounds, OffsetGoneError
 
 pytestmark = pytest.mark.kafka
 ROOT = Path(__file__).parent.parent
@@ -52,11 +53,17 @@ class Scene:
         self.publish(records)
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def publish(self, records: int) -> None:
-        producer = KafkaProducer(bootstrap_servers=self.broker, linger_ms=5)
+    def publish(self, records: int, transaction: bool = False) -> None:
+        name = self.topic if transaction else None
+        producer = KafkaProducer(bootstrap_servers=self.broker, linger_ms=5, transactional_id=name)
+        if transaction:
+            producer.init_transactions()
+            producer.begin_transaction()
         for n in range(records):
             producer.send(self.topic, value=b"%d" % n, partition=n % PARTITIONS)
         producer.flush()
+        if transaction:
+            producer.commit_transaction()
         producer.close()
 
     def snapshot(self, **offsets: int) -> None:
@@ -120,6 +127,16 @@ def test_reads_on_from_the_snapshot_whatever_the_broker_has_committed(scene: Sce
     assert scene.seen(1) == list(range(2000)), "without a snapshot a partition is read from its beginning"
 
 
+def test_the_end_is_reached_although_a_control_record_is_the_last(scene: Scene) -> None:
+    scene.publish(20, transaction=True)
+    scene.worker("holes")
+    scene.read_to(2010)
+    _until(lambda: {"pid": scene.workers[0].pid, "behind": [0, 0]} in scene.notes()[-3:])
+    scene.publish(20)
+    scene.read_to(2021)
+    assert [scene.seen(p) for p in range(PARTITIONS)] == [[*range(2010), *range(2011, 2021)]] * PARTITIONS
+
+
 @pytest.mark.slow
 def test_a_clean_stop_ends_with_zero_and_the_next_worker_goes_on(scene: Scene) -> None:
     worker = scene.worker()
@@ -161,7 +178,7 @@ def test_an_offset_beyond_the_end_ends_the_process_and_says_so(scene: Scene) -> 
 
 
 def test_an_offset_that_retention_took_names_what_is_there() -> None:
-    error = OffsetGoneError(TP("clicks", 3), 10, 50, 90)
+    error = OffsetGoneError(TP("clicks", 3), 10, Bounds(50, 90))
     assert "clicks-3: expected to go on at offset 10, but the topic holds 50 to 90: retention" in str(error)
     assert "go on at 50" in str(error)
 
@@ -209,12 +226,14 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         partition = batch.tp.partition
         if mode == "fail":
             1 / 0  # noqa: B018
-        assert [r.offset for r in batch.records] == list(range(batch.records[0].offset, batch.end_offset))
+        first, end = batch.records[0].offset, batch.records[-1].offset + 1
+        assert [r.offset for r in batch.records] == list(range(first, end))
+        assert end == batch.end_offset or mode == "holes"
         # State and note change together but for a kill in between; the state goes first, so a repeat would show.
         file = folder / f"p{partition}"
         had = int(file.read_text()) if file.exists() else 0
-        assert batch.records[0].offset == had, f"{batch.tp} jumped from {had} to {batch.records[0].offset}"
-        note(partition=partition, first=batch.records[0].offset, end=batch.end_offset)
+        assert first == had or mode == "holes", f"{batch.tp} jumped from {had} to {first}"
+        note(partition=partition, first=first, end=end)
         unfinished = file.with_suffix(f".{os.getpid()}")
         unfinished.write_text(str(batch.end_offset))
         unfinished.rename(file)
@@ -229,6 +248,14 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
                 consumer_of(app).hold(batch.tp)
             consumer_of(app).done(batch)
             await consumer_of(app).commit_offsets({batch.tp: batch.end_offset})
+
+    @app.timer(0.1)
+    async def note_what_is_left() -> None:
+        consumer = consumer_of(app)
+        left = {
+            tp: end - consumer.next_offset(tp) for tp, end in (await consumer.end_offsets(consumer.assigned)).items()
+        }
+        note(behind=[left[tp] for tp in sorted(left)])
 
     @app.timer(0.1)
     async def release() -> None:

@@ -14,9 +14,9 @@ from heft.models.rankers.mixture import Decision
 from heft.models.records import FIRST_KEY
 from heft.stream.config.settings import Config
 from heft.stream.events.messages import Message, ScoredReader
-from heft.stream.join.joiner import Joiner
 from heft.stream.learn.learner import Learner, LearnerConfig
-from heft.stream.observe.exporter import Metrics, Scores
+from heft.stream.observe.exporter import Metrics, Observed, Scores
+from heft.stream.observe.families import TeacherNow
 from heft.stream.score.requests import Clocks, ScoreRequests
 from tests.support.builders import click, crowd, impression, joined
 
@@ -35,7 +35,6 @@ def exported() -> str:
     learner.flush()
     learner.click.hedge.decisions[1] = Decision(True, 1_700_000_000_000, 0.5, 0.25, 700)
     learner.featurizer.ignored_fields = 3
-    joiners: dict[int, Joiner] = {0: joiner}
     reader = ScoredReader()
     read = Message(0, 0, 0, "", FIRST_KEY, (), records=records)
     for message in (read, read, msgspec.structs.replace(read, writer="replaced")):
@@ -43,13 +42,14 @@ def exported() -> str:
     requests = ScoreRequests("{query}", Clocks(lambda: 0, lambda: 0.0))
     requests.ask(impression())
     requests.counts.missing["shed"] = requests.counts.failures["timeout"] = 2
-    metrics = Metrics(
-        lambda: joiners,
-        lambda: {0: learner},
-        lambda: {("join", "clicks", 0): 7},
-        scores=lambda: Scores({0: {"on_time": 5}}, requests.counts, requests.ready, requests.waiting),
-        readers=lambda: {("score", 0): [reader, ScoredReader()], ("learn", 0): [ScoredReader()]},
+    observed = Observed(
+        joiners={0: joiner},
+        learners={0: learner},
+        lag={("join", "clicks", 0): 7},
+        scores=Scores({0: {"on_time": 5}}, TeacherNow(requests.counts, requests.ready, requests.waiting)),
+        readers={("score", 0): [reader, ScoredReader()], ("learn", 0): [ScoredReader()]},
     )
+    metrics = Metrics(lambda: observed)
     metrics.scoring_delay.observe(0.3)
     metrics.stage_delay.labels("learn").observe(0.3)
     metrics.snapshot_stall.labels("learn").observe(0.02)
@@ -142,10 +142,10 @@ def test_every_metric_of_the_dashboard_and_of_the_documents_is_exported() -> Non
 
 
 def test_a_worker_whose_port_is_taken_says_which_and_that_nothing_scrapes_the_other() -> None:
-    said = Metrics.where(9464, 39271)
-    assert said.startswith("metrics at http://127.0.0.1:39271/metrics ")
+    logged = Metrics.where(9464, 39271)
+    assert logged.startswith("metrics at http://127.0.0.1:39271/metrics ")
     for part in ("port 9464, which is taken", "told port 39271", "HEFT_METRICS__PORT=9465", "prometheus.yml"):
-        assert part in said
+        assert part in logged
     assert Metrics.where(0, 39271) == "metrics at http://127.0.0.1:39271/metrics", "a free one was asked for"
 
 

@@ -21,7 +21,7 @@ from heft.stream.demo.oracle import Oracle
 from heft.stream.demo.view import view
 from heft.stream.kafka.doctor import Finding
 from heft.stream.kafka.topics import Found, Wanted
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 from heft.stream.state.store import Name
 from heft.stream.teacher.commands import card_table, evaluation_table, explanation_table
 from heft.stream.terminal.progress import bar_columns

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from heft.models.importance.weightings import Input
 from heft.models.rankers.bank import RankerConfig
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 from heft.stream.terminal.table import Column, Fitted, number
 
 HEAD = "click"

@@ -28,7 +28,7 @@ from heft.stream.demo.view import SPEED, summary, view
 from heft.stream.kafka.local_broker import free_port, running_broker
 from heft.stream.kafka.publish import Publisher
 from heft.stream.kafka.topics import Topics
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 from heft.stream.shop.delays import DAY, HOUR
 from heft.stream.shop.raters import Raters
 from heft.stream.shop.simulate import opened_now, paced, write_until

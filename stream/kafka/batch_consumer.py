@@ -1,12 +1,11 @@
 """Faust's Kafka consumer, in whole batches, from the offsets of our own snapshots.
 
-Faust spends its time per message, so a message here is a `Batch`: what aiokafka has fetched of one partition. The
-consumer asks where to start at every assignment, hands a partition out only while it is not held and its last batches
-are done, and commits for lag tools alone: nothing is ever read back from the broker's commits.
+Faust's cost is per message, so a message here is a `Batch`: the records of one partition that have come. At every
+assignment the consumer asks the stages where to start. It hands out a partition only while that is not held and its
+last batches are done. It commits for lag tools alone: commits are never read back from the broker.
 
-Three threads of control meet: Faust's loop, the consumer's own thread (consumer_thread.py), and rebalances. Every seek
-raises an epoch; records drained from aiokafka before the last seek are thrown away, so nothing is handed on twice or
-skipped.
+Faust's loop, the consumer's own thread (consumer_thread.py) and rebalances run side by side. Every seek raises an
+epoch, and records taken from aiokafka before the last seek are thrown away: none is handed out twice or left out.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import faust
@@ -25,14 +25,14 @@ from faust.types import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
 
 from heft.stream.events.due_header import since_ms
-from heft.stream.kafka.consumer_thread import POLL_SECONDS, ConsumerThread
+from heft.stream.kafka.consumer_thread import POLL_SECONDS, ConsumerThread, Taken
+from heft.stream.kafka.offsets import Bounds, OffsetGoneError, settled
 
 __all__ = [
     "TP",
     "App",
     "Batch",
     "BatchConsumer",
-    "OffsetGoneError",
     "Received",
     "consumer_of",
     "drive",
@@ -42,13 +42,11 @@ __all__ = [
 T = TypeVar("T")
 
 BATCHES_AHEAD = 2
-"""Batches of one partition handed out and not done: one in work, one waiting."""
-
-_LOOKS_BEYOND_THE_END = 10  # before a topic counts as cut
+"""How many batches of one partition may be handed out and not done: one in work, one waiting."""
 
 
 class Received(NamedTuple):
-    """One record of a topic, as it came."""
+    """One record of a topic as it came."""
 
     offset: int
     timestamp_ms: int
@@ -58,7 +56,10 @@ class Received(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Records of one partition in the order of their offsets; reading goes on at ``end_offset``."""
+    """Records of one partition in the order of their offsets; reading goes on at ``end_offset``.
+
+    ``generation`` is that of the consumer group when the batch was handed out: after a rebalance the batch is void.
+    """
 
     tp: TP
     records: list[Received]
@@ -70,40 +71,21 @@ class App(faust.App):
     """A Faust app that puts nothing on disk."""
 
     def _create_directories(self) -> None:
-        """Make none of Faust's folders for tables: stages have no tables, and a kill would leave the folders behind."""
+        """Make none of Faust's folders: they are for tables, which stages do not have, and a kill would leave them."""
 
 
 OffsetsFor: TypeAlias = Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]
-"""Where to start each assigned partition; ``None`` or a negative number: at its beginning."""
+"""Returns where to start each assigned partition; ``None`` or a negative number: at its beginning."""
 
 OnRevoked: TypeAlias = Callable[[set[TP]], Awaitable[None]]
-"""Awaited before the partitions go to someone else."""
-
-
-class OffsetGoneError(RuntimeError):
-    """The records to go on from are not in the topic; the message names both ends."""
-
-    def __init__(self, tp: TP, wanted: int, beginning: int, end: int) -> None:
-        why = "retention has deleted what lies between" if wanted < beginning else "the topic was made anew or cut"
-        super().__init__(
-            f"{tp.topic}-{tp.partition}: expected to go on at offset {wanted}, but the topic holds {beginning} to "
-            f"{end}: {why}. Restore the topic, or start with --accept-loss to go on at {_nearest(wanted, beginning)}."
-        )
-        self.tp, self.wanted, self.beginning, self.end = tp, wanted, beginning, end
-
-    @property
-    def nearest(self) -> int:
-        """Where to go on when the loss is accepted."""
-        return _nearest(self.wanted, self.beginning)
-
-
-def _nearest(wanted: int, beginning: int) -> int:
-    """Return where to go on when ``wanted`` is not there: records of a topic made anew are all new."""
-    return max(wanted, beginning) if wanted < beginning else beginning
+"""Awaited before the partitions go to another worker."""
 
 
 class BatchConsumer(faust_aiokafka.Consumer):
-    """The consumer of a worker. Methods without an underscore are for its stages, in Faust's loop."""
+    """The consumer of a worker. Faust makes it; `drive` says what it asks, and `consumer_of` returns it.
+
+    Its own methods are called in Faust's loop. ``lost`` counts the offsets that were gone, where that is accepted.
+    """
 
     _thread: ConsumerThread
 
@@ -126,24 +108,24 @@ class BatchConsumer(faust_aiokafka.Consumer):
     # ---------------------------------------------------------------- for the stages
 
     def hold(self, tp: TP) -> None:
-        """Take no more of a partition for now; what is fetched stays where it is."""
+        """Hand out no more of a partition for now; what has been fetched stays where it is."""
         self._held.add(tp)
 
     def release(self, tp: TP) -> None:
-        """Go on with a held partition."""
+        """Hand out a held partition again."""
         if tp in self._held:
             self._held.discard(tp)
             self._wake()
 
     def done(self, batch: Batch) -> None:
-        """Say that a batch has been dealt with, so that the next may come."""
-        # A batch of before the last rebalance has been forgotten already.
+        """Note that a batch has been dealt with, so that the next may come."""
+        # Batches from before the last rebalance are no longer counted.
         if batch.generation == self.app.consumer_generation_id and self._in_hand[batch.tp] > 0:
             self._in_hand[batch.tp] -= 1
             self._wake()
 
     def next_offset(self, tp: TP) -> int:
-        """Return the offset after the last batch handed out."""
+        """Return where reading goes on after the last batch handed out, past offsets that hold no record."""
         return self._positions[tp]
 
     @property
@@ -156,17 +138,17 @@ class BatchConsumer(faust_aiokafka.Consumer):
         return not self._in_hand[tp]
 
     async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Fetch end offsets from the brokers: what is appended next gets this offset."""
+        """Fetch the ends of partitions from the brokers: the offsets that the next records will get."""
         return await self._in_thread(self._thread.ends(list(tps)))
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
-        """Tell the broker what snapshots hold, so that lag tools show the truth; never read back."""
+        """Commit up to where snapshots are, so that lag tools show the truth; commits are never read back."""
         await self._in_thread(self._thread.commit_for_lag(offsets))
 
     # ---------------------------------------------------------------- assignments
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Stop handing out, then let the stages finish or drop what they have in hand."""
+        """Stop handing out, then let the stages finish what they have in hand and save it."""
         await super().on_partitions_revoked(revoked)
         try:
             await self._on_revoked(set(revoked))
@@ -177,13 +159,13 @@ class BatchConsumer(faust_aiokafka.Consumer):
         self._forget_hands()
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Ask once a generation where to start; later seeks are answered from memory."""
+        """Ask the stages where to start, once for each generation of the group; later seeks go by memory."""
         self._forget_hands()
         self._positions = {}
         try:
             self._positions = await self._starts(set(assigned))
         except Exception as error:
-            # Raised here it would end in aiokafka's log, and the partition would be read from anywhere.
+            # If raised here, aiokafka would only log it and read the partition from anywhere.
             await self.crash(error)
             return
         await super().on_partitions_assigned(assigned, generation_id)
@@ -198,25 +180,31 @@ class BatchConsumer(faust_aiokafka.Consumer):
             offset = wanted.get(tp)
             if offset is None or offset < 0:
                 offset = beginnings[tp]
-            elif offset < beginnings[tp]:
-                ends = await self.end_offsets([tp])
-                offset = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))
+            elif offset < beginnings[tp]:  # beyond the end is noticed with the first fetch
+                offset = self._nearest(tp, offset, await self._bounds(tp))
             starts[tp] = offset
         return starts
 
-    def _gone(self, error: OffsetGoneError) -> int:
+    async def _bounds(self, tp: TP) -> Bounds:
+        beginnings = await self._in_thread(self._thread.beginnings([tp]))
+        ends = await self.end_offsets([tp])
+        return Bounds(beginnings[tp], ends[tp])
+
+    def _nearest(self, tp: TP, wanted: int, bounds: Bounds) -> int:
+        """Return where to go on instead of at an offset that is gone; raise where losses are not accepted."""
+        error = OffsetGoneError(tp, wanted, bounds)
         if not self._accept_loss:
             raise error
-        self.lost[error.tp] += max(0, error.nearest - error.wanted)
+        self.lost[tp] += max(0, error.nearest - wanted)
         self.log.warning("loss accepted: %s", error)
         return error.nearest
 
     async def perform_seek(self) -> None:
-        """Go where the stages are. Faust calls this after every rebalance, before records flow."""
+        """Seek to where the stages are. Faust calls this after every rebalance, before records flow."""
         self._epoch = await self._in_thread(self._thread.seek_all(self._positions))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Return where the stages are: in this project no other commits count."""
+        """Seek to where the stages are and return that: the broker's commits do not count here."""
         await self.perform_seek()
         return self._positions
 
@@ -235,46 +223,50 @@ class BatchConsumer(faust_aiokafka.Consumer):
                         await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
                     continue
                 try:
-                    epoch, taken, ends = await self._in_thread(self._thread.take(wanted))
+                    taken = await self._in_thread(self._thread.take(wanted))
                 except OffsetOutOfRangeError as error:
                     await self._go_on_from({faust.types.TP(*tp): offset for tp, offset in error.args[0].items()})
                     continue
-                # What was drained before the last seek will come again; after a stop of the flow a seek will come.
-                if epoch == self._epoch and self.flow_active:
-                    for tp, records in taken.items():
-                        await self._hand_out(faust.types.TP(*tp), records)
-                    # Not every broker refuses to fetch beyond the end.
-                    at = self._positions
-                    beyond = {tp: at[tp] for tp, end in ends.items() if tp in at and at[tp] > end}
-                    if beyond:
-                        await self._go_on_from(beyond)
+                await self._hand_out_all(taken)
+                # Not every broker refuses to fetch beyond the end.
+                at = self._positions
+                beyond = {tp: at[tp] for tp, end in taken.ends.items() if tp in at and at[tp] > end}
+                if beyond and self._current(taken):
+                    await self._go_on_from(beyond)
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+
+    def _current(self, taken: Taken) -> bool:
+        """Whether no seek has come since: one will bring the same records again. A seek follows when the flow stops."""
+        return taken.epoch == self._epoch and self.flow_active
 
     def _open(self, tp: TP) -> bool:
         return tp in self._positions and tp not in self._held and self._in_hand[tp] < BATCHES_AHEAD
 
     async def _go_on_from(self, gone: Mapping[TP, int]) -> None:
-        """Records at these offsets are not there: end, or go on at the nearest when loss is accepted."""
-        beginnings = await self._in_thread(self._thread.beginnings(gone))
-        for _ in range(_LOOKS_BEYOND_THE_END):
-            ends = await self.end_offsets(gone)
-            if all(offset <= ends[tp] for tp, offset in gone.items()):
-                break
-            # A broker that has just restarted tells an older end for a moment; and the end that Apache Kafka tells
-            # with a fetch is read before the records it sends.
-            await asyncio.sleep(POLL_SECONDS)
-        for tp, offset in gone.items():
-            if beginnings[tp] <= offset <= ends[tp]:
-                continue
-            self._positions[tp] = self._gone(OffsetGoneError(tp, offset, beginnings[tp], ends[tp]))
+        """Look whether the records at these offsets are gone; if so, end, or go on elsewhere where that is accepted."""
+        found = await asyncio.gather(*[settled(partial(self._bounds, tp), offset) for tp, offset in gone.items()])
+        for (tp, offset), bounds in zip(gone.items(), found, strict=True):
+            if not bounds.can_go_on_at(offset):
+                self._positions[tp] = self._nearest(tp, offset, bounds)
         await self.perform_seek()
 
-    async def _hand_out(self, tp: TP, records: list[Any]) -> None:
+    async def _hand_out_all(self, taken: Taken) -> None:
+        if not self._current(taken):
+            return
+        for tp, position in taken.positions.items():
+            if tp not in taken.records and tp in self._positions:
+                self._positions[tp] = position  # nothing but offsets without a record lay between
+        for tp, records in taken.records.items():
+            if not self._current(taken):  # a rebalance while the last batch was handed over
+                return
+            await self._hand_out(faust.types.TP(*tp), records, taken.positions[tp])
+
+    async def _hand_out(self, tp: TP, records: list[Any], position: int) -> None:
         received = [Received(r.offset, r.timestamp, r.key, r.value, since_ms(r)) for r in records]
         generation = self.app.consumer_generation_id
-        batch = Batch(tp, received, received[-1].offset + 1, generation)
+        batch = Batch(tp, received, position, generation)
         first, last = records[0], records[-1]
         message = ConsumerMessage(
             tp.topic,
@@ -289,7 +281,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
             tp=tp,
             generation_id=generation,
         )
-        # Before the hand-over: a rebalance in the middle of it then has the last word.
+        # Before the batch is handed over: a rebalance in the middle of that sets the position last.
         self._positions[tp] = batch.end_offset
         self._in_hand[tp] += 1
         await self.callback(message)
@@ -307,11 +299,11 @@ class BatchConsumer(faust_aiokafka.Consumer):
             self._thread.thread_loop.call_soon_threadsafe(self._thread.wake)
 
     async def _in_thread(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run in the consumer's thread. Not by Faust's queue of methods: a wait for records would hold up the rest."""
+        """Run in the consumer's thread; Faust's queue of methods would let a wait for records hold up all others."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._thread.thread_loop))
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:  # noqa: ARG002
-        """Faust commits nothing; see `commit_offsets`."""
+        """Commit nothing when Faust asks; see `commit_offsets`."""
         return False
 
     def verify_event_path(self, now: float, tp: TP) -> None:
@@ -319,7 +311,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
 
 
 class _Producer(faust_aiokafka.Producer):
-    """Faust starts one whether it is used or not: it connects as all clients do."""
+    """Faust starts a producer whether it is used or not; this one connects with the settings of all clients."""
 
     def _settings_auth(self) -> Mapping[str, Any]:
         return cast(_Transport, self.transport).client
@@ -335,9 +327,9 @@ class _Transport(faust_aiokafka.Transport):
 
 
 def faust_settings() -> dict[str, Any]:
-    """Return the settings of a Faust app that the driver counts on."""
+    """Return the settings that an app for `drive` must have."""
     return {
-        "agent_supervisor": CrashingSupervisor,  # Faust's own would skip the event that failed
+        "agent_supervisor": CrashingSupervisor,  # Faust's default would skip the event that failed
         "broker_max_poll_records": 1000,
         "key_serializer": "raw",
         "value_serializer": "raw",
@@ -368,11 +360,11 @@ def drive(
     client
         How to connect: ``bootstrap_servers`` and security, as aiokafka's clients take them.
     offsets_for
-        Where to start, asked once a generation for all partitions assigned.
+        Returns where to start; called once for each generation of the group, with all partitions assigned.
     on_revoked
-        Awaited when a partition goes; no batch is handed out any more.
+        Awaited when partitions are taken away, after which none of their batches is handed out.
     accept_loss
-        Whether to go on, and count in ``consumer.lost``, when records to go on from are gone.
+        Whether to go on, and count in ``consumer.lost``, where records to go on from are gone.
     """
     transport = _Transport(app.conf.broker_consumer, app)
     transport.client, transport.accept_loss = client, accept_loss

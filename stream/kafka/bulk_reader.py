@@ -1,7 +1,7 @@
 """Reading topics in bulk, outside any consumer group: for replays, recordings, `heft tail` and `heft doctor`.
 
-A read ends at the offsets that were the end when it began. Partition p of several topics becomes one sequence, merged
-by the event time that each topic has reached, so that what was on time live is on time in the sequence.
+A read ends where the topic ended when the read began. Partition p of several topics becomes one sequence, merged by
+the event time that each topic has reached, so that events which were on time live are on time in the sequence too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from heft.stream.config.settings import Config
 from heft.stream.events.watermark import Input
 from heft.stream.events.wire import Event, EventError
 from heft.stream.kafka.connect import TopicError, client_settings, require_reachable, unreachable
+from heft.stream.kafka.offsets import PATIENCE_SECONDS, bulk_bounds_of
 
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 
-_STALL_POLLS = 60  # of half a second each
-_END_POLLS = 4
+_POLL_MS = 500
 
 
 class TopicRecord(NamedTuple):
-    """A record of a topic as it came; ``timestamp_ms`` is the broker's or the producer's, as the topic is set."""
+    """A record of a topic as it came; its topic's configuration says whose time ``timestamp_ms`` is."""
 
     topic: str
     partition: int
@@ -35,7 +35,7 @@ class TopicRecord(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """A record of an input, and what it holds; ``events`` is None where it is no event."""
+    """A record of an input, and the events in it; ``events`` is None where it cannot be read as any."""
 
     input: int
     record: TopicRecord
@@ -43,7 +43,7 @@ class Merged(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An input has given its last record; from now on it must hold nobody back."""
+    """An input has given its last record; from now on it must not hold back the others."""
 
     input: int
 
@@ -60,7 +60,7 @@ def read_partition(
     topic, partition
         What to read.
     start
-        First offset; None: the first there is; negative: so many before the end.
+        First offset; None: the first there is; negative: this many offsets before the end.
     end
         Offset to stop before; None: where the partition ends now.
 
@@ -76,27 +76,25 @@ def read_partition(
             msg = f"{topic}-{partition}: no such partition; `heft topics --create` makes what is missing"
             raise TopicError(msg)
         consumer.assign([tp])
-        first, last = consumer.beginning_offsets([tp])[tp], _end(consumer, tp)
+        first, last = bulk_bounds_of(consumer, tp)
         at = first if start is None else max(first, last + start if start < 0 else start)
         consumer.seek(tp, at)
         stop = last if end is None else min(end, last)
         stalled = 0
         while at < stop:
-            polled = consumer.poll(timeout_ms=500, max_records=2000).get(tp, [])
+            polled = consumer.poll(timeout_ms=_POLL_MS, max_records=2000).get(tp, [])
             for record in polled:
-                at = record.offset + 1
                 if record.offset >= stop:
                     return
                 yield TopicRecord(topic, partition, record.offset, record.timestamp, record.key, record.value or b"")
-            if not polled:
-                # Compaction and transactions leave offsets without a record: the position passes over them.
-                at = max(at, consumer.position(tp))
-                stalled += 1
-                if stalled > _STALL_POLLS:
-                    msg = f"{topic}-{partition}: nothing came from offset {at} on for 30 s, but it ends at {stop}"
-                    raise TopicError(msg)
-            else:
-                stalled = 0
+            before, at = at, consumer.position(tp)
+            stalled = stalled + 1 if at == before else 0
+            if stalled * _POLL_MS >= PATIENCE_SECONDS * 1000:
+                msg = (
+                    f"{topic}-{partition}: nothing came from offset {at} on for {PATIENCE_SECONDS:.0f} s, but it ends "
+                    f"at {stop}; is the broker well?"
+                )
+                raise TopicError(msg)
     finally:
         consumer.close()
 
@@ -113,8 +111,8 @@ def read_inputs(
     partition
         The same of every topic.
     since_ms, until_ms
-        Event times: from the first on, up to but not with the second. A topic ends when its watermark passes the
-        second. None: from the beginning, up to the end as it is now.
+        Event times in milliseconds: from the first on, and before the second. A topic ends when its watermark passes
+        the second. None: from the beginning, and up to the end as it is now.
     """
     settings, decode, lateness = client_settings(config.kafka), config.decoder(), config.join.lateness_ms
     sources = [
@@ -130,7 +128,7 @@ def input_partitions(config: Config) -> int:
     Raises
     ------
     TopicError
-        If an input does not exist, or they do not all have as many.
+        If an input does not exist, or if their numbers of partitions differ.
     """
     consumer = connect(client_settings(config.kafka))
     try:
@@ -147,10 +145,8 @@ def input_partitions(config: Config) -> int:
 def merge(sources: Sequence[Iterator[Merged]], lateness_ms: int, max_ahead_ms: int) -> Iterator[Merged | Ended]:
     """Merge sequences, each kept in its order, by the newest event time that each has reached with its next record.
 
-    After the last record of a sequence comes its `Ended`.
-
-    A clock gone wrong moves nothing: a time more than ``max_ahead_ms`` above the watermark of the merged sequence
-    does not count as reached.
+    After the last record of a sequence comes its `Ended`. One wrong clock does no harm: a time more than
+    ``max_ahead_ms`` above the watermark of the merged sequence does not count as reached.
     """
     watermark = Input()
     heads = [next(source, None) for source in sources]
@@ -194,19 +190,6 @@ def connect(settings: dict[str, Any], **more: Any) -> KafkaConsumer:
         )  # fmt: skip
     except (KafkaError, OSError, ValueError) as error:
         raise unreachable(settings, error) from None
-
-
-def _end(consumer: KafkaConsumer, tp: TopicPartition) -> int:
-    """Return the offset after the last record. Tansu tells that of its last batch's second; a fetch knows better."""
-    told: int = consumer.end_offsets([tp])[tp]
-    if told <= consumer.beginning_offsets([tp])[tp]:
-        return told
-    consumer.seek(tp, told - 1)
-    for _ in range(_END_POLLS):
-        if consumer.poll(timeout_ms=500, max_records=1):
-            return max(told, consumer.highwater(tp) or 0)
-    # A transaction's marker may be the last: nothing to fetch, and the broker is right.
-    return told
 
 
 def _within(

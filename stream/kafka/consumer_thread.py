@@ -1,14 +1,14 @@
 """The thread that aiokafka's consumer lives in, with an event loop of its own: fetches, seeks, ends, commits.
 
-Faust's own thread drains a consumer message by message; here everything that has come is taken at once, with an epoch
-that tells whether a seek lies between.
+Faust's own thread takes one message at a time from a consumer. Here everything that has come is taken at once, with an
+epoch that tells whether a seek came in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -17,14 +17,28 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP
 
-POLL_SECONDS = 0.5
-"""How long one wait for records lasts; waking up ends it sooner."""
+from heft.stream.kafka.offsets import true_end
 
-_FETCH_WAIT_MS = 50  # a broker answers an empty fetch after this; a node has one fetch under way, for all partitions
+POLL_SECONDS = 0.5
+"""How long one wait for records lasts; a wake-up ends it sooner."""
+
+_FETCH_WAIT_MS = 50  # after which a broker answers an empty fetch; it serves one fetch at a time, of all partitions
+
+
+class Taken(NamedTuple):
+    """What was taken from a consumer at one moment."""
+
+    epoch: int
+    """How many seeks there were before; what was taken before the last one is void."""
+    records: dict[TP, list[Any]]
+    positions: dict[TP, int]
+    """Where the consumer goes on. Control records and compaction leave holes, which it has passed over."""
+    ends: dict[TP, int]
+    """The ends of the partitions that came with the last fetches."""
 
 
 class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
-    """The thread of one consumer. All methods here run in it; `BatchConsumer` calls them from Faust's loop."""
+    """The thread of one consumer. All methods run in its loop; `BatchConsumer` schedules them from Faust's loop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,10 +50,10 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             **transport.client,
             client_id=conf.broker_client_id,
             group_id=conf.id,
-            # Range keeps partition p of every input together, which the join needs; round robin does not.
+            # The range assignor keeps partition p of every input together, as the join needs; round robin does not.
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
-            # An offset that is gone must be an error: "earliest" would go on without a word.
+            # An offset that is gone must be an error: "earliest" would silently go on elsewhere.
             auto_offset_reset="none",
             max_poll_records=conf.broker_max_poll_records,
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
@@ -53,11 +67,8 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
         )
 
-    async def take(self, wanted: set[TP]) -> tuple[int, dict[TP, list[Any]], dict[TP, int]]:
-        """Return the epoch, what is there of the wanted partitions, and their ends as the last fetches told them.
-
-        Waits a little when there is nothing.
-        """
+    async def take(self, wanted: set[TP]) -> Taken:
+        """Return what has come of the wanted partitions; wait up to `POLL_SECONDS` where nothing has."""
         consumer = self._ensure_consumer()
         fetcher, limit = consumer._fetcher, consumer._max_poll_records
         with fetcher._subscriptions.fetch_context():
@@ -70,11 +81,19 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
                 elif not fetcher._closed:
                     waiter.result()
                     records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
-        # Draining and returning is one step of this loop: no seek can fall between.
-        return self.epoch, records, self.highwaters_known(wanted)
+        # The loop does nothing else between taking and returning, so no seek can come in between.
+        positions = self._positions_known(wanted)
+        records = {tp: taken for tp, taken in records.items() if tp in positions}  # else it has just been unassigned
+        return Taken(self.epoch, records, positions, self._high_watermarks_known(wanted))
 
-    def highwaters_known(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Return the end offsets that came with the last fetch of each partition, where there was one."""
+    def _positions_known(self, tps: Iterable[TP]) -> dict[TP, int]:
+        # Not by `consumer.position`, which waits where a position is not known yet.
+        consumer = self._ensure_consumer()
+        assigned, assignment = consumer.assignment(), consumer._subscription.subscription.assignment
+        states = {tp: assignment.state_value(tp) for tp in tps if tp in assigned}
+        return {tp: state.position for tp, state in states.items() if state.has_valid_position}
+
+    def _high_watermarks_known(self, tps: Iterable[TP]) -> dict[TP, int]:
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
         known = {tp: consumer.highwater(tp) for tp in tps if tp in assigned}
@@ -87,7 +106,7 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             fetcher._notify(waiter)
 
     async def seek_all(self, offsets: Mapping[TP, int]) -> int:
-        """Seek and return the new epoch: what was drained in an older one is void."""
+        """Seek, and return the new epoch: what was taken in an older one is void."""
         consumer = self._ensure_consumer()
         self.epoch += 1
         for tp, offset in offsets.items():
@@ -95,19 +114,17 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         return self.epoch
 
     async def ends(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Return the end offsets of partitions, fetched now."""
-        ends: dict[TP, int] = dict(await self._ensure_consumer().end_offsets(list(tps))) if tps else {}
-        # Tansu answers with the beginning of the last batch + 1; what a fetch has told is right there too.
-        for tp, end in self.highwaters_known(ends).items():
-            ends[tp] = max(ends[tp], end)
-        return ends
+        """Return the ends of partitions, fetched now."""
+        listed: dict[TP, int] = dict(await self._ensure_consumer().end_offsets(list(tps))) if tps else {}
+        fetched = self._high_watermarks_known(listed)
+        return {tp: true_end(end, fetched.get(tp)) for tp, end in listed.items()}
 
     async def beginnings(self, tps: Iterable[TP]) -> dict[TP, int]:
-        """Return the first offsets there are, fetched now."""
+        """Return the first offsets that partitions hold, fetched now."""
         return dict(await self._ensure_consumer().beginning_offsets(list(tps))) if tps else {}
 
     async def commit_for_lag(self, offsets: Mapping[TP, int]) -> None:
-        """Commit what is still assigned; a refusal is of no consequence."""
+        """Commit offsets of partitions that are still assigned; a refusal is only logged, since nothing reads them."""
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
         mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
@@ -118,4 +135,4 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
                 self.log.warning("commit for lag tools refused: %r", error)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's check for stalled partitions knows nothing of held ones."""
+        """Do nothing: Faust's check for stalled partitions would warn about those that are held on purpose."""

@@ -1,8 +1,8 @@
-"""Reading and writing one partition of Kafka exactly: a range of offsets, and a log with one rightful writer.
+"""Reading and writing one partition of Kafka exactly: a range of offsets, and a log with one owner at a time.
 
-Who takes over a partition appends a marker whose epoch is one above the highest there. A predecessor that was only
-stalled finds out at its next append, because the offset it is given is not the one after its last; what it wrote
-after the marker, every reader drops.
+A worker that takes over a partition appends a marker whose epoch is one above the highest there. A predecessor that
+was only stalled finds out at its next append, because the offset of that append does not follow its last one. Readers
+drop what it wrote after the marker.
 """
 
 from __future__ import annotations
@@ -21,41 +21,32 @@ from heft.models.records import FIRST_KEY
 from heft.stream.events import due_header as due
 from heft.stream.events import messages
 from heft.stream.events.messages import Message
-from heft.stream.kafka.batch_consumer import TP, OffsetGoneError, Received
-
-_PATIENCE_SECONDS = 60.0
+from heft.stream.kafka.batch_consumer import TP, Received
+from heft.stream.kafka.offsets import PATIENCE_SECONDS, Bounds, OffsetGoneError, bounds_of, settled
 
 
 class FencedError(RuntimeError):
-    """Another worker has taken over a partition that this one still wrote to."""
+    """Another worker has taken over a partition that this one was still writing to."""
 
 
 class MissingRecordsError(RuntimeError):
-    """Records that a topic should hold did not come."""
-
-
-class Bounds(NamedTuple):
-    """What a partition holds: offsets from ``beginning`` to below ``end``; and how many partitions its topic has."""
-
-    beginning: int
-    end: int
-    partitions: int
+    """Records that lie below the end of a topic did not come."""
 
 
 class Owner(NamedTuple):
-    """Who may write a partition."""
+    """The one writer of a partition whose messages count."""
 
     epoch: int = 0
     writer: str = ""
 
 
 class Cursor:
-    """Reads one partition from an offset on, without a group. An async context manager.
+    """Reads one partition from an offset on, without a consumer group. An async context manager.
 
     Parameters
     ----------
     client
-        What every aiokafka client is given: ``bootstrap_servers`` and security.
+        The arguments that every aiokafka client is given: ``bootstrap_servers`` and security.
     tp, offset
         What to read, and where to start; an offset below 0 stands for the beginning.
     """
@@ -63,7 +54,7 @@ class Cursor:
     def __init__(self, client: Mapping[str, Any], tp: TP, offset: int) -> None:
         self.offset = offset
         self._tp = TopicPartition(*tp)
-        # "none": an offset that is gone is an error, not a reason to start elsewhere.
+        # "none": an offset that is gone must be an error, not a reason to start elsewhere.
         self._consumer = AIOKafkaConsumer(
             **client, group_id=None, auto_offset_reset="none", enable_auto_commit=False, fetch_max_wait_ms=50
         )
@@ -74,38 +65,38 @@ class Cursor:
         if self.offset < 0:
             self.offset = (await self._consumer.beginning_offsets([self._tp]))[self._tp]
         self._consumer.seek(self._tp, self.offset)
-        # aiokafka hangs in stop() when that comes before its own tasks have seen the assignment.
+        # aiokafka hangs in stop() if that is called before its own tasks have seen the assignment.
         await asyncio.sleep(0.001)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._consumer.stop()
 
-    async def bounds(self) -> Bounds:
-        """Return what the partition holds now; the cursor has moved then."""
-        consumer, tp = self._consumer, self._tp
-        beginning = (await consumer.beginning_offsets([tp]))[tp]
-        end = (await consumer.end_offsets([tp]))[tp]
-        if end > beginning:
-            # Tansu tells the second offset of the last batch; a fetch of that batch knows better.
-            consumer.seek(tp, end - 1)
-            await consumer.getmany(tp, timeout_ms=2000, max_records=1)
-            end = max(end, consumer.highwater(tp) or 0)
-        return Bounds(beginning, end, len(consumer.partitions_for_topic(tp.topic) or ()))
+    @property
+    def partitions(self) -> int:
+        """How many partitions the topic has."""
+        return len(self._consumer.partitions_for_topic(self._tp.topic) or ())
+
+    async def bounds(self, expected: int = -1) -> Bounds:
+        """Return what the partition holds; read nothing with this cursor afterwards, since this moves it.
+
+        ``expected``: an offset that should not lie beyond the end; where it does, the end is looked at again.
+        """
+        return await settled(lambda: bounds_of(self._consumer, self._tp), expected)
 
     async def up_to(self, end: int) -> AsyncIterator[Received]:
-        """Yield the records from where the cursor is to ``end``, which is not included.
+        """Yield the records from the position of the cursor to ``end``, which is not included.
 
         Raises
         ------
         OffsetGoneError
-            If retention has taken records of the range.
+            If retention has deleted records of the range.
         MissingRecordsError
-            If for a minute nothing comes.
+            If nothing comes for a minute.
         """
         while self.offset < end:
             try:
-                async with asyncio.timeout(_PATIENCE_SECONDS):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     taken: list[Any] = []
                     while not taken and self.offset < end:
                         limit = min(1000, end - self.offset)
@@ -113,9 +104,7 @@ class Cursor:
                         taken = got.get(self._tp, [])
                         self.offset = await self._consumer.position(self._tp)
             except OffsetOutOfRangeError:
-                begin = (await self._consumer.beginning_offsets([self._tp]))[self._tp]
-                last = (await self._consumer.end_offsets([self._tp]))[self._tp]
-                raise OffsetGoneError(TP(*self._tp), self.offset, begin, last) from None
+                raise OffsetGoneError(self._tp, self.offset, await self.bounds()) from None
             except TimeoutError:
                 msg = f"{self._tp.topic}-{self._tp.partition}: expected records {self.offset} to {end}, none came"
                 raise MissingRecordsError(msg) from None
@@ -125,20 +114,37 @@ class Cursor:
 
 
 class Writer:
-    """The rightful writer of one source partition of `samples`; one message is unacknowledged at a time."""
+    """The owner of one source partition of `samples`, who writes it; one message at a time is unacknowledged.
+
+    Parameters
+    ----------
+    client
+        The arguments that every aiokafka client is given.
+    producer
+        Writes the messages; not idempotent.
+    tp
+        The partition to write.
+    """
 
     def __init__(self, client: Mapping[str, Any], producer: AIOKafkaProducer, tp: TP) -> None:
         self.owner = Owner()
         self.tp = tp
         self.next_offset = -1
-        self.checksum = 0  # of the last message written, at the offset before the next
+        self.checksum = 0  # CRC-32 of the last message written, which lies at the offset before the next
         self._client = client
         self._producer = producer
 
     async def claim(self, start: int, owner: Owner, offsets: tuple[int, ...]) -> int:
         """Take the partition over; return the offset of the marker, before which the log is final.
 
-        ``start``: from where the log is read for higher epochs, ``owner``: who was known to own it there.
+        Parameters
+        ----------
+        start
+            From which offset on the log is read for higher epochs.
+        owner
+            Who owned the partition at that offset.
+        offsets
+            The input offsets at which this writer goes on; the marker names them.
         """
         writer, highest, seen = uuid4().hex, owner.epoch, start
         while True:
@@ -158,7 +164,9 @@ class Writer:
             highest = max(highest, epoch)
 
     async def append(self, message: Message, due_since_ms: int | None = None) -> int:
-        """Append and wait for all replicas; return the offset. ``due_since_ms``: since when its records are due.
+        """Append a message and wait for all replicas; return its offset.
+
+        ``due_since_ms``: the wall time since which its records are due.
 
         Raises
         ------
@@ -191,7 +199,7 @@ class Writer:
 
 
 class OwnerFilter:
-    """Passes on the messages of a log that were written by who owned it then."""
+    """Passes the messages of a log whose writer owned it at that time."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner

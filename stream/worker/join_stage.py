@@ -21,7 +21,8 @@ from heft.stream.events.messages import Message, MessageError
 from heft.stream.join.config import JoinConfig
 from heft.stream.join.joiner import Decode, Joiner
 from heft.stream.join.rejected import Rejected
-from heft.stream.kafka.batch_consumer import TP, Batch, OffsetGoneError
+from heft.stream.kafka.batch_consumer import TP, Batch
+from heft.stream.kafka.offsets import OffsetGoneError
 from heft.stream.kafka.partition_log import Cursor, MissingRecordsError, Owner, OwnerFilter, Writer
 from heft.stream.state.store import Name
 from heft.stream.worker.stage import (

@@ -19,7 +19,8 @@ from aiokafka import AIOKafkaProducer
 from heft.models.records import Record
 from heft.stream.events import messages
 from heft.stream.events.messages import GapError, Message, MessageError, ScoredReader
-from heft.stream.kafka.batch_consumer import TP, Batch, OffsetGoneError, Received
+from heft.stream.kafka.batch_consumer import TP, Batch, Received
+from heft.stream.kafka.offsets import OffsetGoneError
 from heft.stream.kafka.partition_log import Cursor
 from heft.stream.state.codec import State
 from heft.stream.state.patient_store import PatientStore
@@ -154,14 +155,14 @@ class TopicFingerprint:
             If the records to go on from are not there.
         """
         async with Cursor(connections.client, self.tp, -1) as log:
-            bounds = await log.bounds()
-        if self.partitions not in (0, bounds.partitions):
-            connections.losses.accept(self.tp, self._repartitioned(bounds.partitions))
-        self.partitions = bounds.partitions
+            bounds, partitions = await log.bounds(-1 if at is None else at), log.partitions
+        if self.partitions not in (0, partitions):
+            connections.losses.accept(self.tp, self._repartitioned(partitions))
+        self.partitions = partitions
         if at is None:
             return bounds.beginning
-        if not bounds.beginning <= at <= bounds.end:
-            gone = OffsetGoneError(self.tp, at, bounds.beginning, bounds.end)
+        if not bounds.can_go_on_at(at):
+            gone = OffsetGoneError(self.tp, at, bounds)
             connections.losses.accept(self.tp, gone)
             self.offset = -1
             return gone.nearest

@@ -1,0 +1,331 @@
+"""The stages of the partitions that one worker has: opened, fed, saved and closed. Faust itself is in app.py."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from time import monotonic, perf_counter, time
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+from aiokafka import AIOKafkaProducer
+
+from heft.stream.config.settings import Config
+from heft.stream.events.messages import ScoredReader
+from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, consumer_of
+from heft.stream.kafka.connect import client_settings
+from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
+from heft.stream.observe.families import TeacherNow
+from heft.stream.score.requests import Clocks
+from heft.stream.score.scorer import Scorer
+from heft.stream.state.patient_store import PatientStore
+from heft.stream.state.store import SnapshotStore, StoreError
+from heft.stream.teacher.clients import Scoring
+from heft.stream.worker.join_stage import JoinStage
+from heft.stream.worker.score_stage import ScoreStage
+from heft.stream.worker.stage import Connections, LossPolicy, PendingSnapshot, Stage
+
+if TYPE_CHECKING:  # a worker that only joins loads no models
+    from heft.stream.worker.learn_stage import LearnStage
+
+StageName: TypeAlias = Literal["join", "score", "learn"]
+STAGES: tuple[StageName, ...] = ("join", "score", "learn")
+"""All stages, in the order of the path."""
+
+StageKey: TypeAlias = tuple[StageName, int]
+"""A stage, and the number of its partition or shard."""
+
+_YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # Python's own defaults
+_ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is one in a quarter of an hour
+
+
+class OpenStage:
+    """A stage of one partition, the lock of who touches it, and when each of its inputs gave its last batch."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.lock = asyncio.Lock()
+        self.taken_at: dict[TP, float] = {}
+
+
+class Worker:
+    """Opens the stages of the partitions that this worker has, feeds them, saves them, and closes them.
+
+    Parameters
+    ----------
+    app
+        The Faust app whose consumer feeds the stages.
+    config
+        Everything that can be set.
+    losses
+        Decides what happens where a topic does not hold what a stage expects.
+    """
+
+    def __init__(self, app: App, config: Config, losses: LossPolicy) -> None:
+        self.app = app
+        self.config = config
+        self.losses = losses
+        self.open_stages: dict[StageKey, OpenStage] = {}
+        self._topics = config.kafka.topics
+        self._stage_of: dict[str, StageName] = {self._topics.samples: "score", self._topics.scored: "learn"}
+        self._stage_of |= dict.fromkeys(config.inputs, "join")
+        snapshots = config.snapshots
+        self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
+        self.client = client_settings(config.kafka)
+        self.metrics = Metrics(self._observed)
+        self._scoring: Scoring | None = None
+        self._ends: dict[TP, int] = {}
+        self._connections: Connections | None = None
+        self._changing = asyncio.Lock()  # assignments, revocations and the stop happen one after another
+        self._stopping = False
+        self._closed = False
+        self._settled = False
+
+    @property
+    def consumer(self) -> BatchConsumer:
+        """The consumer of this worker."""
+        return consumer_of(self.app)
+
+    def topics(self, stage: StageName) -> list[str]:
+        """Return what a stage reads."""
+        return [topic for topic, reader in self._stage_of.items() if reader == stage]
+
+    # ---------------------------------------------------------------- partitions come and go
+
+    async def offsets_for(self, assigned: set[TP]) -> dict[TP, int | None]:
+        """Open the stages of these partitions; return where each input goes on."""
+        async with self._changing:
+            if self._closed:
+                return {}
+            if self._connections is None:
+                # No idempotent producer: readers drop repeats themselves, and not every broker supports it.
+                producer = AIOKafkaProducer(**self.client, acks="all", linger_ms=0, request_timeout_ms=30_000)
+                await producer.start()
+                self._connections = Connections(self.client, producer, self._store, self.losses)
+            keys = {self._key(tp) for tp in assigned}
+            self._check_complete(assigned, keys)
+            opened = {key: OpenStage(self._new(key, self._connections)) for key in sorted(keys)}
+            gaps = self.losses.gaps.total()
+            try:
+                starts = await asyncio.gather(*[each.stage.open() for each in opened.values()])
+                if self.losses.gaps.total() > gaps:
+                    # What is done from here on cannot be done again from older snapshots.
+                    await self._save_at_once([each.stage for each in opened.values()])
+            except StoreError:
+                if not self._stopping:
+                    raise
+                return {}
+            now = monotonic()
+            for each, offsets in zip(opened.values(), starts, strict=True):
+                each.taken_at = dict.fromkeys(offsets, now)
+            self.open_stages = opened
+            self._settle()
+            return {tp: offset for offsets in starts for tp, offset in offsets.items()}
+
+    async def on_revoked(self, revoked: set[TP]) -> None:
+        """Let each stage finish what it has in hand, save it, and forget it."""
+        async with self._changing:
+            await self._close({self._key(tp) for tp in revoked})
+
+    async def close(self) -> None:
+        """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
+        self._stopping = True
+        self._store.stop_waiting()
+        async with self._changing:
+            self._closed = True
+            await self._close(set(self.open_stages))
+            self._store.close()
+            if self._scoring is not None:
+                self._scoring.stop()
+            if self._connections is not None:
+                await self._connections.producer.stop()
+
+    async def _close(self, keys: set[StageKey]) -> None:
+        for key in sorted(keys):
+            closing = self.open_stages.pop(key, None)
+            if closing is not None:
+                async with closing.lock:
+                    if closing.stage.healthy and closing.stage.dirty:
+                        pending = await closing.stage.pending()
+                        await self._write(pending)  # where this fails, what came since the last one is done again
+                        self._store.forget(pending.name.owner)
+
+    def _key(self, tp: TP) -> StageKey:
+        return self._stage_of[tp.topic], tp.partition
+
+    def _check_complete(self, assigned: set[TP], keys: set[StageKey]) -> None:
+        for stage, partition in keys:
+            missing = [topic for topic in self.topics(stage) if TP(topic, partition) not in assigned]
+            if missing:
+                msg = (
+                    f"partition {partition} of the inputs was assigned without {', '.join(missing)}: all inputs need "
+                    "the same number of partitions; `heft doctor` shows them"
+                )
+                raise RuntimeError(msg)
+
+    def _new(self, key: StageKey, connections: Connections) -> Stage:
+        name, partition = key
+        config, topics = self.config, self._topics
+        if name == "join":
+            decode, inputs = config.decoder(), config.inputs
+            return JoinStage(connections, config.join, decode, partition, inputs, topics.samples, topics.rejected)
+        if name == "score":
+            if not config.has_teacher:
+                return ScoreStage(connections, partition, topics.samples, topics.scored, config.shards, Scorer())
+            if self._scoring is None:
+                clocks = Clocks(lambda: round(time() * 1000), perf_counter)
+                self._scoring = Scoring(config, clocks, self.metrics.scoring_delay.observe)
+            scorer, open_for_ms = Scorer(self._scoring.source()), config.join.click_window_ms
+            return ScoreStage(connections, partition, topics.samples, topics.scored, config.shards, scorer, open_for_ms)
+        # A worker that only joins needs no models.
+        from heft.stream.worker.learn_stage import LearnStage
+
+        return LearnStage(connections, config.learner, partition, topics.scored)
+
+    # ---------------------------------------------------------------- records
+
+    async def take(self, batch: Batch) -> None:
+        """Give a batch to its stage."""
+        key = self._key(batch.tp)
+        opened = self.open_stages.get(key)
+        if opened is None:
+            return  # the partition has gone; the worker that has it now reads this batch again
+        async with opened.lock:
+            if batch.generation != self.app.consumer_generation_id or opened is not self.open_stages.get(key):
+                return
+            await opened.stage.take(batch)
+            opened.taken_at[batch.tp] = monotonic()
+            now, delay = time(), self.metrics.stage_delay.labels(key[0])
+            for record in batch.records:
+                delay.observe(max(0.0, now - record.due_since_ms / 1000))
+            self.consumer.done(batch)
+            self._align(opened.stage)
+
+    def _align(self, stage: Stage) -> None:
+        if isinstance(stage, JoinStage):
+            for tp, held in stage.held().items():
+                (self.consumer.hold if held else self.consumer.release)(tp)
+
+    async def tick(self) -> None:
+        """Tell the joins which of their inputs have run dry."""
+        idle_after = self.config.join.idle_after_ms / 1000
+        quiet = [
+            (opened, opened.stage, tp)
+            for opened in self.open_stages.values()
+            if isinstance(opened.stage, JoinStage)
+            for tp, at in opened.taken_at.items()
+            if monotonic() - at >= idle_after and self.consumer.idle_hand(tp) and not opened.stage.idle(tp)
+        ]
+        if not quiet:
+            return
+        generation = self.app.consumer_generation_id
+        # Fetched after the wait: a record that was appended before it lies below these ends.
+        ends = await self.consumer.end_offsets([tp for _, _, tp in quiet])
+        for opened, stage, tp in quiet:
+            async with opened.lock:
+                still = generation == self.app.consumer_generation_id and opened in self.open_stages.values()
+                if still and self.consumer.idle_hand(tp) and self.consumer.next_offset(tp) >= ends[tp]:
+                    await stage.tick(tp, round(time() * 1000))
+                    self._align(stage)
+
+    # ---------------------------------------------------------------- snapshots
+
+    async def save(self) -> None:
+        """Take a snapshot of every stage that has changed."""
+        if not self._settled:
+            self._settle()
+            self._settled = True
+        for key, opened in list(self.open_stages.items()):
+            pending: PendingSnapshot | None = None
+            async with opened.lock:
+                if opened in self.open_stages.values() and opened.stage.healthy and opened.stage.dirty:
+                    started = perf_counter()
+                    pending = await opened.stage.pending()
+                    self.metrics.snapshot_stall.labels(key[0]).observe(perf_counter() - started)
+            if pending is not None and not await self._write(pending):
+                opened.stage.dirty = True  # the next snapshot takes the place of this one
+        self._store.check()
+
+    def next_save_seconds(self) -> float:
+        """Return how long to wait until `save`: the interval, or less where a failed snapshot is to be tried again."""
+        return self._store.pause_seconds(self.config.snapshots.interval_ms / 1000)
+
+    async def _save_at_once(self, stages: Iterable[Stage]) -> None:
+        for stage in stages:
+            pending = await stage.pending()
+            await self._store.save(pending.name, pending.state, pending.segments)
+
+    def _settle(self) -> None:
+        """Spare the cyclic collector what stays for good: modules, compiled kernels, restored state.
+
+        The cycles that Faust makes are short-lived, and young rounds collect them. Full rounds walk all that waits in
+        the stages and never found a cycle there (LOG.md), but stall learning: they come seldom, against slow leaks.
+        """
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_ROUNDS, _ROUNDS_TO_A_FULL_ONE)
+
+    async def _write(self, pending: PendingSnapshot) -> bool:
+        written = await self._store.try_save(pending.name, pending.state, pending.segments)
+        if written is None:
+            return False
+        self.metrics.snapshot_written(pending.name.owner, time(), written)
+        await self.consumer.commit_offsets(pending.offsets)
+        return True
+
+    # ---------------------------------------------------------------- what is exported
+
+    async def fetch_ends(self) -> None:
+        """Ask the broker how far the topics go, for the lag."""
+        assigned = [tp for opened in list(self.open_stages.values()) for tp in opened.taken_at]
+        if assigned:
+            self._ends = await self.consumer.end_offsets(assigned)
+
+    def _observed(self) -> Observed:
+        return Observed(
+            joiners={number: cast("JoinStage", stage).joiner for number, stage in self._open("join")},
+            learners={number: cast("LearnStage", stage).learner for number, stage in self._open("learn")},
+            lag=self._lag(),
+            missing=self._missing(),
+            scores=Scores(
+                passed={number: cast("ScoreStage", stage).scorer.counts for number, stage in self._open("score")},
+                teacher=self._teacher_now(),
+            ),
+            readers=self._readers(),
+        )
+
+    def _teacher_now(self) -> TeacherNow | None:
+        scoring = self._scoring
+        return scoring and TeacherNow(scoring.counts(), scoring.current.ready, scoring.waiting())
+
+    def _open(self, name: StageName) -> Iterator[tuple[int, Stage]]:
+        # Called by a scrape in another thread, hence the copy.
+        for (stage_name, number), opened in list(self.open_stages.items()):
+            if stage_name == name:
+                yield number, opened.stage
+
+    def _readers(self) -> dict[tuple[str, int], Sequence[ScoredReader]]:
+        readers: dict[tuple[str, int], Sequence[ScoredReader]] = {}
+        for number, stage in self._open("score"):
+            readers["score", number] = cast("ScoreStage", stage).readers
+        for number, stage in self._open("learn"):
+            readers["learn", number] = [cast("LearnStage", stage).reader]
+        return readers
+
+    def _lag(self) -> dict[tuple[str, str, int], int]:
+        consumer = self.consumer
+        return {
+            (self._stage_of[tp.topic], tp.topic, tp.partition): max(0, end - consumer.next_offset(tp))
+            for tp, end in self._ends.items()
+            if tp in consumer.assigned
+        }
+
+    def _missing(self) -> Missing:
+        lost, gaps = self.consumer.lost, self.losses.gaps
+        return Missing(
+            snapshots=self._store.store.damaged,
+            records={(*tp,): n for tp, n in lost.items()},
+            gaps={(*tp,): n for tp, n in gaps.items()},
+            failures=self._store.failures,
+            away_seconds=self._store.away_seconds,
+        )
