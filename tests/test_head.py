@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from heft.models.features.featurizer import Featurizer
 from heft.models.features.vectors import Vectors
 from heft.models.importance.teacher_scores import Missing, Scores
 from heft.models.rankers.bank import Arm, RankerConfig
-from heft.models.rankers.head import PROBATION, Head
+from heft.models.rankers.head import PROBATION, Head, Prediction
 from tests.support.builders import SECOND, T0, impression
 
 ARMS = (Arm("uniform", alpha=0.2), Arm("quick", alpha=2.0), Arm("thinned", alpha=0.2, keep=0.3))
@@ -77,6 +79,38 @@ def test_metrics_calibration_and_mixture_see_what_was_shown_and_not_what_would_b
     assert then.hedge.weights == pytest.approx(Head(ARMS, 10, 1).hedge.weights)
     assert (then.platt.a == 1.0).all()  # one half whatever the label: no scale to learn, only a shift
     assert (then.platt.b < -0.5).all()
+
+
+IN_FLIGHT = 2_000  # clicks of the last day: whether an order follows is not known yet
+
+
+def test_when_orders_become_twice_as_frequent_the_probability_served_rises_once_and_not_twice() -> None:
+    head, chance = Head(ARMS[:1], 10, 1, 100, label="order"), np.random.default_rng(1)
+    waiting: deque[tuple[Vectors, Prediction, NDArray[np.uint8]]] = deque()
+    served = []
+    for n in range(8_000):
+        vectors = FEATURIZER.shown(impression(f"r{n}", at=n * SECOND, items=[str(chance.integers(6))]), [])
+        shown = head.predict(vectors)
+        served.append(float(shown.p[0, -1]))
+        waiting.append((vectors, shown, (chance.random(1) < (0.1 if n < 4_000 else 0.2)).astype(np.uint8)))
+        if len(waiting) > IN_FLIGHT:
+            head.observe(*waiting.popleft(), "search", measured=True)
+    assert np.mean(served[4_000:6_000]) == pytest.approx(0.1, abs=0.02)  # no label of the new rate has come
+    assert 0.18 < max(np.mean(served[6_000:7_000]), np.mean(served[7_000:])) < 0.25
+
+
+def test_order_logits_of_a_wrong_scale_and_shift_are_put_right_in_the_end_though_labels_are_late() -> None:
+    head, chance = Head(ARMS[:1], 10, 1, label="order"), np.random.default_rng(1)
+    truth = np.repeat([-2.5, -0.5], 100)
+    wrong = (0.8 * truth + 0.5)[:, None].repeat(2, axis=1).astype(np.float32)
+    vectors = FEATURIZER.shown(impression(items=[str(n) for n in range(200)]), [])
+    waiting: deque[Prediction] = deque()
+    for _ in range(2_000):
+        waiting.append(msgspec.structs.replace(head.predict(vectors), raw=wrong))
+        if len(waiting) > IN_FLIGHT // 200:
+            labels = (chance.random(200) < 1 / (1 + np.exp(-truth))).astype(np.uint8)
+            head.observe(vectors, waiting.popleft(), labels, "search", measured=True)
+    assert head.platt.a[0] * wrong[:, 0] + head.platt.b[0] == pytest.approx(truth, abs=0.1)
 
 
 def test_who_is_benched_and_when_and_why_is_told() -> None:

@@ -26,6 +26,15 @@ from heft.models.rankers.mixture import Hedge
 PROBATION = {"click": 20_000, "order": 2_000}
 """Samples before a arm may be believed; of an order, clicks, of which there are fewer and each tells more."""
 
+CALIBRATION_PRIOR = {"click": (100.0, 10.0), "order": (10_000.0, 1_000.0)}
+"""Information that holds each calibrator at identity, in the units of `Platt`: for orders, what 6,000 clicks bring.
+
+A calibrator learns from logits as shown, and orders tell how good those were a day ago. The model learns from the same
+labels. A calibrator that moves within that day mends again what the model has mended since: a late label counts twice.
+The share counted twice is, roughly, the clicks whose label is still to come over those that the calibrator has learned
+plus these 6,000. The half-life needs no change: its memory is worth 144,000 clicks, and the prior is never forgotten.
+"""
+
 _NOTHING = np.zeros(0, np.float32)
 _ALL_MISSING = np.ones(1_000, np.bool_)  # as many as a slate may have
 
@@ -90,7 +99,7 @@ class Head:
         names = tuple(arm.name for arm in arms)
         self.weightings = weightings or tuple(Weighting(name) for name in names)
         self.bank = Bank(arms, bits, seed, [weighting.input for weighting in self.weightings])
-        self.platt = Platt(len(arms))
+        self.platt = Platt(len(arms), prior=CALIBRATION_PRIOR[label])
         served = np.array([not weighting.diagnostic for weighting in self.weightings])
         self.hedge = Hedge(names, probation=PROBATION[label], served=served)
         self.metrics = Prequential((*names, "mixture"))
