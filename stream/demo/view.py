@@ -11,7 +11,7 @@ from heft.stream.config.settings import Config
 from heft.stream.demo.leaderboard import HEAD, MIXTURE, race_table, runners, verdict
 from heft.stream.demo.oracle import Oracle
 from heft.stream.demo.teachers import Kind
-from heft.stream.observe.exporter import Scrape
+from heft.stream.observe.scrape import Scrape
 from heft.stream.shop.delays import DAY
 from heft.stream.terminal.table import number
 
