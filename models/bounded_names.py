@@ -1,4 +1,4 @@
-"""BoundedNames as numbers: whatever is counted by surface stays bounded, however many names a shop has."""
+"""Names as numbers: whatever is counted by name stays bounded, however many names a shop has."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 class BoundedNames:
-    """Numbers for surfaces, from 0, in the order in which they come.
+    """Numbers for names (of surfaces, say), from 0, in the order in which they first come.
 
     Parameters
     ----------
     most
-        How many have a number of their own; all further ones share the number ``most``.
+        How many names get a number of their own; all further names share the number ``most``.
     names
-        Those known already, in their order.
+        The names that have a number already, in its order.
 
     Examples
     --------
@@ -28,14 +28,14 @@ class BoundedNames:
 
     @property
     def names(self) -> list[str]:
-        """Those with a number of their own, in its order: what `BoundedNames` begins with to go on."""
+        """The names with a number of their own, in its order; pass them to `BoundedNames` to continue."""
         return list(self._places)
 
-    def place(self, surface: str) -> int:
-        """Return the number of a surface."""
-        place = self._places.get(surface)
+    def place(self, name: str) -> int:
+        """Return the number of a name; a new one gets the next number, while there is one."""
+        place = self._places.get(name)
         if place is None:
             if len(self._places) == self._most:
                 return self._most
-            place = self._places[surface] = len(self._places)
+            place = self._places[name] = len(self._places)
         return place

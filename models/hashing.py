@@ -1,7 +1,7 @@
 """The one hash: text to 64 bits, and 64 bits to 64 bits, the same on every machine and in every release.
 
-Everything learned hangs on these numbers, so they never change; a test pins known values. Text is hashed in Python,
-once for each distinct string; whatever is combined from hashes is combined by `mix` in compiled code.
+Everything learned is stored under these numbers, so they never change; a test pins known values. Text is hashed in
+Python, once for each distinct string. Compiled code combines hashes with `mix`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def words(text: str, most: int) -> list[str]:
 
 
 class TextHashes(dict[str, int]):
-    """`hash_text`, remembered: ``hashes[text]`` hashes once for each distinct string.
+    """`hash_text` with a memory: ``hashes[text]`` hashes each distinct string once.
 
-    Bounded: when full it starts anew, which costs time and changes nothing.
+    The memory is bounded. When it is full it is cleared, which costs time and changes no hash.
     """
 
     def __missing__(self, text: str) -> int:
@@ -63,7 +63,7 @@ class TextHashes(dict[str, int]):
 
 
 class TripleHashes(dict[str, tuple[int, ...]]):
-    """The hashes of a word's letter triples, its bounds counting as blanks, remembered: ``hashes[word]``. Bounded.
+    """Hashes of a word's letter triples, with a blank before and after it: ``hashes[word]``. The memory is bounded.
 
     Examples
     --------

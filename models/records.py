@@ -35,9 +35,9 @@ FIRST_KEY: Key = (0, -1, "", "")
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One item of a slate, as it was shown.
 
-    ``position`` counts from 0 and defaults to the place in the list. ``score`` is what the shop's own ranker served,
-    ``propensity`` the probability in (0, 1] that its arm showed the item there. ``seen=False``: never on screen.
-    ``teacher``: what the teacher told the ranker of the item, see `Slate`.
+    ``position`` counts from 0 and defaults to the place in the list. ``score`` is what the shop's own ranker served;
+    ``propensity`` is the probability in (0, 1] with which its policy showed the item there. ``seen=False``: the item
+    was never on screen. ``teacher``: the logits that the teacher gave the ranker for the item, see `Slate`.
     """
 
     item_id: Id
@@ -61,10 +61,10 @@ class Act(msgspec.Struct, frozen=True, order=True, gc=False):
 class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="impression", tag_field="type"):
     """One shown list with all its items and everything known when it was shown: an impression on the wire.
 
-    ``session`` is what the shop itself says the visitor did before; when it is ``None`` the join supplies it.
-    ``teacher``: version of the teacher that the ranker asked in line, as `heft teacher serve` answers it; what it said
-    of each item, logits of a click and of an order or null, is the item's ``teacher``. Such a slate is not scored
-    again.
+    ``session`` is what the visitor did before, as the shop itself reports it; when it is ``None`` the join supplies it.
+    ``teacher`` is the version of the teacher that the ranker asked in line, as `heft teacher serve` answers it. The
+    logits it gave for each item (of a click, and of an order or null) are the item's ``teacher``. Such a slate is not
+    scored again.
     """
 
     request_id: Id
@@ -83,8 +83,9 @@ class Slate(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
 class ReferenceScore(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A teacher's logits for one item, in steps of 1/256.
 
-    ``version`` ends with when the teacher's data ends (`models.teacher.logits.wire_version`). ``on_time``: a ranker
-    could have known it at the slate's ``at_ms``. ``order_256``: the conversion's, of a teacher with a head for it.
+    ``version`` ends with the time at which the teacher's data ends (`models.teacher.logits.wire_version`). ``on_time``:
+    a ranker could have known the score at the slate's ``at_ms``. ``order_256``: the logit of a conversion, from a
+    teacher with a head for it.
     """
 
     item_id: str
@@ -137,7 +138,7 @@ class Converted(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The click window of a slate has ended: its labels are known. ``scores``: every reference score come by then."""
+    """The click window of a slate has ended: its labels are known. ``scores``: all reference scores by then."""
 
     due_ms: int
     request_id: str
@@ -165,9 +166,9 @@ class Matured(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
 
 
 def data_ends_ms(version: str) -> int:
-    """Return when a teacher's data ends, from the version of its scores; 0 where it had no time.
+    """Return when a teacher's data ends, in milliseconds since the epoch, from the version of its scores; 0 if unknown.
 
-    Labels of what was shown until then may be known to it.
+    The teacher may know the labels of slates that were shown until then.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from heft.models.features.config import FeatureConfig
 from heft.models.features.featurizer import Featurizer
 from heft.models.features.vectors import Vectors
-from heft.models.importance.teacher_scores import Missing, Scores
+from heft.models.importance.teacher_scores import Missing, VersionScores
 from heft.models.rankers.bank import Arm, RankerConfig
 from heft.models.rankers.head import PROBATION, Head, Prediction
 from tests.support.builders import SECOND, T0, impression
@@ -152,7 +152,7 @@ class World:
     def __init__(self, seed: int, knows: float = 1.0) -> None:
         self.chance, self.knows, self.many = np.random.default_rng(seed), knows, 0
 
-    def slate(self) -> tuple[Vectors, NDArray[np.uint8], Scores]:
+    def slate(self) -> tuple[Vectors, NDArray[np.uint8], VersionScores]:
         self.many += 1
         items = self.chance.permutation(list("abcdef"))[:4].tolist()
         vectors = FEATURIZER.shown(impression(f"w{self.many}", at=self.many * SECOND, items=items), [])
@@ -160,13 +160,13 @@ class World:
         base = np.array([0.5 if item == "a" else -1.5 for item in items])
         labels = (self.chance.random(4) < 1 / (1 + np.exp(-(base + mood)))).astype(np.uint8)
         z = self.knows * mood + (1 - self.knows) * self.chance.normal(0, 1.5, 4)
-        return vectors, labels, Scores(VERSION, z, z, np.zeros(4, np.uint8))
+        return vectors, labels, VersionScores(VERSION, z, z, np.zeros(4, np.uint8))
 
     def teach(self, head: Head, slates: int, versions: tuple[str, ...] = (VERSION,), late: bool = False) -> None:
         for _ in range(slates):
             vectors, labels, scores = self.slate()
             if late:
-                scores = Scores(VERSION, scores.click, scores.order, np.full(4, Missing.LATE, np.uint8))
+                scores = VersionScores(VERSION, scores.click, scores.order, np.full(4, Missing.LATE, np.uint8))
             told = tuple(msgspec.structs.replace(scores, version=version) for version in versions)
             shown = head.predict(vectors, told)
             head.observe(vectors, shown, labels, "search", True, told, np.full(4, 50.0))
@@ -203,7 +203,7 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
     assert all(np.array_equal(column(taught, k)[: len(old)], old) for k, old in zip(READING, before[0], strict=True))
     assert np.array_equal(taught.platt.a[READING], before[1])
     vectors, _, scores = world.slate()
-    half = Scores(VERSION, scores.click, scores.order, np.array([0, 0, Missing.ABSENT, Missing.LATE], np.uint8))
+    half = VersionScores(VERSION, scores.click, scores.order, np.array([0, 0, Missing.ABSENT, Missing.LATE], np.uint8))
     shown = taught.predict(vectors, (half,))
     assert shown.raw[:, 6] != pytest.approx(shown.raw[:, 0])
     for k in READING:

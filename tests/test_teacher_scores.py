@@ -12,10 +12,10 @@ from heft.models.importance.teacher_scores import (
     SETTLED_SAMPLES,
     VERSIONS,
     Missing,
-    Scores,
     Takeover,
     TeacherCalibration,
     TeacherScores,
+    VersionScores,
     scores_at_close,
     scores_on_time,
 )
@@ -35,7 +35,7 @@ def score(item: str, logit: float = 1.0, version: str = VERSION, on_time: bool =
     return ReferenceScore(item, round(256 * logit), version, on_time, 512)
 
 
-def scores(version: str = VERSION, logit: float = 1.0) -> Scores:
+def scores(version: str = VERSION, logit: float = 1.0) -> VersionScores:
     return scores_on_time(ITEMS, [score(item, logit, version) for item in "abcd"])[0]
 
 
@@ -52,14 +52,14 @@ def teach(
     found = []
     for _ in range(slates):
         z = rng.normal(-1.0, 1.5, 4)
-        told = tuple(Scores(version, z, z, np.full(4, Missing.PRESENT, np.uint8)) for version in versions)
+        known = tuple(VersionScores(version, z, z, np.full(4, Missing.PRESENT, np.uint8)) for version in versions)
         labels = (rng.random(4) < 1 / (1 + np.exp(-(slope * z + shift - 0.5 * PLACES)))).astype(np.uint8)
-        found.append(reference.learn(told, labels, SEEN, PLACES, "search", AFTER))
+        found.append(reference.learn(known, labels, SEEN, PLACES, "search", AFTER))
     return [takeover for takeover in found if takeover is not Takeover.NONE]
 
 
-def versions_of(told: TeacherScores) -> list[str]:
-    return [scores.version for scores in told]
+def versions_of(slate: TeacherScores) -> list[str]:
+    return [each.version for each in slate]
 
 
 def test_a_score_stands_in_the_row_of_its_item_and_the_others_are_missing() -> None:
@@ -80,22 +80,22 @@ def test_what_was_not_there_in_time_is_late_and_what_never_came_is_absent() -> N
 
 
 def test_two_versions_in_one_slate_are_kept_apart() -> None:
-    told = scores_at_close(scores_on_time(ITEMS, [score("a")]), ITEMS, [score("b", 2.0, NEW)])
-    assert versions_of(told) == [VERSION, NEW]
+    known = scores_at_close(scores_on_time(ITEMS, [score("a")]), ITEMS, [score("b", 2.0, NEW)])
+    assert versions_of(known) == [VERSION, NEW]
     reference = TeacherCalibration()
     teach(reference, SETTLED)
-    mine = reference.of(told)
+    mine = reference.of(known)
     assert mine.version == VERSION
     assert mine.missing.tolist() == [Missing.PRESENT, Missing.OTHER_VERSION, Missing.ABSENT, Missing.ABSENT]
     teach(reference, SETTLED, versions=(NEW,))
-    mine = reference.of(told)
+    mine = reference.of(known)
     assert mine.version == NEW
     assert mine.missing.tolist() == [Missing.OTHER_VERSION, Missing.LATE, Missing.ABSENT, Missing.ABSENT]
 
 
 def test_of_many_versions_in_one_slate_the_last_ones_are_kept() -> None:
-    told = scores_on_time(ITEMS, [score("a", version=f"{n}@0") for n in range(VERSIONS + 2)])
-    assert versions_of(told) == [f"{n}@0" for n in range(2, VERSIONS + 2)]
+    known = scores_on_time(ITEMS, [score("a", version=f"{n}@0") for n in range(VERSIONS + 2)])
+    assert versions_of(known) == [f"{n}@0" for n in range(2, VERSIONS + 2)]
 
 
 def test_a_version_says_when_its_data_ends() -> None:
@@ -120,7 +120,7 @@ def test_a_version_is_used_once_it_has_seen_enough_and_not_before() -> None:
     assert teach(reference, SETTLED // 4 - 1) == []
     assert reference.why(scores(), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
     assert np.isnan(reference.inputs(scores().click, reference.why(scores(), AFTER))).all()
-    assert teach(reference, 1) == [Takeover.ANEW]
+    assert teach(reference, 1) == [Takeover.RESET]
     assert (reference.takeovers, reference.version) == (1, VERSION)
     assert not np.isnan(reference.inputs(scores().click, reference.why(scores(), AFTER))).any()
     assert teach(reference, 100) == []
@@ -172,7 +172,7 @@ def test_a_new_version_is_calibrated_in_shadow_while_the_old_one_is_used_and_the
     assert reference.version == VERSION
     assert reference.why(scores(NEW), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
     assert reference.why(scores(), AFTER).tolist() == [Missing.PRESENT] * 4
-    assert teach(reference, 1, versions=(VERSION, NEW)) == [Takeover.ON]
+    assert teach(reference, 1, versions=(VERSION, NEW)) == [Takeover.CONTINUE]
     assert (reference.takeovers, reference.version) == (2, NEW)
     assert reference.why(scores(), AFTER).tolist() == [Missing.OTHER_VERSION] * 4
 
@@ -181,7 +181,7 @@ def test_what_a_new_version_says_means_the_same_in_its_own_logits() -> None:
     reference = TeacherCalibration()
     teach(reference, SETTLED // 4, slope=1.0)
     before = reference.unit * reference.inputs(np.array([0.0, 1.0]), np.zeros(2, np.uint8))
-    assert teach(reference, SETTLED // 4, slope=0.5, versions=(NEW,)) == [Takeover.ON]
+    assert teach(reference, SETTLED // 4, slope=0.5, versions=(NEW,)) == [Takeover.CONTINUE]
     after = reference.unit * reference.inputs(np.array([0.0, 1.0]), np.zeros(2, np.uint8))
     assert np.diff(before) == pytest.approx(1.0, abs=0.1)
     assert np.diff(after) == pytest.approx(0.5, abs=0.1)
@@ -190,8 +190,8 @@ def test_what_a_new_version_says_means_the_same_in_its_own_logits() -> None:
 def test_a_new_version_that_tells_much_less_or_much_more_lets_arms_begin_anew() -> None:
     reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
-    assert teach(reference, SETTLED, slope=0.0, versions=(NEW,)) == [Takeover.ANEW]
-    assert teach(reference, SETTLED, versions=(f"best@{T0}",)) == [Takeover.ANEW]
+    assert teach(reference, SETTLED, slope=0.0, versions=(NEW,)) == [Takeover.RESET]
+    assert teach(reference, SETTLED, versions=(f"best@{T0}",)) == [Takeover.RESET]
 
 
 def test_two_versions_that_come_and_go_do_not_take_over_from_each_other_for_ever() -> None:
@@ -200,21 +200,21 @@ def test_two_versions_that_come_and_go_do_not_take_over_from_each_other_for_ever
     taken = []
     for n in range(SETTLED // 2):
         taken += teach(reference, 1, versions=(NEW,), seed=n) + teach(reference, 1, seed=n)
-    assert (taken, reference.version) == ([Takeover.ON], NEW)
+    assert (taken, reference.version) == ([Takeover.CONTINUE], NEW)
 
 
 def test_two_versions_from_the_beginning_settle_together_and_the_newer_one_stays() -> None:
     reference = TeacherCalibration()
-    assert teach(reference, SETTLED, versions=(VERSION, NEW)) == [Takeover.ANEW]
+    assert teach(reference, SETTLED, versions=(VERSION, NEW)) == [Takeover.RESET]
     assert reference.version == NEW
 
 
 def test_a_version_that_comes_before_the_first_has_settled_does_not_undo_what_was_learned_of_it() -> None:
     reference = TeacherCalibration()
     teach(reference, SETTLED // 4 - 100)
-    assert teach(reference, 101, versions=(VERSION, NEW)) == [Takeover.ANEW]
+    assert teach(reference, 101, versions=(VERSION, NEW)) == [Takeover.RESET]
     assert reference.version == VERSION
-    assert teach(reference, SETTLED // 4, versions=(VERSION, NEW)) == [Takeover.ON]
+    assert teach(reference, SETTLED // 4, versions=(VERSION, NEW)) == [Takeover.CONTINUE]
     assert reference.version == NEW
 
 
@@ -229,8 +229,8 @@ def test_one_absurd_logit_bends_nothing() -> None:
     reference = TeacherCalibration()
     teach(reference, 12_000)
     before = reference.slope
-    told = scores_on_time(ITEMS, [score("a", 1_000.0)])
-    reference.learn(told, np.zeros(4, np.uint8), SEEN, PLACES, "search", AFTER)
+    known = scores_on_time(ITEMS, [score("a", 1_000.0)])
+    reference.learn(known, np.zeros(4, np.uint8), SEEN, PLACES, "search", AFTER)
     assert reference.slope == pytest.approx(before, rel=0.05)
 
 
@@ -238,7 +238,7 @@ def test_a_version_that_was_there_before_comes_back_when_the_one_after_it_is_gon
     reference = TeacherCalibration()
     teach(reference, SETTLED // 4)
     teach(reference, SETTLED // 4, versions=(NEW,))
-    assert teach(reference, SETTLED // 4) == [Takeover.ON]
+    assert teach(reference, SETTLED // 4) == [Takeover.CONTINUE]
     assert reference.version == VERSION
 
 
@@ -249,7 +249,7 @@ def test_cut_and_resumed_is_as_if_never_cut_bit_for_bit() -> None:
     second.restore(first.state())
     teach(first, 5, seed=3)  # what was taken is a copy
     taken = [teach(reference, 200, seed=2) for reference in (straight, second)]
-    assert taken == [[Takeover.ANEW], [Takeover.ANEW]]
+    assert taken == [[Takeover.RESET], [Takeover.RESET]]
     z, why = np.linspace(-3, 3, 4), np.zeros(4, np.uint8)
     assert np.array_equal(straight.inputs(z, why), second.inputs(z, why))
     assert np.array_equal(straight.probability(z, PLACES, "search"), second.probability(z, PLACES, "search"))

@@ -1,7 +1,8 @@
-"""Where the reference is worth listening to: slices of traffic in which it has lost less than the student of late.
+"""Where the reference may be trusted: in slices of traffic where its recent loss was lower than the student's.
 
-A reference helps on items that the student hardly knows, and harms where clicks have taught the student more. So each
-slice, a range of item counts on a surface, keeps two fading mean losses, and opens while the reference's is lower.
+A reference helps on items that the student hardly knows, and harms where clicks have taught the student more. A slice
+is a range of item counts on a surface. Each slice keeps the fading mean loss of the reference and of the student, and
+is open while the reference's is lower.
 """
 
 from __future__ import annotations
@@ -19,27 +20,32 @@ COUNTS = 8
 """Ranges of item counts: floor(log2(1 + count)), the last one open."""
 
 SURFACES = 8
-"""BoundedNames kept apart, in the order they come; the last place is shared by all others."""
+"""Surfaces with slices of their own, in the order they come, and one more that all others share."""
 
 _LEAST_P = 1e-7
 
 
 class Gate:
-    """K gates, each judging one reference against one student, a slice at a time.
+    """K gates. Each compares the reference with one student, slice by slice.
 
-    `open` moves only in `turn`, which the caller calls at the end of an epoch: within an epoch a weight is a function
-    of its sample alone.
+    `open` changes only in `turn`, which the caller calls at the end of an epoch. So within an epoch a weight is a
+    function of its sample alone.
 
     Parameters
     ----------
     weightings
         K, how many.
     half_life
-        Samples of a slice after which a loss counts half, and which a slice must have before it may open.
+        Samples of a slice after which a loss counts half. A slice with fewer samples is closed.
     margin
         Nats by which the reference must be better.
     hysteresis
-        Share of the student's loss by which it must be better to open, but not to stay open.
+        Share of the student's loss by which the reference must be better for a slice to open, but not to stay open.
+
+    Attributes
+    ----------
+    open : bool [slices, K]
+        Where the reference is trusted.
     """
 
     def __init__(
@@ -66,14 +72,19 @@ class Gate:
         labels: NDArray[np.uint8],
         judged: NDArray[np.bool_],
     ) -> None:
-        """Take probabilities [n, K] as shown, r [n] and labels [n] of the rows that are ``judged`` [n].
+        """Add the losses of the rows that are ``judged`` [n], except those where a student's probability is NaN.
 
-        Rows of which the student said nothing, NaN, are not.
+        Parameters
+        ----------
+        slices
+            The slice of each row [n].
+        shown, reference, labels
+            The students' probabilities as shown [n, K], r [n], and 0 or 1 [n].
         """
         _learn(slices, shown, reference, labels, judged, self._kept, self._student, self._reference, self._samples)
 
     def forget(self) -> None:
-        """Close all and begin anew: the losses were another reference's."""
+        """Close all slices and begin anew, because the losses were those of another reference."""
         self.open[:] = False
         self._student[:] = self._reference[:] = 0.0
         self._samples[:] = 0
@@ -81,7 +92,7 @@ class Gate:
     def turn(self) -> None:
         """Open and close slices by the losses so far."""
         known = (self._samples >= self._half_life)[:, None]
-        # Both means began at 0 and saw the same samples: what they lack of a full mean is the same factor.
+        # Both fading means began at 0 and saw the same samples, so both are too low by the same factor.
         needed = self._student * np.where(self.open, 1.0, 1.0 - self._hysteresis)
         self.open = known & (self._reference[:, None] + self._margin < needed)
 
@@ -126,5 +137,5 @@ def _learn(
 
 @njit(cache=True, inline="always")
 def _loss(p: float, label: int) -> float:
-    said = min(max(float(p), _LEAST_P), 1.0 - _LEAST_P)
-    return -log(said) if label == 1 else -log1p(-said)
+    clipped = min(max(float(p), _LEAST_P), 1.0 - _LEAST_P)
+    return -log(clipped) if label == 1 else -log1p(-clipped)

@@ -1,9 +1,10 @@
-"""What a teacher's logit is worth here: which scores may be used, calibrated for place and surface on plain traffic.
+"""The teacher's scores of a slate, and what its logit is worth here: `TeacherCalibration`.
 
 A teacher reads text. It knows nothing of the place an item was shown at, and its base rate is that of its own data. So
-its logit z is never used as it is: r = sigmoid(a z + b[surface] + c[place]), fitted as labels come, unweighted. A new
-version of the teacher is calibrated in shadow, beside the old one where both score, and takes over once it has seen
-enough. The first one to do so is when the arms that read it are *born*.
+its logit z is never used as it is, but as r = sigmoid(a z + b[surface] + c[place]), fitted as labels come, unweighted.
+A new version of the teacher is calibrated beside the one in use where both score, and takes over once it has seen
+enough samples. At the first takeover the arms that read the teacher are reset, and so they are at a later one if the
+new version's logits spread much more or much less than those of the version before.
 """
 
 from __future__ import annotations
@@ -23,65 +24,80 @@ from heft.models.records import ReferenceScore, data_ends_ms
 
 SETTLED_SAMPLES = {"click": 10_000, "order": 1_000}
 SETTLED_POSITIVES = 100
-"""What a version must have been calibrated on before it is used; of an order, samples are clicks."""
+"""Samples and positives a version must have been calibrated on before it is used; for orders, samples are clicks."""
 
 VERSIONS = 2
-"""Of the teacher that are listened to in one slate: the one in use, and the one that is to come."""
+"""Versions of the teacher whose scores of one slate are kept: the one in use, and the one that will follow it."""
 
-_LEAST_UNIT = 0.05  # logits; below, a teacher tells next to nothing, and dividing by it would make noise of it
-_GOES_ON = 3.0  # a new version may say as much as the one before it, or so many times more or less
-_MOST_LOGIT = 15.0  # beyond, nothing is more certain, and one sample that it is wrong of would bend the slope for long
-_RETIRED = 8  # versions that are remembered as such
+# Logits. A teacher whose calibrated logits spread less tells next to nothing; dividing by its spread would give noise.
+_LEAST_UNIT = 0.05
+# Arms continue under a new version if its spread is at most this many times larger or smaller than their unit.
+_CONTINUE_WITHIN = 3.0
+# A larger logit means no more certainty, and one sample with a large wrong logit would bend the slope for long.
+_MOST_LOGIT = 15.0
+_RETIRED = 8  # versions remembered as having been in use
 
 PLACES = 12
 """Half octaves of the position, the last one open."""
 
 SURFACES = 8
-"""BoundedNames kept apart, in the order they come; the last place is shared by all others."""
+"""Surfaces with an intercept of their own, in the order they come, and one more that all others share."""
 
 _SLOPE, _FIRST_PLACE, _FIRST_SURFACE = 0, 1, 1 + PLACES
 _SIZE = 1 + PLACES + SURFACES
 _PRIOR_VARIANCE = np.array([0.1] + [4.0] * (PLACES + SURFACES))
-# Per sample: with a click in thirty, what was learned 100,000 samples ago counts half.
+# Variance added for each sample: with one click in thirty, what was learned 100,000 samples ago counts half.
 _DRIFT = 3e-9
 
 
 class Missing(IntEnum):
-    """Why a sample has no reference score."""
+    """Whether a sample has a reference score, and why not.
+
+    ============= ============================================= ============== ==================
+    reason        what happened                                 weights, soft  inputs of arms,
+                                                                labels use it  as when served
+    ============= ============================================= ============== ==================
+    PRESENT       the score was known when the slate was shown  yes            yes
+    ABSENT        none came before the click window closed      no             no
+    LATE          it came after the slate was shown             yes            no
+    OTHER_VERSION it is from a teacher that is not in use       no             no
+    IN_SAMPLE     the slate was shown before the teacher's data no             no
+                  ends, so the teacher may know the label
+    INVALID       the calibrated score is no probability        no             no
+    ============= ============================================= ============== ==================
+    """
 
     PRESENT = 0
     ABSENT = 1
-    """None came before the window closed."""
     LATE = 2
-    """It came, but too late to be an input at serving; weights and soft labels use it."""
     OTHER_VERSION = 3
-    """Of another teacher."""
     IN_SAMPLE = 4
-    """Shown before the teacher's data ends: it may have learned the label."""
     INVALID = 5
-    """Not a probability."""
 
 
-class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What one version of the teacher said of a slate's n items."""
+class VersionScores(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """The scores that one version of the teacher gave to the n items of a slate."""
 
     version: str
-    """Digest of the teacher, ``@``, and the time its data ends, in milliseconds; empty: nothing was said."""
+    """Digest of the teacher, ``@``, and the time its data ends in milliseconds; empty: no version scored the slate."""
     click: NDArray[np.float64]
     """Logits of a click [n], within 15 of 0; NaN where missing."""
     order: NDArray[np.float64]
-    """Logits of an order after a click [n]; NaN where missing."""
+    """Logits of an order after a click [n], within 15 of 0; NaN where missing."""
     missing: NDArray[np.uint8]
-    """`Missing` [n]: present, absent, late, or of another version."""
+    """`Missing` [n]: PRESENT, ABSENT, LATE or OTHER_VERSION."""
 
     @classmethod
-    def none(cls, n: int, version: str) -> Scores:
-        """Return what is known of n items that a version said nothing of."""
+    def none(cls, n: int, version: str) -> VersionScores:
+        """Return n absent scores."""
         nothing = np.full(n, np.nan)
         return cls(version, nothing, nothing, np.full(n, Missing.ABSENT, np.uint8))
 
-    def joined(self, rows: dict[int, int], scores: Sequence[ReferenceScore], as_: Missing) -> Scores:
-        """Return these and more of the same version; what was said in time stays. ``rows``: those of item hashes."""
+    def joined(self, rows: dict[int, int], scores: Sequence[ReferenceScore], as_: Missing) -> VersionScores:
+        """Return these scores and further ones of the same version, marked ``as_``; scores that were on time stay.
+
+        ``rows`` gives the row of each item hash.
+        """
         click, order, missing = self.click.copy(), self.order.copy(), self.missing.copy()
         for score in scores:
             row = rows.get(item_hash(score.item_id))
@@ -90,19 +106,19 @@ class Scores(msgspec.Struct, frozen=True, eq=False, gc=False):
             click[row] = _logit(score.logit_256)
             order[row] = np.nan if score.order_256 is None else _logit(score.order_256)
             missing[row] = as_
-        return Scores(self.version, click, order, missing)
+        return VersionScores(self.version, click, order, missing)
 
     def logits(self, label: Literal["click", "order"]) -> NDArray[np.float64]:
         """Return the logits of one label [n]."""
         return self.click if label == "click" else self.order
 
-    def one(self, row: int) -> Scores:
+    def one(self, row: int) -> VersionScores:
         """Return one row alone."""
         rows = slice(row, row + 1)
-        return Scores(self.version, self.click[rows].copy(), self.order[rows].copy(), self.missing[rows].copy())
+        return VersionScores(self.version, self.click[rows].copy(), self.order[rows].copy(), self.missing[rows].copy())
 
     def state(self) -> tuple[Any, ...]:
-        """Return a string and arrays; ``Scores(*state)`` is the same again."""
+        """Return a string and arrays; ``VersionScores(*state)`` is the same again."""
         return self.version, self.click, self.order, self.missing
 
 
@@ -110,30 +126,35 @@ def _logit(steps: int) -> float:
     return min(max(steps / 256.0, -_MOST_LOGIT), _MOST_LOGIT)
 
 
-TeacherScores: TypeAlias = tuple[Scores, ...]
-"""What each version of the teacher said of a slate, in the order in which they came; the last `VERSIONS` of them."""
+TeacherScores: TypeAlias = tuple[VersionScores, ...]
+"""A slate's scores by each version of the teacher, in the order in which versions came: the last `VERSIONS`."""
 
 
 def scores_on_time(items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> TeacherScores:
-    """Return what was said in time of items [n], given by their hashes."""
-    return _told((), items, [score for score in scores if score.on_time], Missing.PRESENT)
+    """Return the scores that were known when a slate of ``items`` [n] (hashes) was shown."""
+    return _joined((), items, [score for score in scores if score.on_time], Missing.PRESENT)
 
 
-def scores_at_close(told: TeacherScores, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]) -> TeacherScores:
-    """Return that and what else has come by the time the slate closed, which is late whatever it says of itself."""
-    return _told(told, items, scores, Missing.LATE)
+def scores_at_close(
+    on_time: TeacherScores, items: NDArray[np.uint64], scores: Sequence[ReferenceScore]
+) -> TeacherScores:
+    """Return the scores that were on time, and those attached when the slate closed.
+
+    Scores attached at close are always late, even if their own flag says on time.
+    """
+    return _joined(on_time, items, scores, Missing.LATE)
 
 
-def _told(
-    told: TeacherScores, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing
+def _joined(
+    known: TeacherScores, items: NDArray[np.uint64], scores: Sequence[ReferenceScore], as_: Missing
 ) -> TeacherScores:
     if not scores:
-        return told
-    by_version = {each.version: each for each in told}
+        return known
+    by_version = {each.version: each for each in known}
     rows = {item: row for row, item in enumerate(items.tolist())}
     for version in dict.fromkeys(score.version for score in scores):
-        known = by_version.get(version) or Scores.none(len(items), version)
-        by_version[version] = known.joined(rows, [score for score in scores if score.version == version], as_)
+        before = by_version.get(version) or VersionScores.none(len(items), version)
+        by_version[version] = before.joined(rows, [score for score in scores if score.version == version], as_)
     return tuple(by_version.values())[-VERSIONS:]
 
 
@@ -166,7 +187,7 @@ class _Calibration:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of what it says, in calibrated logits."""
+        """Standard deviation of its calibrated logits."""
         squares = float(self.moments[3]) / self.samples
         return float(abs(self.slope) * max(squares - self.centre**2, 0.0) ** 0.5)
 
@@ -181,36 +202,36 @@ class _Calibration:
 
 
 class Takeover(IntEnum):
-    """What becomes of the arms that read the reference when a version of it takes over."""
+    """Whether a new version of the teacher takes over, and what becomes of the arms that read the reference then."""
 
     NONE = 0
-    """None took over."""
-    ANEW = 1
-    """They begin anew: there was none before, or it said much more or much less."""
-    ON = 2
-    """They go on: what the new one says means the same, in the same unit. An arm with a fixed offset begins anew."""
+    """No version took over."""
+    RESET = 1
+    """The arms begin anew: it is the first version, or its logits spread much more or much less than the last one's."""
+    CONTINUE = 2
+    """The arms go on, since the new inputs mean the same in the same unit. An arm with a fixed offset begins anew."""
 
 
 class TeacherCalibration:
-    """The teacher as one head of one stream sees it.
+    """What the teacher's logits are worth to one head of one stream.
 
     Parameters
     ----------
     label
-        Which of its logits are for this head.
+        Which of the teacher's logits are for this head.
 
     Attributes
     ----------
     takeovers : int
         How many versions have taken over.
     unit : float
-        Calibrated logits that one unit of `inputs` means, since the arms last began anew.
+        How many calibrated logits one unit of `inputs` is; it changes only when the arms are reset.
     """
 
     def __init__(self, label: Literal["click", "order"] = "click") -> None:
         self.takeovers = 0
         self.unit = 1.0
-        self._label = label
+        self._label: Literal["click", "order"] = label
         self._centre, self._slope = 0.0, 1.0
         self._current = _Calibration("")
         self._coming: dict[str, _Calibration] = {}
@@ -224,20 +245,23 @@ class TeacherCalibration:
 
     @property
     def slope(self) -> float:
-        """The a of sigmoid(a z + ...) of the version in use: near 0, the teacher tells nothing here."""
+        """The slope a of sigmoid(a z + ...) of the version in use; near 0, the teacher tells nothing here."""
         return self._current.slope
 
-    def of(self, told: TeacherScores) -> Scores:
-        """Return what the version in use said of a slate, of which something was; or another, which `why` refuses."""
-        mine = next((scores for scores in told if scores.version == self.version), told[-1])
-        if len(told) == 1 or mine.version != self.version:
-            return mine
-        said = np.any([scores.missing != Missing.ABSENT for scores in told], axis=0)
-        missing = np.where(said & (mine.missing == Missing.ABSENT), np.uint8(Missing.OTHER_VERSION), mine.missing)
-        return Scores(mine.version, mine.click, mine.order, missing)
+    def of(self, scores: TeacherScores) -> VersionScores:
+        """Return a slate's scores by the version in use, else by the newest version, which `why` then refuses.
 
-    def why(self, scores: Scores, at_ms: int) -> NDArray[np.uint8]:
-        """Return for each row of a slate why its score may not be used, `Missing` [n]."""
+        ``scores`` must not be empty. Where only other versions scored an item, its reason becomes `OTHER_VERSION`.
+        """
+        mine = next((each for each in scores if each.version == self.version), scores[-1])
+        if len(scores) == 1 or mine.version != self.version:
+            return mine
+        scored = np.any([each.missing != Missing.ABSENT for each in scores], axis=0)
+        missing = np.where(scored & (mine.missing == Missing.ABSENT), np.uint8(Missing.OTHER_VERSION), mine.missing)
+        return VersionScores(mine.version, mine.click, mine.order, missing)
+
+    def why(self, scores: VersionScores, at_ms: int) -> NDArray[np.uint8]:
+        """Return `Missing` for each row [n] of a slate that was shown at ``at_ms``."""
         if not scores.version:
             return scores.missing
         missing = scores.missing
@@ -248,7 +272,7 @@ class TeacherCalibration:
         return missing
 
     def inputs(self, z: NDArray[np.float64], why: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return what arms take in of logits [n]: calibrated and centred, in units of `unit`; NaN where they sleep.
+        """Return the inputs of arms from logits [n]: calibrated and centred, in units of `unit`; NaN where missing.
 
         Slope and centre are those with which the version took over, so that a number means the same from then on.
         """
@@ -261,46 +285,48 @@ class TeacherCalibration:
 
     def learn(
         self,
-        told: TeacherScores,
+        scores: TeacherScores,
         labels: NDArray[np.uint8],
         learned: NDArray[np.bool_],
         positions: NDArray[np.uint16],
         surface: str,
         at_ms: int,
     ) -> Takeover:
-        """Learn from the rows of a slate that are samples and have a score; tell whether a new version takes over.
+        """Learn from the rows of a slate that are samples and have a score; return whether a new version takes over.
 
-        A version that was in use before, and that another took over from, comes back only if nothing is heard of that
-        one: two hosts that score with different teachers would take over from each other for ever.
+        A retired version comes back only if the version that followed it scores no more. Otherwise, two hosts that
+        score with different teachers would take over from each other for ever.
 
         Parameters
         ----------
-        told
-            What each version said.
+        scores
+            Those of each version.
         labels, learned, positions
-            [n]
+            [n] 0 or 1, whether the row is a sample, the position shown.
         surface, at_ms
-            Where and when the slate was shown.
+            Where and when (milliseconds since the epoch) the slate was shown.
         """
         place = self._surfaces.place(surface)
-        heard = [scores for scores in told if at_ms > data_ends_ms(scores.version)]
-        versions = {scores.version for scores in heard}
-        for scores in heard:
-            which, z = self._calibration(scores.version, versions), scores.logits(self._label)
+        usable = [each for each in scores if at_ms > data_ends_ms(each.version)]
+        versions = {each.version for each in usable}
+        for each in usable:
+            which, z = self._calibration(each.version, versions), each.logits(self._label)
             _learn(which.theta, which.covariance, which.moments, z, labels, learned, positions, place)
-        for scores in reversed(heard):  # the newest first
-            if scores.version in self._coming and self._settled(self._coming[scores.version]):
-                return self._take_over(scores.version)
+        for each in reversed(usable):  # the newest first
+            if each.version in self._coming and self._settled(self._coming[each.version]):
+                return self._take_over(each.version)
         return Takeover.NONE
 
-    def _calibration(self, version: str, heard: set[str]) -> _Calibration:
+    def _calibration(self, version: str, scoring: set[str]) -> _Calibration:
+        """Return a version's calibration. Of versions to come, few are kept: first those ``scoring`` this slate."""
         if version == self.version:
+            # Its scores still come, so no retired version may come back.
             for back in [coming for coming in self._coming if coming in self._retired]:
                 del self._coming[back]
             return self._current
         if version not in self._coming:
-            unheard = [coming for coming in self._coming if coming not in heard]
-            for other in unheard[: max(0, len(self._coming) - VERSIONS + 1)]:
+            silent = [coming for coming in self._coming if coming not in scoring]
+            for other in silent[: max(0, len(self._coming) - VERSIONS + 1)]:
                 del self._coming[other]
             self._coming[version] = _Calibration(version)
         return self._coming[version]
@@ -317,10 +343,10 @@ class TeacherCalibration:
         self._centre, self._slope = self._current.centre, self._current.slope
         spread = max(self._current.spread, _LEAST_UNIT)
         self.takeovers += 1
-        if self.takeovers > 1 and self.unit / _GOES_ON <= spread <= self.unit * _GOES_ON:
-            return Takeover.ON
+        if self.takeovers > 1 and self.unit / _CONTINUE_WITHIN <= spread <= self.unit * _CONTINUE_WITHIN:
+            return Takeover.CONTINUE
         self.unit = spread
-        return Takeover.ANEW
+        return Takeover.RESET
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that future inputs and probabilities depend on."""
@@ -366,7 +392,10 @@ def _learn(
     theta: NDArray[Any], covariance: NDArray[Any], moments: NDArray[Any], z: NDArray[Any], labels: NDArray[Any],
     learned: NDArray[Any], positions: NDArray[Any], surface: int,
 ) -> None:  # fmt: skip
-    """One step of the filter a row: P x (y - p) / (1 + v x P x), v = p (1 - p), all x but three being 0."""
+    """Make one step of the filter for each row: theta += P x (y - p) / (1 + v x P x), where v = p (1 - p).
+
+    Only three entries of x are not 0: the logit at the slope, and 1 at the place and at the surface.
+    """
     at = np.empty(3, np.int64)
     x = np.ones(3)
     px = np.empty(theta.size)

@@ -71,7 +71,7 @@ class Evidence(msgspec.Struct, frozen=True, eq=False, gc=False):
     reference: NDArray[np.float64]
     """The reference's calibrated probability r [n]; NaN where missing."""
     missing: NDArray[np.uint8]
-    """`Missing` [n]; where r is NaN, a score that is said to be present counts as absent."""
+    """`Missing` [n]; where r is NaN, PRESENT and LATE count as ABSENT."""
     counts: NDArray[np.float64]
     """How often each item had been shown [n]."""
     learned: NDArray[np.bool_]

@@ -1,14 +1,14 @@
 """Importance weightings: what a sample's weight is a function of, and which combinations are an error.
 
-A weight says "this sample counts w times". What that does to the estimate depends on what the weight sees:
+A weight means "this sample counts w times". What it does to the estimate depends on what the weight is a function of:
 
 * what the student sees too (its features, its own prediction): calibration stays;
-* the reference, which knows more than the student: predictions shift by Cov(w, p) / E[w] within each cell that the
-  student cannot tell apart;
-* the label: logit q = logit p + log(w1 / w0), whatever the student; a good reference then deletes what it knows.
+* the reference, which knows more than the student: predictions shift by Cov(w, p) / E[w] within each cell of samples
+  that the student cannot tell apart;
+* the label: logit q = logit p + log(w1 / w0) for every student. A good reference then removes what it knows.
 
-So `Policy` refuses a weight that sees the label unless a training offset, a sampler or a gate makes up for it, or the
-weighting is diagnostic: it learns beside the others and is never served.
+So `Weighting` refuses a weight that sees the label, unless a training offset, a sampler or a gate makes up for it, or
+the weighting is diagnostic: its arm learns beside the others and is never served.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Sees(Enum):
 
 
 class Measure(Enum):
-    """What is measured of a sample: w = exp(strength F), F being the logarithm named here.
+    """What is measured of a sample: w = exp(strength F), where F is the logarithm given here.
 
-    r is the reference's calibrated probability, q the student's, r_y and q_y those of the label that came, count how
-    often the item was shown.
+    r is the reference's calibrated probability and q the student's; r_y and q_y are those of the label that came;
+    count is how often the item had been shown.
     """
 
     UNIFORM = "uniform"
@@ -43,10 +43,10 @@ class Measure(Enum):
     INVERSE_LOGIT = "inverse_logit"
     """-logit r."""
     ATTENTION = "attention"
-    """log of n softmax(logit r) over the n items of the slate that have a score, seen or not: weights of mean 1.
+    """log of n softmax(logit r) over the n items of the slate that have a score, on screen or not: weights of mean 1.
 
-    The logarithm of r's odds over their mean in the slate; the only measure that sees a sample's neighbours. Says
-    nothing of slates of one item, which those of the conversion head are.
+    Equally, the logarithm of r's odds divided by their mean in the slate. It is the only measure that depends on the
+    other items of the slate. On slates of one item, such as those of the conversion head, it is always 0.
     """
     REFERENCE_LOSS = "reference_loss"
     """-log r_y, so that w = 1 / r_y."""
@@ -55,9 +55,9 @@ class Measure(Enum):
     REFERENCE_GRADIENT = "reference_gradient"
     """log abs(r - y); the norm of the reference's last layer is taken as constant."""
     GRADIENT = "gradient"
-    """log of the norm of the student's gradient, sqrt(2) abs(q - y): its rows and its bias are of length 1."""
+    """log of the norm of the student's gradient, sqrt(2) abs(q - y), for feature vectors and a bias of length 1."""
     EL2N = "el2n"
-    """log of the norm of the error vector of both classes; in this student the same number as `GRADIENT`."""
+    """log of the norm of the error vector over both classes; for this student the same number as `GRADIENT`."""
     LOSS = "loss"
     """log(-log q_y)."""
     UNCERTAINTY = "uncertainty"
@@ -65,7 +65,7 @@ class Measure(Enum):
     NOVELTY = "novelty"
     """-1/2 log(1 + count)."""
     DISAGREEMENT = "disagreement"
-    """log of the divergence KL(r || q), plus a thousandth of a nat."""
+    """log(KL(r || q) + 0.001), in nats."""
     RHO = "rho"
     """log(r_y / q_y): how much less the reference loses than the student (Mindermann et al. 2022)."""
     RHO_RELU = "rho_relu"
@@ -73,7 +73,7 @@ class Measure(Enum):
     RANDOM = "random"
     """A standard normal number, drawn by (seed, request, item): a placebo."""
     PERMUTED = "permuted"
-    """Another weighting's weights, exchanged among samples of like q, label and count: a placebo."""
+    """Another weighting's weights, exchanged among samples of similar q and count and equal label: a placebo."""
 
     @property
     def sees(self) -> Sees:
@@ -104,14 +104,14 @@ class Mode(Enum):
     REPEAT = "repeat"
     """The sample counts w times."""
     SAMPLE = "sample"
-    """The sample is learned with probability pi, proportional to w, and its gradient multiplied by 1 / pi."""
+    """The sample is learned with probability pi, proportional to w, and its gradient is multiplied by 1 / pi."""
     SELECT = "select"
-    """Of the samples with a score, the share `keep` with the largest F is learned; all without one are. Each once.
+    """Of the samples with a score, only the share `keep` with the largest F is learned, each once.
 
-    Biased on purpose, for a budget of updates: nothing makes up for what was left out (Mindermann et al. 2022,
-    RHO-LOSS, with F = `rho`). The bar is that share's quantile of the last epoch; all are learned while the strength
-    is 0. Whatever the measure, a selection needs a teacher, so that two of one share learn equally many: `random` is
-    the control.
+    Samples without a score are all learned. The selection is biased on purpose, to save updates: nothing makes up for
+    the samples left out (Mindermann et al. 2022, RHO-LOSS, with F = `rho`). F must reach the quantile of the last epoch
+    that leaves the share `keep`; while the strength is 0, all samples are learned. Every selection needs a teacher,
+    whatever its measure, so that two of equal `keep` learn equally many samples; `random` is the control.
     """
 
 
@@ -119,25 +119,28 @@ class Update(Enum):
     """How a weight enters the update."""
 
     SUB_STEPS = "sub_steps"
-    """As repetition; right for "counts w times"."""
+    """As repetition: the sample really counts w times."""
     LINEAR = "linear"
-    """As a factor on the gradient; the only one that keeps an expectation."""
+    """As a factor on the gradient: the only way that keeps an expectation unbiased."""
 
 
 class Input(Enum):
-    """How the student reads the logit of r. Such an arm sleeps on samples whose score was not there in time."""
+    """How the student reads the logit of r.
+
+    Where no score was on time, such an arm learns nothing and predicts as `uniform` does.
+    """
 
     NONE = "none"
     FEATURE = "feature"
     """A number among the slots of a model of its own, learned with them."""
     STACKED = "stacked"
-    """A small model of its own on top of `uniform`: what the logit adds to what clicks have taught."""
+    """A small model on top of `uniform`: it learns what the logit adds to what clicks have taught."""
     OFFSET = "offset"
-    """A fixed summand of the logit, centred when the arm is born; never learned."""
+    """A fixed summand of the logit, centred when a version of the teacher takes over; never learned."""
 
 
 class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From a measure to a weight, in the order of the fields; statistics are of past samples only.
+    """The steps from a measure to a weight, in the order of the fields; all statistics are of past samples.
 
     Raises
     ------
@@ -146,22 +149,22 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     standardise: bool = True
-    """Bring F to mean 0 and deviation 1 first. `rho` measures keep their zero: it means nothing to be learned."""
+    """Bring F to mean 0 and deviation 1 first. `rho` measures keep their zero: nothing is to be learned there."""
     limit: float = 3.0
-    """F is clipped to [-limit, limit] then."""
+    """Then F is clipped to [-limit, limit]."""
     ess_target: float = 0.5
-    """The strength is lowered until this share of the samples is left in effect, of positives and of negatives."""
+    """The strength is lowered until this share of the positives, and of the negatives, is left in effect; 0: never."""
     quiet: int = 20_000
-    """Samples with strength 0."""
+    """How many samples at the beginning have strength 0."""
     ramp: int = 20_000
-    """Samples over which the strength grows from there, linearly, an epoch at a time."""
+    """Samples over which the strength then grows to its full value, linearly, an epoch at a time."""
     normalise: bool = True
     """Bring weights to mean 1."""
     low: float = 0.2
     high: float = 5.0
     """Weights are clipped to [low, high]; `high` at most 1,000."""
     mix: float = 0.9
-    """The rest, 1 - mix, goes to weight 1."""
+    """The weight becomes mix w + (1 - mix)."""
 
     def __post_init__(self) -> None:
         for name, fine, wanted in (
@@ -181,7 +184,7 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 AS_WRITTEN = Pipeline(
     standardise=False, limit=inf, ess_target=0.0, quiet=0, ramp=0, normalise=False, low=0.0, high=1_000.0, mix=1.0
 )
-"""w = exp(strength F) as it is, up to what the ranker takes: for recipes as they are published."""
+"""w = exp(strength F) unchanged, up to the largest weight that rankers accept: for recipes as they are published."""
 
 
 class Weighting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,30 +205,30 @@ class Weighting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: bool = False
     """Train with log(w1 / w0) added to the logit, so that the label shifts nothing."""
     gated: bool = False
-    """Use the reference only in slices where it has lost less than the student of late."""
+    """Use the reference only in slices where its recent loss was lower than the student's."""
     distill: float = 0.0
     """Share of the reference in a soft label, 0 to 1."""
     denoise: float = 0.0
-    """Rate of clicks by accident or by bots: a click's soft label is r / (r + denoise)."""
+    """Rate of clicks by accident or by bots, 0 to 1: a click's soft label is r / (r + denoise)."""
     input: Input = Input.NONE
     source: str = ""
-    """Whose weights `permuted` takes; an earlier weighting."""
+    """The earlier weighting whose weights `permuted` exchanges."""
     keep: float = 0.25
-    """Share of samples that a sampler keeps, where no probability is at a bound, or that are selected."""
+    """Share of samples that a sampler keeps (where no probability is at a bound), or that a selection learns."""
     diagnostic: bool = False
-    """Learns beside the others, is never served."""
+    """The arm learns beside the others and is never served."""
     pipeline: Pipeline = Pipeline()
 
     @property
     def sees(self) -> Sees:
-        """The most that weights and soft labels of the weighting depend on, the label itself aside."""
+        """The most that weights and soft labels depend on. That a soft label depends on its label is left aside."""
         if self.denoise:
             return Sees.LABEL
         return Sees.REFERENCE if self.distill else self.measure.sees
 
     @property
     def reads_reference(self) -> bool:
-        """Whether a sample without a score is missing something."""
+        """Whether the weighting needs a score for each sample."""
         learns_from = self.measure.reads_reference or self.distill or self.denoise
         return bool(learns_from or self.input is not Input.NONE or self.mode is Mode.SELECT)
 
@@ -245,7 +248,7 @@ class Weighting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(msg)
 
     def _illegal(self) -> tuple[tuple[bool, str, str], ...]:
-        """Return what could be wrong: whether it is, why it is an error, what to do instead."""
+        """Return every illegal combination: whether it is present, why it is an error, and what to do instead."""
         label, weighs = self.sees is Sees.LABEL, self.measure is not Measure.UNIFORM
         sampler, permuted = self.mode is Mode.SAMPLE, self.measure is Measure.PERMUTED
         placebo = permuted or self.measure is Measure.RANDOM
@@ -340,9 +343,9 @@ class Weighting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PublishedRecipe(Enum):
-    """Eight readings of one published recipe, "weigh by 1 / w, w = exp(-F)" or by the gradient's norm.
+    """Eight ways to read one published recipe: "weigh by 1 / w, w = exp(-F)", or by the norm of the gradient.
 
-    They are different algorithms with different fixed points; p is the truth.
+    They are different algorithms. "ends at" gives the logit that a student converges to; p is the true probability.
     """
 
     S1 = "F = r; weight e^r"

@@ -204,7 +204,7 @@ class Head:
             learned = seen | (labels == 1)
             takeover = self.reference.learn(told, labels, learned, vectors.positions, surface, vectors.at_ms)
             if takeover is not Takeover.NONE:
-                self._reset_arms(self.reference.unit, anew=takeover is Takeover.ANEW)
+                self._reset_arms(self.reference.unit, anew=takeover is Takeover.RESET)
 
     def _weigh(
         self,

@@ -21,7 +21,7 @@ from heft.models.evaluate.cohorts import Cohorts
 from heft.models.features.config import FeatureConfig
 from heft.models.features.featurizer import Featurizer
 from heft.models.features.vectors import Vectors, item_hash
-from heft.models.importance.teacher_scores import Scores, TeacherScores, scores_at_close, scores_on_time
+from heft.models.importance.teacher_scores import TeacherScores, VersionScores, scores_at_close, scores_on_time
 from heft.models.rankers.bank import RankerConfig
 from heft.models.rankers.head import Head, Prediction
 from heft.models.records import (
@@ -133,8 +133,8 @@ class Learner:
     config
         Determines, with the log, all that is learned.
     observer
-        TeacherScores each outcome before it is learned; must change nothing of it. For backtests that measure what the
-        learner itself does not.
+        Called with each outcome before it is learned; must not change it. For backtests that measure what the learner
+        itself does not.
     """
 
     def __init__(self, config: LearnerConfig | None = None, observer: Observer | None = None) -> None:
@@ -389,11 +389,11 @@ def _slate(plain: list[Any]) -> _Slate:
     number, request, surface, measured, vectors, order, told, click = plain
     return _Slate(
         number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click),
-        tuple(Scores(*scores) for scores in told),
+        tuple(VersionScores(*scores) for scores in told),
     )  # fmt: skip
 
 
 def _click(plain: list[Any]) -> _Click:
     number, request, surface, measured, vectors, order, told = plain
-    its = tuple(Scores(*scores) for scores in told)
+    its = tuple(VersionScores(*scores) for scores in told)
     return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), its)
