@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
 from heft.models.importance.teacher_scores import Missing, Scores
-from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.rankers.head import PROBATION, Head
 from tests.support.builders import SECOND, T0, impression
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heft.models.features.featurizer import FeatureConfig
-from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.records import Clicked, Closed, Matured, Record, ReferenceScore, Shown
 from heft.stream.events.wire import Event
 from heft.stream.join.config import JoinConfig

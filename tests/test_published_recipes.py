@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from heft.models.features.featurizer import Vectors
 from heft.models.importance.weigh import Evidence, Importance
 from heft.models.importance.weightings import AS_WRITTEN, Measure, PublishedRecipe, Weighting, as_written
-from heft.models.rankers.bank import Arm, Bank
+from heft.models.rankers.arms import Arm
+from heft.models.rankers.bank import Bank
 
 CELLS = 24
 TRUTH = np.linspace(-5.0, -0.5, CELLS)

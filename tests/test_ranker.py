@@ -15,7 +15,8 @@ from river import linear_model, optim
 
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
 from heft.models.importance.weightings import Input, Measure, Weighting
-from heft.models.rankers.bank import CLICK_ARMS, Arm, Bank, RankerConfig
+from heft.models.rankers.arms import CLICK_ARMS, Arm, RankerConfig
+from heft.models.rankers.bank import Bank
 from heft.models.records import Item, Slate
 
 BITS = 12

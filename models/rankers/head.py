@@ -19,7 +19,8 @@ from heft.models.features.featurizer import Vectors
 from heft.models.importance.teacher_scores import Missing, Takeover, TeacherCalibration, TeacherScores
 from heft.models.importance.weigh import Evidence, Importance, Weights
 from heft.models.importance.weightings import Input, Measure, Weighting
-from heft.models.rankers.bank import Arm, Bank
+from heft.models.rankers.arms import Arm
+from heft.models.rankers.bank import Bank
 from heft.models.rankers.calibration import Platt
 from heft.models.rankers.mixture import Hedge
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from heft.models.evaluate.prequential import Cohorts
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors, item_hash
 from heft.models.importance.teacher_scores import Scores, TeacherScores, scores_at_close, scores_on_time
-from heft.models.rankers.bank import RankerConfig
+from heft.models.rankers.arms import RankerConfig
 from heft.models.rankers.head import Head, Prediction
 from heft.models.records import (
     MIN_AT_MS,
