@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from heft.models.evaluate import formulas as exact
 from heft.models.importance import weightings
-from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.records import Closed, Record, Shown, data_ends_ms
 from heft.stream.config.settings import load
 from heft.stream.learn.learner import Learner, LearnerConfig, Outcome

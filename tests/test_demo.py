@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from heft.models.rankers.bank import RankerConfig
+from heft.models.rankers.arms import RankerConfig
 from heft.models.teacher.data.log_samples import Log
 from heft.models.teacher.template import Template
 from heft.stream.cli import teacher as teacher_cli

@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import generate_latest
 
 from heft.models.features.config import FeatureConfig
-from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.rankers.mixture import Decision
 from heft.models.records import FIRST_KEY
 from heft.stream.config.settings import Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.records import Shown
 from heft.models.teacher.data.log_samples import sample_key
 from heft.stream.config.settings import Config

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from heft.models.features.config import DEFAULT_FEATURES, FeatureConfig
-from heft.models.rankers.bank import Arm, RankerConfig
+from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.records import Record
 from heft.models.teacher.data.judgements import read_relevance
 from heft.stream.events.log import read_lines

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import Progress, TextColumn
 
-from heft.models.rankers.bank import RankerConfig
+from heft.models.rankers.arms import RankerConfig
 from heft.models.teacher.template import TeacherConfig
 from heft.stream.cli.cluster_tables import show_findings, topics_table
 from heft.stream.cli.snapshots import Described, snapshots_table

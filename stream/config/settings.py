@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import msgspec
 
 from heft.models.features.config import FeatureConfig
-from heft.models.rankers.bank import RankerConfig
+from heft.models.rankers.arms import RankerConfig
 from heft.models.teacher.template import TeacherConfig
 from heft.stream.events.mapping import Mapper, MappingTable
 from heft.stream.events.wire import Event

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from heft.models.importance.weightings import Input
-from heft.models.rankers.bank import RankerConfig
+from heft.models.rankers.arms import RankerConfig
 from heft.stream.observe.scrape import Scrape
 from heft.stream.terminal.table import Column, Fitted, number
 

@@ -218,7 +218,7 @@ class HeadNow(NamedTuple):
     @property
     def arms(self) -> list[str]:
         """Names of the arms, in their order."""
-        return [arm.name for arm in self.head.bank.arms]
+        return [arm.name for arm in self.head.arms]
 
 
 def heads(learners: Mapping[int, Learner]) -> dict[Labels, HeadNow]:
@@ -266,7 +266,7 @@ def _reference_samples(now: HeadNow) -> Values:
 
 
 def _reference_slope(now: HeadNow) -> Values:
-    reference = now.head.reference
+    reference = now.head.teacher
     return [((reference.version,), reference.slope)] if reference is not None and reference.takeovers else []
 
 
