@@ -53,14 +53,14 @@ def _hash(*values: Any) -> str:
 
 
 def _head(head: Head) -> dict[str, Any]:
-    bank, report = head.bank.state(), head.report()
+    bank, report = head.models.state(), head.report()
     mixture, arms = report["mixture"], report["arms"]
     shown = {name: {key: arms[name]["second_half"][key] for key in ("auc", "ne")} for name in ("uniform", "mixture")}
     return {
         "slots": len(bank["places"]),
         "weights by slot": _hash(bank["places"], bank["table"]),
         "sum of z and n": bank["table"].sum(axis=(0, 2)).tolist(),
-        "teacher's inputs": _hash(bank["fixed"], bank["dense"]),
+        "teacher's inputs": _hash(bank["fixed_slopes"], bank["input_cells"]),
         "calibrators": _hash(head.platt.state()),
         "mixture": head.hedge.weights.tolist(),
         "metrics": _hash({key: value for key, value in report.items() if key not in ("mixture", "teacher")}),

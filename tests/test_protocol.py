@@ -61,7 +61,7 @@ class RiverModels:
 
     def restore(self, state: dict[str, Any]) -> None:
         for model, (weights, intercept) in zip(self._models, state["models"], strict=True):
-            model._weights.update(weights)
+            model._weights.update(dict(weights))
             model.intercept = intercept
 
 
