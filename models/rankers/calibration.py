@@ -1,12 +1,26 @@
-"""The calibration layer: two numbers a arm, learned from the raw logit as shown, always unweighted."""
+"""The calibration layer: two numbers for each arm, learned from the raw logit as shown, always unweighted."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+
+class _Filters(NamedTuple):
+    """What K calibrators have learned, and how fast they forget; the arrays are changed in place."""
+
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    """Scale and shift [K]."""
+    information: NDArray[np.float64]
+    """About both [K, 2, 2]."""
+    prior: NDArray[np.float64]
+    """The information that never fades [2, 2]."""
+    fade: float
+    """Factor on the rest with each sample."""
 
 
 class Platt:
@@ -35,7 +49,7 @@ class Platt:
         self.b = np.zeros(arms)
         self._prior = np.diag(prior)
         self._information = np.repeat(self._prior[None], arms, axis=0)
-        self._fade = 0.5 ** (1.0 / half_life)
+        self._filters = _Filters(self.a, self.b, self._information, self._prior, 0.5 ** (1.0 / half_life))
 
     def learn(
         self,
@@ -43,19 +57,20 @@ class Platt:
         labels: NDArray[np.uint8],
         learned: NDArray[np.bool_],
         input_missing: NDArray[np.bool_] | None = None,
-        reading: NDArray[np.bool_] | None = None,
+        reads_teacher: NDArray[np.bool_] | None = None,
     ) -> None:
         """Learn from the logits [n, K] as shown and the labels [n] of the rows that are ``learned`` [n].
 
-        Arms ``reading`` [K] learn nothing from rows ``input_missing`` [n]; what they said there was not theirs.
+        Arms that read the teacher, ``reads_teacher`` [K], learn nothing from rows where its logit was missing,
+        ``input_missing`` [n]: the logits they showed there were those of the first arm.
         """
-        if input_missing is None or reading is None:
-            input_missing, reading = ~learned, np.zeros(len(self.a), np.bool_)
-        _learn(q, labels, learned, input_missing, reading, self.a, self.b, self._information, self._prior, self._fade)
+        if input_missing is None or reads_teacher is None:
+            input_missing, reads_teacher = ~learned, np.zeros(len(self.a), np.bool_)
+        _learn(self._filters, q, labels, learned, input_missing, reads_teacher)
 
-    def reset_arms(self, anew: NDArray[np.bool_], like_first: NDArray[np.bool_]) -> None:
+    def reset_arms(self, to_identity: NDArray[np.bool_], like_first: NDArray[np.bool_]) -> None:
         """Let some arms [K] begin at identity again, and others go on as the first is calibrated now."""
-        self.a[anew], self.b[anew], self._information[anew] = 1.0, 0.0, self._prior
+        self.a[to_identity], self.b[to_identity], self._information[to_identity] = 1.0, 0.0, self._prior
         self.a[like_first], self.b[like_first], self._information[like_first] = (
             self.a[0], self.b[0], self._information[0],
         )  # fmt: skip
@@ -66,27 +81,32 @@ class Platt:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.a, self.b, self._information = (state[name].copy() for name in ("a", "b", "information"))
+        self.a[:], self.b[:], self._information[:] = state["a"], state["b"], state["information"]
 
 
 @njit(cache=True)
 def _learn(
-    q: NDArray[Any], labels: NDArray[Any], learned: NDArray[Any], input_missing: NDArray[Any], reading: NDArray[Any],
-    a: NDArray[Any], b: NDArray[Any], information: NDArray[Any], prior: NDArray[Any], fade: float,
-) -> None:  # fmt: skip
+    filters: _Filters,
+    q: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    learned: NDArray[np.bool_],
+    input_missing: NDArray[np.bool_],
+    reads_teacher: NDArray[np.bool_],
+) -> None:
+    a, b, prior = filters.a, filters.b, filters.prior
     n, arms = q.shape
-    rows, awake = 0, 0
+    rows, rows_with_input = 0, 0
     for row in range(n):
         rows += learned[row]
-        awake += learned[row] and not input_missing[row]
+        rows_with_input += learned[row] and not input_missing[row]
     for k in range(arms):
-        mine = awake if reading[k] else rows
-        if mine == 0:
+        samples = rows_with_input if reads_teacher[k] else rows
+        if samples == 0:
             continue
-        kept = fade**mine
+        kept = filters.fade**samples
         ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0
         for row in range(n):
-            if learned[row] and not (reading[k] and input_missing[row]):
+            if learned[row] and not (reads_teacher[k] and input_missing[row]):
                 x = float(q[row, k])
                 p = 1.0 / (1.0 + np.exp(-(a[k] * x + b[k])))
                 ga += (p - labels[row]) * x
@@ -95,7 +115,7 @@ def _learn(
                 haa += v * x * x
                 hab += v * x
                 hbb += v
-        i = information[k]
+        i = filters.information[k]
         i[0, 0] = prior[0, 0] + (i[0, 0] - prior[0, 0]) * kept + haa
         i[0, 1] = i[0, 1] * kept + hab
         i[1, 0] = i[0, 1]
