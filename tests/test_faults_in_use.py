@@ -296,7 +296,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 
 
 def test_the_mixture_believes_the_teacher_before_it_fails_and_learns_of_the_other(played: Played) -> None:
-    reference = played.again.learner.click.reference
+    reference = played.again.learner.click.teacher
     assert reference is not None
     assert reference.takeovers >= 1
     assert played.believed > 0.2, "or nothing of the rest is a test"

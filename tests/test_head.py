@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
 from heft.models.importance.teacher_scores import Missing, Scores
 from heft.models.rankers.arms import Arm, RankerConfig
-from heft.models.rankers.head import PROBATION, Head
+from heft.models.rankers.bank import Bank
+from heft.models.rankers.head import PROBATION, Head, Observation
 from tests.support.builders import SECOND, T0, impression
 
 ARMS = (Arm("uniform", alpha=0.2), Arm("quick", alpha=2.0), Arm("thinned", alpha=0.2, keep=0.3))
@@ -27,17 +28,21 @@ def slates(many: int, seed: int = 1) -> list[tuple[Vectors, NDArray[np.uint8]]]:
     return out
 
 
+def plain_head(arms: tuple[Arm, ...] = ARMS, abstain_below: int = 0) -> Head:
+    return Head(arms, Bank(arms, bits=10), seed=1, abstain_below=abstain_below)
+
+
 def learned(many: int, abstain_below: int = 0) -> Head:
-    head = Head(ARMS, bits=10, seed=1, abstain_below=abstain_below)
+    head = plain_head(abstain_below=abstain_below)
     for vectors, labels in slates(many):
-        head.observe(vectors, head.predict(vectors), labels, "search", measured=True)
+        head.observe(Observation(vectors, head.predict(vectors), labels, "search", measured=True))
     return head
 
 
 def test_what_is_served_is_the_mean_of_the_calibrated_policies_by_the_weights_of_the_mixture() -> None:
     head = learned(6_000)  # past the probation of the mixture
     vectors, _ = slates(1, seed=2)[0]
-    q, rank = head.bank.predict(vectors)
+    q, rank = head.models.predict(vectors)
     weights = head.hedge.weights
     assert weights.min() > 0
     prediction = head.predict(vectors)
@@ -50,29 +55,29 @@ def test_what_is_served_is_the_mean_of_the_calibrated_policies_by_the_weights_of
 
 
 def test_a_head_says_nothing_before_it_has_seen_enough_positives_and_is_not_measured_until_then() -> None:
-    head = Head(ARMS, bits=10, seed=1, abstain_below=50)
+    head = plain_head(abstain_below=50)
     measured = 0
     for vectors, labels in slates(200):
         shown = head.predict(vectors)
         assert bool(np.isnan(shown.p).all()) is (head.positives < 50)
         assert not np.isnan(shown.rank).any()
         measured += 4 * (head.positives >= 50)
-        head.observe(vectors, shown, labels, "search", measured=True)
+        head.observe(Observation(vectors, shown, labels, "search", measured=True))
     assert 0 < head.metrics.samples == measured < 800
 
 
 def test_metrics_calibration_and_mixture_see_what_was_shown_and_not_what_would_be_said_now() -> None:
     log = slates(400)
-    then, later = Head(ARMS, 10, 1), Head(ARMS, 10, 1)
+    then, later = plain_head(), plain_head()
     shown = [then.predict(vectors) for vectors, _ in log]  # before anything was learned: labels come a window late
     for (vectors, labels), as_shown in zip(log, shown, strict=True):
-        then.observe(vectors, as_shown, labels, "search", measured=True)
-        later.observe(vectors, later.predict(vectors), labels, "search", measured=True)
-    assert all(np.array_equal(then.bank.state()[name], later.bank.state()[name]) for name in then.bank.state())
+        then.observe(Observation(vectors, as_shown, labels, "search", measured=True))
+        later.observe(Observation(vectors, later.predict(vectors), labels, "search", measured=True))
+    assert all(np.array_equal(then.models.state()[name], later.models.state()[name]) for name in then.models.state())
     before, after = (head.metrics.report()["arms"]["uniform"]["logloss"] for head in (then, later))
     assert before == pytest.approx(np.log(2), rel=1e-6)  # all said one half
     assert after < 0.6
-    assert then.hedge.weights == pytest.approx(Head(ARMS, 10, 1).hedge.weights)
+    assert then.hedge.weights == pytest.approx(plain_head().hedge.weights)
     assert (then.platt.a == 1.0).all()  # one half whatever the label: no scale to learn, only a shift
     assert (then.platt.b < -0.5).all()
 
@@ -86,7 +91,7 @@ def test_who_is_benched_and_when_and_why_is_told() -> None:
     assert T0 < decision["at_ms"] < T0 + 8_000 * SECOND
     assert decision["mean"] > decision["half_width"] > 0
     assert decision["slates"] >= 500
-    again = Head(ARMS, 10, 1)
+    again = plain_head()
     again.restore(head.state())
     assert again.report()["mixture"] == told
 
@@ -107,7 +112,8 @@ READING = [1, 2, 6]
 
 
 def head() -> Head:
-    return Head(TAUGHT, 10, 1, 0, RankerConfig().weightings_of(TAUGHT))
+    weightings = RankerConfig().weightings_of(TAUGHT)
+    return Head(TAUGHT, Bank(TAUGHT, 10, [each.input for each in weightings]), 1, weightings=weightings)
 
 
 class World:
@@ -133,7 +139,7 @@ class World:
                 scores = Scores(VERSION, scores.click, scores.order, np.full(4, Missing.LATE, np.uint8))
             told = tuple(msgspec.structs.replace(scores, version=version) for version in versions)
             shown = head.predict(vectors, told)
-            head.observe(vectors, shown, labels, "search", True, told, np.full(4, 50.0))
+            head.observe(Observation(vectors, shown, labels, "search", True, told, np.full(4, 50.0)))
 
 
 def losses(head: Head) -> dict[str, float]:
@@ -141,11 +147,11 @@ def losses(head: Head) -> dict[str, float]:
 
 
 def column(head: Head, k: int) -> NDArray[np.float64]:
-    return np.asarray(head.bank.state()["table"][:, :, k])
+    return np.asarray(head.models.state()["table"][:, :, k])
 
 
 def test_without_a_score_every_policy_of_the_teacher_is_uniform_bit_for_bit() -> None:
-    silent, plain = head(), Head((Arm("uniform", alpha=0.2),), 10, 1)
+    silent, plain = head(), plain_head((Arm("uniform", alpha=0.2),))
     World(1).teach(silent, 500, versions=())
     World(1).teach(plain, 500, versions=())
     for k in (0, 3, 4):
@@ -160,8 +166,8 @@ def test_without_a_score_every_policy_of_the_teacher_is_uniform_bit_for_bit() ->
 def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform() -> None:
     taught, world = head(), World(1)
     world.teach(taught, 2_600)  # past the birth
-    assert taught.reference is not None
-    assert taught.reference.takeovers == 1
+    assert taught.teacher is not None
+    assert taught.teacher.takeovers == 1
     before = [column(taught, k) for k in READING], taught.platt.a[READING].copy()
     world.teach(taught, 100, late=True)
     assert all(np.array_equal(column(taught, k)[: len(old)], old) for k, old in zip(READING, before[0], strict=True))
@@ -177,15 +183,15 @@ def test_an_arm_whose_input_is_missing_learns_nothing_and_stands_in_with_uniform
 
 def test_at_its_birth_the_arm_with_the_feature_is_uniform_and_the_one_with_the_offset_knows_nothing() -> None:
     taught, world = head(), World(1)
-    while taught.reference is None or taught.reference.takeovers == 0:
+    while taught.teacher is None or taught.teacher.takeovers == 0:
         world.teach(taught, 1)
     vectors, _, scores = world.slate()
     shown = taught.predict(vectors, (scores,))
     assert shown.raw[:, 1] == pytest.approx(shown.raw[:, 0], abs=1e-6)
     assert np.array_equal(shown.raw[:, 6], shown.raw[:, 0])
     assert taught.platt.a[1] == taught.platt.a[0]
-    inputs = taught.reference.inputs(scores.click, scores.missing)
-    assert shown.raw[:, 2] == pytest.approx(taught.reference.unit * inputs, abs=1e-6)
+    inputs = taught.teacher.inputs(scores.click, scores.missing)
+    assert shown.raw[:, 2] == pytest.approx(taught.teacher.unit * inputs, abs=1e-6)
 
 
 def test_a_teacher_that_knows_more_is_worth_something_as_an_input_and_the_mixture_finds_that_out() -> None:
@@ -220,9 +226,9 @@ def test_the_reasons_for_missing_scores_are_counted() -> None:
 def test_a_new_version_that_says_the_like_is_calibrated_in_shadow_and_its_arms_go_on() -> None:
     taught, world = head(), World(1)
     world.teach(taught, 12_000)
-    assert taught.reference is not None
+    assert taught.teacher is not None
     world.teach(taught, 2_600, (VERSION, NEW))
-    assert (taught.reference.takeovers, taught.reference.version) == (2, NEW)
+    assert (taught.teacher.takeovers, taught.teacher.version) == (2, NEW)
     assert taught.hedge.weights[[1, 6]].sum() > 0.9  # nothing was lost while it was getting known, nor when it was
     assert taught.hedge.weights[2] == 0.0  # a fixed offset belongs to its version
     before = losses(taught)
@@ -238,13 +244,13 @@ def test_labels_of_what_was_shown_before_a_birth_are_no_part_of_the_probation_af
     taught, world = head(), World(1)
     early = [world.slate() for _ in range(50)]
     shown = [taught.predict(vectors) for vectors, *_ in early]
-    while taught.reference is None or taught.reference.takeovers == 0:
+    while taught.teacher is None or taught.teacher.takeovers == 0:
         world.teach(taught, 1)
     for (vectors, labels, scores), said in zip(early, shown, strict=True):
-        taught.observe(vectors, said, labels, "search", True, (scores,), np.full(4, 50.0))
-    assert (taught.hedge._left[READING] == PROBATION["click"]).all()
+        taught.observe(Observation(vectors, said, labels, "search", True, (scores,), np.full(4, 50.0)))
+    assert (taught.hedge._belief.probation_left[READING] == PROBATION["click"]).all()
     world.teach(taught, 1)
-    assert (taught.hedge._left[READING] == PROBATION["click"] - 4).all()
+    assert (taught.hedge._belief.probation_left[READING] == PROBATION["click"] - 4).all()
 
 
 def test_gates_that_one_version_opened_are_closed_for_the_next() -> None:
@@ -253,7 +259,7 @@ def test_gates_that_one_version_opened_are_closed_for_the_next() -> None:
     assert taught.importance is not None
     assert taught.importance.gate.open.any()
     world.knows = 0.0
-    while taught.reference is not None and taught.reference.takeovers == 1:
+    while taught.teacher is not None and taught.teacher.takeovers == 1:
         world.teach(taught, 1, (NEW,))
     assert not taught.importance.gate.open.any()
     world.teach(taught, 12_000, (NEW,))

@@ -346,21 +346,21 @@ def test_a_learner_whose_teacher_is_in_use_is_the_same_learned_again_or_cut_and_
     records = [*scored(plain[: cuts[2]]), *scored(plain[cuts[2] :], version=other)]
     straight, resumed = learned(records, TAUGHT), Learner(TAUGHT)
     for takeovers, (start, end) in zip((0, 0, 1, 1), pairwise(cuts), strict=True):
-        assert resumed.click.reference is not None
-        assert resumed.click.reference.takeovers == takeovers
+        assert resumed.click.teacher is not None
+        assert resumed.click.teacher.takeovers == takeovers
         resumed = restored(resumed)
         for record in records[start:end]:
             resumed.apply(0, record)
     assert resumed.digest() == straight.digest()
     assert learned(records, TAUGHT).digest() == straight.digest()
-    assert straight.click.reference is not None
-    assert straight.click.reference.version == VERSION
+    assert straight.click.teacher is not None
+    assert straight.click.teacher.version == VERSION
 
 
 def test_scores_change_nothing_of_uniform_and_reach_the_policies_that_read_them() -> None:
     plain, taught = learned(RECORDS), learned(scored(RECORDS), TAUGHT)
     for head, other in ((plain.click, taught.click), (plain.order, taught.order)):
-        assert np.array_equal(head.bank.state()["table"][:, :, 0], other.bank.state()["table"][:, :, 0])
+        assert np.array_equal(head.models.state()["table"][:, :, 0], other.models.state()["table"][:, :, 0])
     missing = taught.click.missing()
     assert set(missing) == {arm.name for arm in TAUGHT.ranker.click_arms} & {
         "feature", "stacked", "offset", "distill", "distill_gate", "rho", "rho_gate", "denoise", "exp_score",
@@ -375,5 +375,5 @@ def test_scores_that_come_when_a_slate_closes_are_too_late_for_arms_that_read_th
     none = learned(RECORDS, TAUGHT)
     assert early.digest() != none.digest()  # the calibration has learned from them
     assert late.digest() != none.digest()
-    state, reference = late.click.state()["reference"], early.click.state()["reference"]
+    state, reference = late.click.state()["teacher"], early.click.state()["teacher"]
     assert np.array_equal(state["coming"][0][1], reference["coming"][0][1])

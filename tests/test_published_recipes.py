@@ -10,6 +10,7 @@ from heft.models.importance.weigh import Evidence, Importance
 from heft.models.importance.weightings import AS_WRITTEN, Measure, PublishedRecipe, Weighting, as_written
 from heft.models.rankers.arms import Arm
 from heft.models.rankers.bank import Bank
+from heft.models.rankers.protocol import Samples
 
 CELLS = 24
 TRUTH = np.linspace(-5.0, -0.5, CELLS)
@@ -50,8 +51,7 @@ def learned() -> NDArray[np.float64]:
                 learned=all_of_them, items=vectors.items, request=request, surface="search",
             )
         )  # fmt: skip
-        active, offsets = bank.thin(vectors, y)
-        bank.learn(vectors, y, w.importance, w.structural, offsets + w.offsets, active & w.kept)
+        bank.learn(Samples(vectors, y, w.importance, w.structural, w.offsets, w.kept))
     return bank.predict(vectors)[0]
 
 

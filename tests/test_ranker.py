@@ -17,6 +17,8 @@ from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors
 from heft.models.importance.weightings import Input, Measure, Weighting
 from heft.models.rankers.arms import CLICK_ARMS, Arm, RankerConfig
 from heft.models.rankers.bank import Bank
+from heft.models.rankers.protocol import Samples
+from heft.models.rankers.thinning import Thinning
 from heft.models.records import Item, Slate
 
 BITS = 12
@@ -96,7 +98,7 @@ def test_a_policy_is_the_textbooks_ftrl(arm: Arm) -> None:
         ]
         q, _ = bank.predict(vectors)
         assert q[:, 0] == pytest.approx([book.logit(row) for row in rows], abs=1e-12)
-        bank.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
         for row, label in zip(rows, y.tolist(), strict=True):
             book.learn(row, label)
 
@@ -117,7 +119,7 @@ def test_a_policy_is_rivers_ftrl_without_its_lag() -> None:
         river.learn_one(x, bool(y[0]), w=0.0)
         p = river.predict_proba_one(x)[True]
         assert sigmoid(bank.predict(vectors)[0][0, 0]) == pytest.approx(p, abs=1e-12)
-        bank.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
         river.learn_one(x, bool(y[0]))
 
 
@@ -133,14 +135,14 @@ def test_without_regularisation_it_is_gradient_descent_with_a_rate_for_each_coor
             g = (sigmoid(logit) - int(y[0])) * (1.0 if slot < 0 else 0.5)
             n[slot] = n.get(slot, 0.0) + g * g
             w[slot] = w.get(slot, 0.0) - UNIFORM.alpha / (UNIFORM.beta + sqrt(n[slot])) * g
-        bank.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
 
 
 @given(st.floats(-3, 3), st.integers(0, 1), st.floats(0.1, 4.0), st.lists(st.integers(1, 30), max_size=5, unique=True))
 def test_the_gradient_is_that_of_the_log_loss(offset: float, label: int, factor: float, slots: list[int]) -> None:
     bank = Bank([UNIFORM], BITS)
     for vectors, y in stream(seed=4, slates=10):
-        bank.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
     one = slate([slots])
     logit = float(bank.predict(one)[0][0, 0]) + offset
 
@@ -150,7 +152,7 @@ def test_the_gradient_is_that_of_the_log_loss(offset: float, label: int, factor:
     numeric = (loss(logit + 1e-6) - loss(logit - 1e-6)) / 2e-6
     bias = 1 << BITS
     before = bank.state()["table"][-1, :, 0], bank.state()["places"][-1]
-    bank.learn(one, labels(label), structural_weights=np.array([[factor]]), offsets=np.array([[offset]]))
+    bank.learn(Samples(one, labels(label), structural=np.array([[factor]]), offsets=np.array([[offset]])))
     after = bank.state()["table"][-1, :, 0]
     assert before[1] == bias
     assert after[1] - before[0][1] == pytest.approx(numeric**2, rel=1e-4, abs=1e-9)
@@ -159,9 +161,9 @@ def test_the_gradient_is_that_of_the_log_loss(offset: float, label: int, factor:
 def test_weight_one_is_the_unweighted_model_bit_for_bit() -> None:
     plain, weighted = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
     for vectors, y in stream(seed=5):
-        plain.learn(vectors, y)
+        plain.learn(Samples(vectors, y))
         ones = np.ones((len(vectors), len(CLICK_ARMS)))
-        weighted.learn(vectors, y, importance_weights=ones, structural_weights=ones)
+        weighted.learn(Samples(vectors, y, importance=ones, structural=ones))
     assert same(plain, weighted)
 
 
@@ -170,9 +172,9 @@ def test_an_integer_weight_is_so_many_repeats_bit_for_bit(weights: list[int], se
     arms = [UNIFORM, Arm("regular", alpha=0.1, l1=0.2, l2=0.3), Arm("fading", alpha=0.2, half_life=10)]
     once, repeated = Bank(arms, BITS), Bank(arms, BITS)
     for (vectors, y), weight in zip(stream(seed, slates=6, rows=1), weights, strict=False):
-        once.learn(vectors, y, importance_weights=np.full((1, 3), float(weight)))
+        once.learn(Samples(vectors, y, importance=np.full((1, 3), float(weight))))
         for _ in range(weight):
-            repeated.learn(vectors, y)
+            repeated.learn(Samples(vectors, y))
     assert same(once, repeated)
 
 
@@ -180,10 +182,10 @@ def test_weight_zero_is_nothing_bit_for_bit() -> None:
     for structural in (False, True):
         bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
         for vectors, y in stream(seed=6):
-            bank.learn(vectors, y)
-            untouched.learn(vectors, y)
+            bank.learn(Samples(vectors, y))
+            untouched.learn(Samples(vectors, y))
             zeros = np.zeros((len(vectors), len(CLICK_ARMS)))
-            bank.learn(vectors, y, None if structural else zeros, zeros if structural else None)
+            bank.learn(Samples(vectors, y, None if structural else zeros, zeros if structural else None))
         assert same(bank, untouched)
 
 
@@ -193,8 +195,8 @@ def test_a_policy_beside_others_is_what_it_is_alone_bit_for_bit() -> None:
     for vectors, y in stream(seed=7):
         weights = np.ones((len(vectors), 4))
         weights[:, 1:] = rng.random((len(vectors), 3)) * 4
-        alone.learn(vectors, y)
-        bank.learn(vectors, y, importance_weights=weights)
+        alone.learn(Samples(vectors, y))
+        bank.learn(Samples(vectors, y, importance=weights))
         assert np.array_equal(alone.predict(vectors)[0][:, 0], bank.predict(vectors)[0][:, 0])
 
 
@@ -202,7 +204,7 @@ def test_a_fractional_weight_lies_between_its_neighbours() -> None:
     moved = []
     for weight in (1.0, 1.5, 2.0, 2.5, 3.0):
         bank = Bank([UNIFORM], BITS)
-        bank.learn(slate([[3, 4]]), labels(1), importance_weights=np.array([[weight]]))
+        bank.learn(Samples(slate([[3, 4]]), labels(1), importance=np.array([[weight]])))
         moved.append(float(bank.predict(slate([[3, 4]]))[0][0, 0]))
     assert moved == sorted(moved)
     assert len(set(moved)) == len(moved)
@@ -211,14 +213,14 @@ def test_a_fractional_weight_lies_between_its_neighbours() -> None:
 def test_structural_weights_are_linear_in_the_gradient_and_policy_weights_are_not() -> None:
     linear, stepped = Bank([Arm("uniform", beta=1e6)], BITS), Bank([Arm("uniform", beta=1e-3)], BITS)
     one = np.array([[1.0]])
-    linear.learn(slate([[3]]), labels(0), structural_weights=10 * one)
+    linear.learn(Samples(slate([[3]]), labels(0), structural=10 * one))
     once = Bank([Arm("uniform", beta=1e6)], BITS)
-    once.learn(slate([[3]]), labels(0))
+    once.learn(Samples(slate([[3]]), labels(0)))
     # With the accumulator out of the way, rho * move(1 / rho) = move(1).
     assert 0.1 * linear.predict(slate([[3]]))[0][0, 0] == pytest.approx(once.predict(slate([[3]]))[0][0, 0], rel=1e-4)
     naive = Bank([Arm("uniform", beta=1e-3)], BITS)
-    naive.learn(slate([[3]]), labels(0), structural_weights=10 * one)
-    stepped.learn(slate([[3]]), labels(0), importance_weights=10 * one)
+    naive.learn(Samples(slate([[3]]), labels(0), structural=10 * one))
+    stepped.learn(Samples(slate([[3]]), labels(0), importance=10 * one))
     assert abs(naive.predict(slate([[3]]))[0][0, 0] - stepped.predict(slate([[3]]))[0][0, 0]) > 1e-3
 
 
@@ -231,8 +233,8 @@ def test_a_factor_on_all_structural_weights_changes_no_prediction(factor: float,
     rng = np.random.default_rng(seed)
     for vectors, y in stream(seed, slates=20):
         h = rng.uniform(0.1, 5.0, (len(vectors), 1))
-        bank.learn(vectors, y, structural_weights=h)
-        scaled.learn(vectors, y, structural_weights=factor * h)
+        bank.learn(Samples(vectors, y, structural=h))
+        scaled.learn(Samples(vectors, y, structural=factor * h))
         np.testing.assert_allclose(scaled.predict(vectors)[0], bank.predict(vectors)[0], rtol=1e-9, atol=1e-9)
     z, n = (scaled.state()["table"][:, part] / bank.state()["table"][:, part] for part in (0, 1))
     np.testing.assert_allclose(z, factor, rtol=1e-6)
@@ -243,7 +245,7 @@ def stepped(arm: Arm, past: float, label: int, importance: float = 1.0, structur
     """How far a sample moves the logit of a bank that has learned, ``past`` being a factor on its accumulators."""
     bank = Bank([arm], BITS)
     for vectors, y in stream(seed=13, slates=400):
-        bank.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
     state = bank.state()
     z, n = state["table"][:, 0], state["table"][:, 1]
     z *= (arm.beta + np.sqrt(past * n)) / (arm.beta + np.sqrt(n))  # the weights are as they were
@@ -251,7 +253,7 @@ def stepped(arm: Arm, past: float, label: int, importance: float = 1.0, structur
     bank.restore(state)
     one = slate([[3, 4, 5, 6]])
     before = float(bank.predict(one)[0][0, 0])
-    bank.learn(one, labels(label), np.array([[importance]]), np.array([[structural]]))
+    bank.learn(Samples(one, labels(label), np.array([[importance]]), np.array([[structural]])))
     return float(bank.predict(one)[0][0, 0]) - before
 
 
@@ -280,15 +282,15 @@ def test_a_weight_that_is_none_is_refused_by_row_and_policy_and_nothing_is_learn
     weights = np.ones((2, len(CLICK_ARMS)))
     weights[1, 2] = wrong
     with pytest.raises(ValueError, match=rf"row 1, arm '{CLICK_ARMS[2].name}'.*{wrong}"):
-        bank.learn(slate([[1], [2]]), labels(1, 0), importance_weights=weights)
+        bank.learn(Samples(slate([[1], [2]]), labels(1, 0), importance=weights))
     assert same(bank, untouched)
 
 
 def test_predicting_changes_nothing_and_unknown_slots_draw_towards_the_base_rate() -> None:
     bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
     for vectors, y in stream(seed=8):
-        bank.learn(vectors, y)
-        untouched.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
+        untouched.learn(Samples(vectors, y))
         bank.predict(vectors)
     assert same(bank, untouched)
     known, partly, base = bank.predict(slate([[3, 4], [3, 4, 999, 1000], []]))[0]
@@ -299,7 +301,7 @@ def test_predicting_changes_nothing_and_unknown_slots_draw_towards_the_base_rate
 def test_positions_count_as_shown_and_not_in_the_position_free_score() -> None:
     bank = Bank([UNIFORM], BITS)
     for _ in range(50):
-        bank.learn(slate([[3], [3]], shown=[[100], [200]]), labels(1, 0))
+        bank.learn(Samples(slate([[3], [3]], shown=[[100], [200]]), labels(1, 0)))
     q, rank = bank.predict(slate([[3], [3]], shown=[[100], [200]]))
     assert q[0, 0] > q[1, 0] + 1
     assert rank[0, 0] == rank[1, 0]
@@ -311,32 +313,33 @@ def test_two_slots_of_a_row_that_share_a_place_count_once() -> None:
     twice = slate([[16, 17]], shown=[[18]])  # 2^12 slots fold onto 2^8 places: all three are place 1
     once = slate([[16]])
     for y in (1, 0, 1):
-        small.learn(twice, labels(y))
-        expected.learn(once, labels(y))
+        small.learn(Samples(twice, labels(y)))
+        expected.learn(Samples(once, labels(y)))
     assert same(small, expected)
 
 
 def test_thinning_depends_on_seed_request_and_item_alone_and_keeps_every_positive() -> None:
-    bank = Bank([UNIFORM, Arm("thin", keep=0.3)], BITS, seed=5)
+    arms = (UNIFORM, Arm("thin", keep=0.3))
+    thinning = Thinning(arms, seed=5)
     wide = slate([[1]] * 200, request=9)
     none = np.zeros(200, np.uint8)
-    active, offsets = bank.thin(wide, none)
+    active, offsets = thinning.of(wide, none)
     assert active[:, 0].all()
     assert 0.2 < active[:, 1].mean() < 0.4
     assert offsets[0].tolist() == [0.0, log(1 / 0.3)]
-    assert bank.thin(wide, none + 1)[0].all()
-    assert np.array_equal(bank.thin(wide.one(7), none[:1])[0][0], active[7])
-    assert not np.array_equal(bank.thin(slate([[1]] * 200, request=10), none)[0], active)
-    assert not np.array_equal(Bank(bank.arms, BITS, seed=6).thin(wide, none)[0], active)
+    assert thinning.of(wide, none + 1)[0].all()
+    assert np.array_equal(thinning.of(wide.one(7), none[:1])[0][0], active[7])
+    assert not np.array_equal(thinning.of(slate([[1]] * 200, request=10), none)[0], active)
+    assert not np.array_equal(Thinning(arms, seed=6).of(wide, none)[0], active)
 
 
 @settings(deadline=None)
 @given(st.floats(1e-6, 1 - 1e-6), st.floats(1e-3, 1.0), st.floats(1e-3, 1.0))
 def test_the_offset_of_thinning_is_the_inverse_of_thinning(p: float, keep: float, other: float) -> None:
     less, more = sorted((keep, other))
-    bank = Bank([UNIFORM, Arm("less", keep=less), Arm("more", keep=more), Arm("all", keep=1.0)], BITS)
+    thinning = Thinning((UNIFORM, Arm("less", keep=less), Arm("more", keep=more), Arm("all", keep=1.0)), seed=1)
     wide = slate([[1]] * 50, request=3)
-    active, offsets = bank.thin(wide, np.zeros(50, np.uint8))
+    active, offsets = thinning.of(wide, np.zeros(50, np.uint8))
     assert (offsets == offsets[0]).all()
     _, by_less, by_more, by_all = offsets[0].tolist()
     # All positives are left, and of negatives a share: a model of what is left has the odds p / (less (1 - p)).
@@ -361,7 +364,7 @@ def test_a_constant_offset_is_a_shift_of_the_intercept(keep: float) -> None:
     # Without regularisation a step does not depend on where the intercept stands: begun log(keep) lower, the thinned
     # arm stays so much below one that learns the same samples without an offset.
     arm = Arm("thinned", alpha=0.5, beta=1.0, keep=keep)
-    shifted, plain = Bank([arm], BITS, seed=2), Bank([msgspec.structs.replace(arm, keep=1.0)], BITS)
+    shifted, plain, thinning = Bank([arm], BITS), Bank([arm], BITS), Thinning((arm,), seed=2)
     state = shifted.state()
     start = {
         "places": np.array([1 << BITS], np.uint32),
@@ -369,9 +372,9 @@ def test_a_constant_offset_is_a_shift_of_the_intercept(keep: float) -> None:
     }
     shifted.restore(state | start)
     for vectors, y in stream(seed=14, slates=200):
-        active, _ = shifted.thin(vectors, y)
-        shifted.learn(vectors, y)
-        plain.learn(vectors, y, active=active)
+        active, offsets = thinning.of(vectors, y)
+        shifted.learn(Samples(vectors, y, offsets=offsets, active=active))
+        plain.learn(Samples(vectors, y, active=active))
         difference = shifted.predict(vectors)[0] - plain.predict(vectors)[0]
         assert difference == pytest.approx(np.full((5, 1), log(keep)), abs=1e-10)
 
@@ -384,7 +387,7 @@ def test_wherever_it_begins_the_offset_ends_at_that_shift(keep: float) -> None:
     thinned = np.repeat(truth / (truth + keep * (1 - truth)), 2, axis=1)
     cells, y = slate([[1], [2], [3]]), np.zeros(3, np.uint8)
     for _ in range(4_000):
-        bank.learn(cells, y, active=np.ones((3, 2), np.bool_), targets=thinned)
+        bank.learn(Samples(cells, y, offsets=np.array([[0.0, log(1 / keep)]] * 3), targets=thinned))
     plain, offset = bank.predict(cells)[0].T
     assert offset - plain == pytest.approx(np.full(3, log(keep)), abs=1e-6)
     assert offset == pytest.approx(np.log(truth / (1 - truth))[:, 0], abs=1e-6)
@@ -392,21 +395,29 @@ def test_wherever_it_begins_the_offset_ends_at_that_shift(keep: float) -> None:
 
 def test_a_thinned_policy_ends_where_all_samples_would() -> None:
     rng = np.random.default_rng(10)
-    arms = [Arm("uniform", alpha=0.05), Arm("thin", alpha=0.05, keep=0.2)]
-    bank = Bank(arms, BITS)
+    arms = (Arm("uniform", alpha=0.05), Arm("thin", alpha=0.05, keep=0.2))
+    bank, thinning = Bank(arms, BITS), Thinning(arms, seed=1)
     for request in range(3_000):
-        bank.learn(slate([[1]] * 20, request=request), (rng.random(20) < 0.04).astype(np.uint8))
+        vectors, y = slate([[1]] * 20, request=request), (rng.random(20) < 0.04).astype(np.uint8)
+        active, offsets = thinning.of(vectors, y)
+        bank.learn(Samples(vectors, y, offsets=offsets, active=active))
     full, thinned = bank.predict(slate([[1]]))[0][0]
     truth = log(0.04 / 0.96)
     assert full == pytest.approx(truth, abs=0.1)
     assert thinned == pytest.approx(truth, abs=0.15)
 
 
-def test_rows_that_are_not_active_or_not_seen_are_not_learned() -> None:
+def test_what_was_never_on_screen_is_learned_by_no_arm_unless_it_was_clicked() -> None:
+    rows = msgspec.structs.replace(slate([[1], [2], [3]]), seen=np.array([True, False, False]))
+    active, _ = Thinning((UNIFORM, Arm("b")), seed=1).of(rows, labels(0, 0, 1))
+    assert active.tolist() == [[True, True], [False, False], [True, True]]
+
+
+def test_rows_that_are_not_active_are_not_learned() -> None:
     bank, expected = Bank([UNIFORM], BITS), Bank([UNIFORM], BITS)
     rows = slate([[3], [4]])
-    bank.learn(rows, labels(0, 0), active=np.array([[True], [False]]), offsets=np.zeros((2, 1)))
-    expected.learn(slate([[3]]), labels(0))
+    bank.learn(Samples(rows, labels(0, 0), active=np.array([[True], [False]]), offsets=np.zeros((2, 1))))
+    expected.learn(Samples(slate([[3]]), labels(0)))
     assert same(bank, expected)
 
 
@@ -415,34 +426,41 @@ def test_cut_and_resume_equals_straight_on_bit_for_bit(cut: int) -> None:
     events = stream(seed=11)
     straight, first, resumed = (Bank(CLICK_ARMS, BITS) for _ in range(3))
     for vectors, y in events:
-        straight.learn(vectors, y)
+        straight.learn(Samples(vectors, y))
     for vectors, y in events[:cut]:
-        first.learn(vectors, y)
+        first.learn(Samples(vectors, y))
     resumed.restore(first.state())
     for vectors, y in events[cut:]:
-        resumed.learn(vectors, y)
+        resumed.learn(Samples(vectors, y))
     assert same(straight, resumed)
 
 
 def test_a_state_is_a_copy_holds_touched_slots_only_and_fits_no_other_bank() -> None:
     bank = Bank([UNIFORM], BITS)
-    bank.learn(slate([[3, 4]]), labels(1))
+    bank.learn(Samples(slate([[3, 4]]), labels(1)))
     state = bank.state()
     assert state["places"].tolist() == [3, 4, 1 << BITS]
     before = state["table"].copy()
-    bank.learn(slate([[3, 4]]), labels(1))
+    bank.learn(Samples(slate([[3, 4]]), labels(1)))
     assert np.array_equal(state["table"], before)
     with pytest.raises(ValueError, match="expected a state of 2 arms"):
         Bank([UNIFORM, Arm("b")], BITS).restore(state)
 
 
+def test_a_bank_takes_192_bytes_for_each_slot_and_eight_arms() -> None:
+    one, eight, nine = (Bank([Arm(f"arm {k}") for k in range(many)], bits=16).memory_bytes for many in (1, 8, 9))
+    assert one == pytest.approx(192 * 2**16, rel=0.01)
+    assert eight == pytest.approx(one, rel=0.01)
+    assert nine == pytest.approx(2 * 192 * 2**16, rel=0.01)
+
+
 def test_fading_halves_the_accumulator_and_leaves_the_weight() -> None:
     bank = Bank([Arm("uniform", alpha=0.3, l1=0.01, l2=0.1, half_life=10)], BITS)
     for _ in range(20):
-        bank.learn(slate([[3]]), labels(1))
+        bank.learn(Samples(slate([[3]]), labels(1)))
     before, old = bank.predict(slate([[3]]))[0][0, 0], bank.state()["table"][0, 1, 0]
     for _ in range(10):
-        bank.learn(slate([[3]]), labels(1), offsets=np.array([[60.0]]))  # certain: the gradient is nothing
+        bank.learn(Samples(slate([[3]]), labels(1), offsets=np.array([[60.0]])))  # certain: the gradient is nothing
     assert bank.state()["table"][0, 1, 0] == pytest.approx(old / 2, rel=1e-9)
     assert bank.predict(slate([[3]]))[0][0, 0] == pytest.approx(before, abs=1e-9)
 
@@ -454,11 +472,11 @@ def test_after_five_million_samples_a_fading_policy_follows_drift_and_a_plain_on
     wide = slate([[row % 2 + 1] for row in range(rows)])
     rates = np.where(np.arange(rows) % 2, 0.02, 0.08)
     for _ in range(5_000):
-        bank.learn(wide, (rng.random(rows) < rates).astype(np.uint8))
+        bank.learn(Samples(wide, (rng.random(rows) < rates).astype(np.uint8)))
     settled = bank.predict(wide.one(0))[0][0]
     assert settled == pytest.approx([log(0.08 / 0.92)] * 2, abs=0.15)
     for _ in range(100):  # the first item's rate halves
-        bank.learn(wide, (rng.random(rows) < np.where(np.arange(rows) % 2, 0.02, 0.04)).astype(np.uint8))
+        bank.learn(Samples(wide, (rng.random(rows) < np.where(np.arange(rows) % 2, 0.02, 0.04)).astype(np.uint8)))
     plain, fading = bank.predict(wide.one(0))[0][0] - log(0.04 / 0.96)
     assert abs(fading) < 0.15
     assert plain > 0.3
@@ -481,11 +499,11 @@ def test_arms_and_configs_refuse_what_cannot_be() -> None:
 def test_soft_labels_that_are_the_labels_change_nothing_and_others_end_where_they_say() -> None:
     plain, soft, both = (Bank([UNIFORM, Arm("b", alpha=0.2)], BITS) for _ in range(3))
     for vectors, y in stream(seed=31):
-        plain.learn(vectors, y)
-        soft.learn(vectors, y, targets=np.repeat(y[:, None].astype(np.float64), 2, axis=1))
+        plain.learn(Samples(vectors, y))
+        soft.learn(Samples(vectors, y, targets=np.repeat(y[:, None].astype(np.float64), 2, axis=1)))
     assert same(plain, soft)
     for _ in range(3_000):
-        both.learn(slate([[3]]), labels(0), targets=np.array([[0.3, 0.0]]))
+        both.learn(Samples(slate([[3]]), labels(0), targets=np.array([[0.3, 0.0]])))
     assert sigmoid(both.predict(slate([[3]]))[0][0, 0]) == pytest.approx(0.3, abs=0.01)
     assert sigmoid(both.predict(slate([[3]]))[0][0, 1]) < 0.01
 
@@ -505,7 +523,7 @@ def test_the_feature_is_learned_by_the_textbooks_rule_beside_the_slots() -> None
         w = -z / ((0.4 + sqrt(n)) / 0.6)
         logit = book.logit(names) + w * float(said)
         assert bank.predict(vectors, np.array([said]))[0][0, 1] == pytest.approx(logit, abs=1e-9)
-        bank.learn(vectors, y, inputs=np.array([said]))
+        bank.learn(Samples(vectors, y, teacher_inputs=np.array([said])))
         whole = sigmoid(logit) - y[0]
         for name in ["bias", *names]:
             g = whole if name == "bias" else whole / sqrt(len(names))
@@ -521,15 +539,15 @@ def test_an_input_of_zero_moves_nothing_when_nothing_damps_the_first_steps() -> 
     arms = [UNIFORM, Arm("feature", beta=0.0), Arm("stacked", beta=0.0)]
     bank = Bank(arms, BITS, inputs=[Input.NONE, Input.FEATURE, Input.STACKED])
     for said in (0.0, 0.5):
-        bank.learn(slate([[3]]), labels(1), inputs=np.array([said], np.float32))
+        bank.learn(Samples(slate([[3]]), labels(1), teacher_inputs=np.array([said], np.float32)))
         assert np.isfinite(bank.predict(slate([[3]]), np.array([0.5], np.float32))[0]).all()
 
 
 def test_where_the_input_is_missing_those_that_read_it_learn_nothing_and_say_what_the_first_says() -> None:
     bank, plain = reading(), Bank([UNIFORM], BITS)
     for vectors, y in stream(seed=34):
-        bank.learn(vectors, y)
-        plain.learn(vectors, y)
+        bank.learn(Samples(vectors, y))
+        plain.learn(Samples(vectors, y))
     state = bank.state()["table"]
     assert np.array_equal(state[:, :, 0], plain.state()["table"][:, :, 0])
     assert not state[:, :, 1:].any()
@@ -545,7 +563,7 @@ def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offs
         BITS, inputs=[Input.NONE, Input.FEATURE, Input.OFFSET],
     )  # fmt: skip
     for vectors, y in stream(seed=36):
-        bank.learn(vectors, y, inputs=np.ones(5, np.float32))
+        bank.learn(Samples(vectors, y, teacher_inputs=np.ones(5, np.float32)))
     bank.reset_arms(0.7, np.ones(3, np.bool_))
     said = np.linspace(-2, 2, 5).astype(np.float32)
     for vectors, _ in stream(seed=37)[:5]:
@@ -556,7 +574,7 @@ def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offs
     again.restore(bank.state())
     for vectors, y in stream(seed=38)[:20]:
         for each in (bank, again):
-            each.learn(vectors, y, inputs=said)
+            each.learn(Samples(vectors, y, teacher_inputs=said))
     vectors, _ = stream(seed=39)[0]
     assert again.predict(vectors, said)[0] == pytest.approx(bank.predict(vectors, said)[0], abs=1e-9)
 
@@ -585,10 +603,10 @@ def test_what_is_stacked_adds_to_the_first_policys_logit_and_learns_only_what_it
         base, place_free = plain.predict(vectors)
         assert q[0, 1] == pytest.approx(base[0, 0] + added @ x, abs=1e-9)
         assert rank[0, 1] == pytest.approx(place_free[0, 0] + added @ x, abs=1e-9)
-        bank.learn(vectors, y, inputs=said)
+        bank.learn(Samples(vectors, y, teacher_inputs=said))
         g = (sigmoid(base[0, 0] + added @ x) - y[0]) * x
         z, n = z + g - (np.sqrt(n + g * g) - np.sqrt(n)) / 0.3 * added, n + g * g
-        plain.learn(vectors, y)
+        plain.learn(Samples(vectors, y))
     assert (added != 0).all()
     assert not bank.state()["table"][:, :, 1].any()
     assert np.array_equal(bank.state()["table"][:, :, 0], plain.state()["table"][:, :, 0])
@@ -605,7 +623,7 @@ def test_what_the_reference_is_worth_without_a_query_is_learned_apart() -> None:
         said, asked = np.array([rng.normal()], np.float32), rng.random() < 0.5
         y = np.array([rng.random() < sigmoid(2.0 * float(said[0]) * (1 if asked else -1))], np.uint8)
         shown = vectors if asked else msgspec.structs.replace(vectors, query=unasked)
-        bank.learn(shown, y, inputs=said)
+        bank.learn(Samples(shown, y, teacher_inputs=said))
     vectors, _ = stream(seed=44, slates=1, rows=1)[0]
     for query, sign in ((vectors.query, 1), (unasked, -1)):
         shown = msgspec.structs.replace(vectors, query=query)

@@ -28,9 +28,9 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep: float = 1.0
     """Share of the negatives that is learned, in (0, 1]; a training offset of log(1 / keep) makes up for the rest."""
     half_life: float | None = None
-    """Updates of a slot after which its accumulator counts half, so that an old model still follows; none: never."""
+    """Updates of a slot after which its accumulator counts half, so that an old model follows change; none: never."""
     weighting: str = "uniform"
-    """How much each sample counts, by the name of a arm of heft's or of ``ranker.weightings``."""
+    """How much each sample counts, by the name of a weighting: one of heft's or of ``ranker.weightings``."""
 
     def __post_init__(self) -> None:
         for name, fine, wanted in (
@@ -82,13 +82,13 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Raises
     ------
     ValueError
-        If the first arm of a head is not ``uniform``, or a name comes twice.
+        If the first arm of a head is not ``uniform``, a name comes twice, or a size is outside its range.
     """
 
     click_bits: int = 20
-    """The click head has 2^bits slots of 192 bytes for each eight arms, begun or full."""
+    """The click head has 2^click_bits slots. Each takes 192 bytes for every eight arms; the last eight may be fewer."""
     conversion_bits: int = 18
-    """The conversion head has 2^conversion_bits slots."""
+    """The conversion head has 2^conversion_bits slots, likewise."""
     seed: int = 1
     """Which negatives a thinned arm learns."""
     click_arms: tuple[Arm, ...] = CLICK_ARMS
@@ -96,14 +96,14 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     conversion_arms: tuple[Arm, ...] = CONVERSION_ARMS
     """Those of the conversion head, likewise."""
     click_teacher_arms: tuple[Arm, ...] = TEACHER_ARMS
-    """Further arms of the click head where there is a teacher."""
+    """Further arms of the click head, where there is a teacher."""
     conversion_teacher_arms: tuple[Arm, ...] = CONVERSION_TEACHER_ARMS
     """Those of the conversion head, likewise."""
     weightings: tuple[Weighting, ...] = ()
-    """Weightings of one's own; a name of heft's is replaced."""
+    """Weightings of your own; one with the name of a weighting of heft's takes its place."""
 
     def taught(self) -> RankerConfig:
-        """Return the same with the arms of the teacher among the others."""
+        """Return the same configuration with the teacher's arms among the others."""
         return msgspec.structs.replace(
             self,
             click_arms=self.click_arms + self.click_teacher_arms,
@@ -118,7 +118,7 @@ class RankerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises
         ------
         ValueError
-            If there is no such weighting; the message lists those there are.
+            If there is no weighting of an arm's name for it; the message lists those that there are.
         """
         known = _KNOWN | {weighting.name: weighting for weighting in self.weightings}
         found = []

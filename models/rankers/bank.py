@@ -1,26 +1,21 @@
-"""The bank of online models: K arms over the same features, updated in one pass.
-
-Two kinds of weight come in apart and never mix. An *importance* weight says "this sample counts h times" and is applied
-in sub-steps; a *structural* weight keeps an expectation unbiased and multiplies the gradient. Neither is changed here.
-"""
+"""The bank of online models: K arms over the same features, updated in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from heft.models.features.featurizer import Vectors
-from heft.models.hashing import hash_text, mix, unit
+from heft.models.hashing import hash_text
 from heft.models.importance.weightings import Input
 from heft.models.rankers import ftrl
 from heft.models.rankers.arms import Arm
+from heft.models.rankers.protocol import Samples
 
-_NO_INPUTS = np.zeros((0, 0))
+_EMPTY = np.zeros((0, 0))
 _NO_QUERY = hash_text("") % 2**64
 
 
@@ -33,10 +28,8 @@ class Bank:
         The arms, in the order of every [n, K] array.
     bits
         2^bits slots, 4 to 28.
-    seed
-        Which negatives a thinned arm learns.
     inputs
-        Whether and how each arm reads the reference; default: none does.
+        Whether and how each arm reads the teacher's logit; default: none does.
 
     Examples
     --------
@@ -45,161 +38,106 @@ class Bank:
     >>> slate = Slate(request_id="r", user_id="u", at_ms=1541548939000, items=[Item("a"), Item("b")])
     >>> vectors = Featurizer(FeatureConfig(features=("item_id",))).shown(slate, [])
     >>> bank = Bank([Arm("uniform", alpha=0.5)], bits=10)
-    >>> bank.learn(vectors, np.array([1, 0], np.uint8))
+    >>> bank.learn(Samples(vectors, np.array([1, 0], np.uint8)))
     >>> q, rank = bank.predict(vectors)
     >>> bool(q[0, 0] > 0 > q[1, 0])
     True
     """
 
-    def __init__(
-        self, arms: tuple[Arm, ...] | list[Arm], bits: int, seed: int = 1, inputs: Sequence[Input] = ()
-    ) -> None:
+    def __init__(self, arms: tuple[Arm, ...] | list[Arm], bits: int, inputs: Sequence[Input] = ()) -> None:
         self.arms = tuple(arms)
         self.bits = bits
-        self._seed = np.uint64(seed)
-        self._shift = np.uint32(32 - bits)
-        self._cells = ftrl.cells_of(1 << bits, len(arms))
-        self._touched = np.zeros((1 << bits) + 1, np.bool_)
-        self._numbers = np.ones((5, ftrl.blocks_of(len(arms)) * ftrl.LANES))
+        hyper = np.ones((5, ftrl.blocks_of(len(arms)) * ftrl.LANES))
         for k, arm in enumerate(arms):
             kept = 1.0 if arm.half_life is None else 0.5 ** (1.0 / arm.half_life)
-            self._numbers[:, k] = 1.0 / arm.alpha, arm.beta, arm.l1, arm.l2, kept
-        self._keep = np.array([arm.keep for arm in arms])
-        self._offset = np.array([log(1.0 / arm.keep) for arm in arms])
-        self._thins = bool((self._keep < 1.0).any())
-        takes = tuple(inputs) or (Input.NONE,) * len(arms)
-        # A model of its own has a bias; what is stacked needs one for the rows that have a score.
-        self._learns = np.array([{Input.FEATURE: 2, Input.STACKED: 4}.get(each, 0) for each in takes], np.int64)
-        self._stacked = np.array([each is Input.STACKED for each in takes])
-        self._reads = np.array([each is not Input.NONE for each in takes])
-        self._any_reads = bool(self._reads.any())
-        self._fixed = np.zeros((len(arms), 4))
-        self._dense = np.zeros((len(arms), 4, 3))
+            hyper[:, k] = 1.0 / arm.alpha, arm.beta, arm.l1, arm.l2, kept
+        kinds = tuple(inputs) or (Input.NONE,) * len(arms)
+        self._stacked = np.array([kind is Input.STACKED for kind in kinds])
+        self._reads_teacher = np.array([kind is not Input.NONE for kind in kinds])
+        self._any_reads_teacher = bool(self._reads_teacher.any())
+        self._fixed_slopes = np.zeros((len(arms), 4))  # of the teacher's inputs, not learned
+        self._parameters = ftrl.Parameters(
+            shift=np.uint32(32 - bits),
+            cells=ftrl.cells_of(1 << bits, len(arms)),
+            touched=np.zeros((1 << bits) + 1, np.bool_),
+            hyper=hyper,
+            # A model of its own has a bias; a stacked one needs a bias for the rows that have a score.
+            input_counts=np.array([{Input.FEATURE: 2, Input.STACKED: 4}.get(kind, 0) for kind in kinds], np.int64),
+            stacked=self._stacked,
+            input_cells=np.zeros((len(arms), 4, 3)),
+        )
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory the models take, in bytes: 192 for a slot and eight arms, and what is small beside it."""
+        arrays = [each for each in self._parameters if isinstance(each, np.ndarray)]
+        return sum(each.nbytes for each in (*arrays, self._fixed_slopes))
 
     def predict(
-        self, vectors: Vectors, inputs: NDArray[np.float32] | None = None
+        self, vectors: Vectors, teacher_inputs: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return raw logits [n, K] as shown, and those with every row at the same position. Changes nothing.
 
-        Where ``inputs`` [n], what the reference said, are NaN or not given, a arm that reads them says what the
-        first does.
+        Where ``teacher_inputs`` [n], the teacher's calibrated logits, are NaN or not given, an arm that reads them has
+        the logits of the first arm.
         """
+        parameters = self._parameters
         q = np.empty((len(vectors), len(self.arms)))
         rank = np.empty_like(q)
-        ftrl.predict(vectors.indptr, vectors.slots, self._shift, self._cells, q, rank)
-        if self._any_reads:
-            taken, input_missing = self._inputs(vectors, inputs)
-            ftrl.add_teacher_input(
-                q, rank, taken, input_missing, self._fixed + self._dense[:, :, 2], self._reads, self._stacked
-            )
+        ftrl.predict(vectors.indptr, vectors.slots, parameters.shift, parameters.cells, q, rank)
+        if self._any_reads_teacher:
+            numbers, input_missing = self._numbers_of(vectors, teacher_inputs)
+            slopes = self._fixed_slopes + parameters.input_cells[:, :, 2]
+            ftrl.add_teacher_input(q, rank, numbers, input_missing, slopes, self._reads_teacher, self._stacked)
         return q, rank
 
-    def _inputs(
-        self, vectors: Vectors, inputs: NDArray[np.float32] | None
+    @staticmethod
+    def _numbers_of(
+        vectors: Vectors, teacher_inputs: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return what the reading arms take in, and who sleeps [n].
+        """Return the numbers that arms which read the teacher take in [n, 4], and where they are missing [n].
 
-        [n, 4]: the reference's number, for all and again for slates without a query, where a reader of query and item
-        says something else; and likewise 1. All 0 where it is missing.
+        The teacher's logit; the logit again, but 0 where the slate has a query; and likewise twice the number 1. A
+        reader of query and item says something else where there is no query, so that is weighed apart. All four are 0
+        where the logit is missing.
         """
-        if inputs is None:
-            inputs = np.full(len(vectors), np.nan, np.float32)
-        input_missing = np.isnan(inputs)
-        taken = np.zeros((len(vectors), 4))
-        taken[:, 0] = np.where(input_missing, 0.0, inputs)
-        taken[:, 2] = ~input_missing
+        if teacher_inputs is None:
+            teacher_inputs = np.full(len(vectors), np.nan, np.float32)
+        input_missing = np.isnan(teacher_inputs)
+        numbers = np.zeros((len(vectors), 4))
+        numbers[:, 0] = np.where(input_missing, 0.0, teacher_inputs)
+        numbers[:, 2] = ~input_missing
         if vectors.query == _NO_QUERY:
-            taken[:, 1] = taken[:, 0]
-            taken[:, 3] = taken[:, 2]
-        return taken, input_missing
+            numbers[:, 1] = numbers[:, 0]
+            numbers[:, 3] = numbers[:, 2]
+        return numbers, input_missing
 
-    def reset_arms(self, offset: float, reset: NDArray[np.bool_]) -> None:
-        """Let arms ``reset`` [K], of those that read the reference, begin: a new version of it has taken over.
-
-        One with the reference as a feature goes on from the first arm's model, and one that is stacked on it has
-        that model for good: both agree with it until they have learned what the reference is worth. One with a fixed
-        summand, ``offset`` for each unit of the input, begins from nothing: the first arm's model knows part of what
-        the summand says, and would count it twice.
-        """
-        places = np.flatnonzero(self._touched)
-        for k in np.flatnonzero(self._reads & reset).tolist():
-            if self._learns[k]:
-                if places.size and not self._stacked[k]:
-                    ftrl.adopt(self._cells, places, k, self._numbers)
-            else:
-                self._blocks[:, k // ftrl.LANES, :, k % ftrl.LANES] = 0.0
-                self._fixed[k, 0] = offset
-            self._dense[k] = 0.0
-
-    def thin(self, vectors: Vectors, labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Return which rows each arm learns [n, K], and its training offsets [n, K].
-
-        A negative is kept with probability ``keep``, decided by (seed, request, item) alone. With the offset
-        log(1 / keep) added in training, the logit without it is that of all samples (He et al. 2014, section 6.3,
-        turned round). Items never on screen are active for none; a click proves that its item was.
-        """
-        shape = (len(vectors), len(self.arms))
-        offsets = np.empty(shape)
-        offsets[:] = self._offset
-        active = np.empty(shape, np.bool_)
-        active[:] = (vectors.seen | (labels == 1))[:, None]
-        if self._thins:
-            _thin(self._seed, np.uint64(vectors.request), vectors.items, labels, self._keep, active)
-        return active, offsets
-
-    def learn(
-        self,
-        vectors: Vectors,
-        labels: NDArray[np.uint8],
-        importance_weights: NDArray[np.float64] | None = None,
-        structural_weights: NDArray[np.float64] | None = None,
-        offsets: NDArray[np.float64] | None = None,
-        active: NDArray[np.bool_] | None = None,
-        targets: NDArray[np.float64] | None = None,
-        inputs: NDArray[np.float32] | None = None,
-    ) -> None:
+    def learn(self, samples: Samples) -> None:
         """Learn a slate, row by row, each arm from its own prediction at that moment.
 
-        Parameters
-        ----------
-        vectors
-            The slate as it was shown.
-        labels
-            0 or 1 [n].
-        importance_weights
-            How often each sample counts, 0 to 1,000 [n, K]; default 1. Weight k is k repeats bit for bit, 0 is none.
-        structural_weights
-            Factors on the gradient, at least 0 and finite [n, K]; default 1.
-        offsets
-            Added to the logit in training only [n, K]; default those of `thin`.
-        active
-            Whether a arm learns a row [n, K]; default that of `thin`.
-        targets
-            What each arm learns in place of the labels, soft labels among them, 0 to 1 [n, K].
-        inputs
-            What the reference said, as `TeacherCalibration.inputs` has it; NaN where a arm that reads it
-            learns nothing [n]. Default: everywhere.
+        An integer importance weight k is k repeats bit for bit.
 
         Raises
         ------
         ValueError
-            If a weight is NaN, negative, infinite, or a importance weight above 1,000; nothing is learned then.
+            If a weight is NaN, negative, infinite, or an importance weight above 1,000; nothing is learned then.
         """
-        if offsets is None or active is None:
-            thinned, shifted = self.thin(vectors, labels)
-            active = thinned if active is None else active
-            offsets = shifted if offsets is None else offsets
-        importance = np.ones(active.shape) if importance_weights is None else importance_weights
-        structural = np.ones(active.shape) if structural_weights is None else structural_weights
-        taken = _NO_INPUTS
-        if self._any_reads:
-            taken, input_missing = self._inputs(vectors, inputs)
-            active = active & ~(self._reads & input_missing[:, None])
-            offsets = offsets + self._fixed[:, 0] * taken[:, :1]
+        vectors, shape = samples.vectors, (len(samples.labels), len(self.arms))
+        importance = np.ones(shape) if samples.importance is None else samples.importance
+        structural = np.ones(shape) if samples.structural is None else samples.structural
+        active = np.ones(shape, np.bool_) if samples.active is None else samples.active
+        offsets = np.zeros(shape) if samples.offsets is None else samples.offsets
+        numbers = _EMPTY
+        if self._any_reads_teacher:
+            numbers, input_missing = self._numbers_of(vectors, samples.teacher_inputs)
+            active = active & ~(self._reads_teacher & input_missing[:, None])
+            offsets = offsets + self._fixed_slopes[:, 0] * numbers[:, :1]
         refused = ftrl.learn(
-            vectors.indptr, vectors.slots, self._shift, self._cells, self._numbers, self._touched,
-            labels, _NO_INPUTS if targets is None else targets, importance, structural, offsets, active,
-            taken, self._learns, self._stacked, self._dense,
+            self._parameters,
+            ftrl.Batch(
+                vectors.indptr, vectors.slots, samples.labels, _EMPTY if samples.targets is None else samples.targets,
+                importance, structural, offsets, active, numbers,
+            ),
         )  # fmt: skip
         if refused >= 0:
             row, k = divmod(refused, len(self.arms))
@@ -209,16 +147,36 @@ class Bank:
             )
             raise ValueError(msg)
 
+    def reset_arms(self, offset: float, reset: NDArray[np.bool_]) -> None:
+        """Let arms ``reset`` [K], of those that read the teacher, begin anew: a new version of it has taken over.
+
+        An arm with the teacher as a feature goes on from the first arm's model, and a stacked one has that model for
+        good: both agree with it until they have learned what the teacher is worth. An arm with a fixed summand,
+        ``offset`` for each unit of the input, begins from nothing: the first arm's model knows part of what the summand
+        says, and would count it twice.
+        """
+        parameters = self._parameters
+        places = np.flatnonzero(parameters.touched)
+        for k in np.flatnonzero(self._reads_teacher & reset).tolist():
+            if parameters.input_counts[k]:
+                if places.size and not self._stacked[k]:
+                    ftrl.adopt(parameters.cells, places, k, parameters.hyper)
+            else:
+                self._blocks[:, k // ftrl.LANES, :, k % ftrl.LANES] = 0.0
+                self._fixed_slopes[k, 0] = offset
+            parameters.input_cells[k] = 0.0
+
     def state(self) -> dict[str, Any]:
         """Return a copy of everything learned: the touched slots and their z and n [touched, 2, K]."""
-        places = np.flatnonzero(self._touched)
+        parameters = self._parameters
+        places = np.flatnonzero(parameters.touched)
         table = np.empty((len(places), 2, len(self.arms)))
-        ftrl.collect(self._cells, places, table)
+        ftrl.collect(parameters.cells, places, table)
         return {
             "places": places.astype(np.uint32),
             "table": table,
-            "fixed": self._fixed.copy(),
-            "dense": self._dense.copy(),
+            "fixed_slopes": self._fixed_slopes.copy(),
+            "input_cells": parameters.input_cells.copy(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -233,35 +191,19 @@ class Bank:
         if table.shape[1:] != (2, len(self.arms)) or (places.size and int(places[-1]) != 1 << self.bits):
             msg = f"expected a state of {len(self.arms)} arms and 2^{self.bits} slots, got {table.shape[2]} arms"
             raise ValueError(msg)
-        self._fixed, self._dense = state["fixed"].copy(), state["dense"].copy()
-        self._touched.fill(False)
-        self._cells.fill(0.0)
-        self._touched[places] = True
+        parameters = self._parameters
+        self._fixed_slopes[:] = state["fixed_slopes"]
+        parameters.input_cells[:] = state["input_cells"]
+        parameters.touched.fill(False)
+        parameters.cells.fill(0.0)
+        parameters.touched[places] = True
         for k in range(len(self.arms)):
             self._blocks[places, k // ftrl.LANES, 0, k % ftrl.LANES] = table[:, 0, k]
             self._blocks[places, k // ftrl.LANES, 1, k % ftrl.LANES] = np.sqrt(table[:, 1, k])
         if places.size:
-            ftrl.derive(self._cells, places.astype(np.int64), self._numbers)
+            ftrl.derive(parameters.cells, places.astype(np.int64), parameters.hyper)
 
     @property
     def _blocks(self) -> NDArray[np.float64]:
         """The cells by slot, block, (z, root of n, weight) and arm [slots + 1, blocks, 3, 8]."""
-        return self._cells.reshape(len(self._touched), -1, 3, ftrl.LANES)
-
-
-@njit(cache=True)
-def _thin(
-    seed: np.uint64,
-    request: np.uint64,
-    items: NDArray[np.uint64],
-    labels: NDArray[np.uint8],
-    keep: NDArray[np.float64],
-    active: NDArray[np.bool_],
-) -> None:
-    stream = mix(seed, request)
-    for row in range(items.size):
-        if labels[row] == 0:
-            drawn = unit(mix(stream, items[row]))
-            for k in range(keep.size):
-                if drawn >= keep[k]:
-                    active[row, k] = False
+        return self._parameters.cells.reshape(len(self._parameters.touched), -1, 3, ftrl.LANES)

@@ -11,9 +11,9 @@ step behind and reads one number a slot and arm:
 after McMahan et al., "Ad Click Prediction: a View from the Trenches" (2013), algorithm 1; the bias is not regularised.
 Rows are of unit length: each of a row's E slots has the value x = 1 / sqrt(E), the bias 1, so that a good learning rate
 is good for rows of 20 slots and of 100, and unknown slots draw a prediction towards the base rate.
-Importance h enters as sub-steps: ceil(h) inner updates of equal weight, each from the prediction it finds, so that
-weight k is k repeats (Karampatziakis & Langford 2011, section 2, take the limit of infinitely many). Within a sub-step,
-of weight at most 1, the accumulator grows by h (g x)^2, not (h g x)^2: weight means repetition there too.
+An importance weight h enters as sub-steps: ceil(h) inner updates of equal weight, each from the prediction it finds,
+so that weight k is k repeats (Karampatziakis & Langford 2011, section 2, take the limit of infinitely many). Within a
+sub-step, of weight at most 1, the accumulator grows by h (g x)^2, not (h g x)^2: weight means repetition there too.
 A structural weight is a factor on g itself, and the accumulator grows by its square: with beta, l1 and l2 of 0, a
 factor on all structural weights changes nothing, and one on all importance weights multiplies the steps by its root.
 """
@@ -21,6 +21,7 @@ factor on all structural weights changes nothing, and one on all importance weig
 from __future__ import annotations
 
 from math import exp, sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -35,6 +36,56 @@ CELL = 3 * LANES
 
 _ROOT, _WEIGHT = LANES, 2 * LANES
 INVERSE_ALPHA, BETA, L1, L2, KEEP = range(5)
+"""Rows of the hyper-parameters; the last is the factor by which an accumulator fades with each update."""
+
+
+class Parameters(NamedTuple):
+    """All that K arms have learned, and the numbers by which they learn; the arrays are changed in place."""
+
+    shift: np.uint32
+    """A slot lies at the place ``slot >> shift``."""
+    cells: NDArray[np.float64]
+    """z, root of n and weight by slot and arm, as the module says."""
+    touched: NDArray[np.bool_]
+    """Which places were ever updated [slots + 1]."""
+    hyper: NDArray[np.float64]
+    """Hyper-parameters by arm [5, lanes]; lanes without an arm have 1."""
+    input_counts: NDArray[np.int64]
+    """How many of the teacher's numbers each arm learns a weight for [K]."""
+    stacked: NDArray[np.bool_]
+    """Which arms add to the logit of the first, and have no weights for slots [K]."""
+    input_cells: NDArray[np.float64]
+    """z, root of n and weight of each arm and number [K, J, 3]."""
+
+
+class Batch(NamedTuple):
+    """The n rows of a slate that is learned."""
+
+    indptr: NDArray[np.int32]
+    slots: NDArray[np.uint32]
+    """Both as in `Vectors`."""
+    labels: NDArray[np.uint8]
+    """0 or 1 [n]."""
+    targets: NDArray[np.float64]
+    """What stands in for the labels [n, K]; empty: nothing does."""
+    importance: NDArray[np.float64]
+    structural: NDArray[np.float64]
+    """The two kinds of weight [n, K]."""
+    offsets: NDArray[np.float64]
+    """Added to the logits [n, K]."""
+    active: NDArray[np.bool_]
+    """Whether an arm learns a row [n, K]."""
+    inputs: NDArray[np.float64]
+    """The teacher's numbers [n, J]; empty where no arm reads any."""
+
+
+class Rates(NamedTuple):
+    """What decides how far each arm's weights move [lanes]."""
+
+    inverse_alpha: NDArray[np.float64]
+    beta: NDArray[np.float64]
+    l1: NDArray[np.float64]
+    l2: NDArray[np.float64]
 
 
 def cells_of(slots: int, arms: int) -> NDArray[np.float64]:
@@ -131,51 +182,38 @@ def _add_weights(
 
 
 @njit(cache=True)
-def learn(
-    indptr: NDArray[np.int32],
-    slots: NDArray[np.uint32],
-    shift: np.uint32,
-    cells: NDArray[np.float64],
-    arms: NDArray[np.float64],
-    touched: NDArray[np.bool_],
-    labels: NDArray[np.uint8],
-    targets: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    structural: NDArray[np.float64],
-    offsets: NDArray[np.float64],
-    active: NDArray[np.bool_],
-    inputs: NDArray[np.float64],
-    reads: NDArray[np.int64],
-    stacked: NDArray[np.bool_],
-    dense: NDArray[np.float64],
-) -> int:
+def learn(parameters: Parameters, batch: Batch) -> int:
     """Update every active arm on every row in turn; return -1, or ``row * K + arm`` of a weight that is none.
 
-    Nothing is changed when a weight is refused. ``arms`` [5, lanes]: what stands for each arm, lanes without one
-    included. ``inputs`` [n, J]: numbers, of which each arm takes in the first ``reads`` [K] beside its slots, with
-    weights of its own ``dense`` [K, J, (z, root of n, weight)]. Those ``stacked`` [K] add them to the logit of the
-    first arm as it is, and move nothing else. ``targets`` [n, K] stand in for the labels where they are not empty.
+    Nothing is changed when a weight is refused. ``batch.targets`` stand in for the labels where they are not empty. An
+    arm takes in the first ``input_counts`` of its numbers beside its slots. One that is ``stacked`` adds them to the
+    logit of the first arm as it is, and moves nothing else.
     """
+    indptr, slots, shift, cells = batch.indptr, batch.slots, parameters.shift, parameters.cells
+    weights, structural, inputs, offsets = batch.importance, batch.structural, batch.inputs, batch.offsets
+    stacked, input_counts, input_cells = parameters.stacked, parameters.input_counts, parameters.input_cells
     rows, many = weights.shape
-    soft = targets.size > 0
+    soft = batch.targets.size > 0
     for row in range(rows):
         for k in range(many):
             if not (0.0 <= weights[row, k] <= MAX_STEPS and 0.0 <= structural[row, k] < np.inf):
                 return int(row * many + k)
-    lanes = arms.shape[1]
+    hyper = parameters.hyper
+    lanes = hyper.shape[1]
     blocks = lanes // LANES
-    inverse_alpha, beta, l1, l2, keep = arms[INVERSE_ALPHA], arms[BETA], arms[L1], arms[L2], arms[KEEP]
-    bias = touched.size - 1
-    unregularised = np.zeros(lanes)
+    none = np.zeros(lanes)
+    rates = Rates(hyper[INVERSE_ALPHA], hyper[BETA], hyper[L1], hyper[L2])
+    bias_rates = Rates(hyper[INVERSE_ALPHA], hyper[BETA], none, none)  # the bias is not regularised
+    bias = parameters.touched.size - 1
     places = np.empty(slots.size + 1, np.int64)
-    margin, share, whole = np.empty(lanes), np.zeros(lanes), np.zeros(lanes)
+    margin, share, slope = np.empty(lanes), np.zeros(lanes), np.zeros(lanes)
     push, grow = np.zeros(lanes), np.zeros(lanes)
     steps = np.empty(many, np.int64)
     for row in range(rows):
         most = 0
         for k in range(many):
             steps[k] = 0
-            if active[row, k] and structural[row, k] > 0.0:
+            if batch.active[row, k] and structural[row, k] > 0.0:
                 steps[k] = np.int64(np.ceil(weights[row, k]))
             share[k] = weights[row, k] / steps[k] if steps[k] > 0 else 0.0
             most = max(most, steps[k])
@@ -186,8 +224,8 @@ def learn(
         x = 1.0 / sqrt(max(size, 1.0))
         places[size] = bias
         for e in range(size + 1):
-            touched[places[e]] = True
-        label = float(labels[row])
+            parameters.touched[places[e]] = True
+        label = float(batch.labels[row])
         for step in range(most):
             margin[:] = 0.0
             _add_weights(cells, places, 0, size, blocks, margin)
@@ -195,28 +233,29 @@ def learn(
             for k in range(many):
                 if step >= steps[k]:
                     share[k] = 0.0
-                fades |= share[k] > 0.0 and keep[k] < 1.0
+                fades |= share[k] > 0.0 and hyper[KEEP, k] < 1.0
                 base = cells[(bias * blocks + k // LANES) * CELL + _WEIGHT + k % LANES]
                 q = margin[k] * x + base + offsets[row, k]
                 if stacked[k]:
                     q = margin[0] * x + cells[bias * blocks * CELL + _WEIGHT] + offsets[row, k]
-                for j in range(reads[k]):
-                    q += dense[k, j, 2] * inputs[row, j]
-                target = targets[row, k] if soft else label
-                whole[k] = (sigmoid(q) - target) * structural[row, k] if share[k] > 0.0 else 0.0
-                push[k] = 0.0 if stacked[k] else share[k] * (whole[k] * x)
-                grow[k] = push[k] * (whole[k] * x)
+                for j in range(input_counts[k]):
+                    q += input_cells[k, j, 2] * inputs[row, j]
+                target = batch.targets[row, k] if soft else label
+                slope[k] = (sigmoid(q) - target) * structural[row, k] if share[k] > 0.0 else 0.0
+                push[k] = 0.0 if stacked[k] else share[k] * (slope[k] * x)
+                grow[k] = push[k] * (slope[k] * x)
             if fades:
-                _fade(cells, places, size, share, arms)
-            _move(cells, places, 0, size, push, grow, inverse_alpha, beta, l1, l2)
+                _fade(cells, places, size, share, hyper)
+            _move(cells, places, 0, size, push, grow, rates)
             for k in range(many):
-                push[k] = 0.0 if stacked[k] else share[k] * whole[k]
-                grow[k] = push[k] * whole[k]
-            _move(cells, places, size, size + 1, push, grow, inverse_alpha, beta, unregularised, unregularised)
+                push[k] = 0.0 if stacked[k] else share[k] * slope[k]
+                grow[k] = push[k] * slope[k]
+            _move(cells, places, size, size + 1, push, grow, bias_rates)
             for k in range(many):
                 if share[k] > 0.0:
-                    for j in range(reads[k]):
-                        _move_one(dense[k, j], share[k], whole[k] * inputs[row, j], inverse_alpha[k], beta[k])
+                    for j in range(input_counts[k]):
+                        gradient = slope[k] * inputs[row, j]
+                        _move_one(input_cells[k, j], share[k], gradient, hyper[INVERSE_ALPHA, k], hyper[BETA, k])
     return -1
 
 
@@ -261,18 +300,18 @@ def add_teacher_input(
 
 
 @njit(cache=True, error_model="numpy")
-def adopt(cells: NDArray[np.float64], places: NDArray[np.int64], k: int, arms: NDArray[np.float64]) -> None:
+def adopt(cells: NDArray[np.float64], places: NDArray[np.int64], k: int, hyper: NDArray[np.float64]) -> None:
     """Give arm ``k`` the accumulators and weights of the first at some places, the bias last among them."""
-    blocks = arms.shape[1] // LANES
+    blocks = hyper.shape[1] // LANES
     for e in range(places.size):
         first = places[e] * blocks * CELL
         cell = (places[e] * blocks + k // LANES) * CELL + k % LANES
         root, w = cells[first + _ROOT], cells[first + _WEIGHT]
-        l1, l2 = (arms[L1, k], arms[L2, k]) if e < places.size - 1 else (0.0, 0.0)
+        l1, l2 = (hyper[L1, k], hyper[L2, k]) if e < places.size - 1 else (0.0, 0.0)
         cells[cell + _ROOT], cells[cell + _WEIGHT] = root, w
         cells[cell] = 0.0
         if w != 0.0:
-            cells[cell] = -w * ((arms[BETA, k] + root) * arms[INVERSE_ALPHA, k] + l2) - np.copysign(l1, w)
+            cells[cell] = -w * ((hyper[BETA, k] + root) * hyper[INVERSE_ALPHA, k] + l2) - np.copysign(l1, w)
 
 
 @njit(cache=True, error_model="numpy")
@@ -283,13 +322,11 @@ def _move(
     end: int,
     push: NDArray[np.float64],
     grow: NDArray[np.float64],
-    inverse_alpha: NDArray[np.float64],
-    beta: NDArray[np.float64],
-    l1: NDArray[np.float64],
-    l2: NDArray[np.float64],
+    rates: Rates,
 ) -> None:
     """Add ``push`` [lanes] to the gradients and ``grow`` [lanes] to their squares at some places."""
     blocks = push.size // LANES
+    inverse_alpha, beta, l1, l2 = rates.inverse_alpha, rates.beta, rates.l1, rates.l2
     for e in range(start, end):
         for block in range(blocks):
             cell = (places[e] * blocks + block) * CELL
@@ -321,12 +358,14 @@ def collect(cells: NDArray[np.float64], places: NDArray[np.int64], out: NDArray[
 
 
 @njit(cache=True)
-def derive(cells: NDArray[np.float64], places: NDArray[np.int64], arms: NDArray[np.float64]) -> None:
+def derive(cells: NDArray[np.float64], places: NDArray[np.int64], hyper: NDArray[np.float64]) -> None:
     """Derive the weights at some places, the bias last among them, from z and n."""
-    none = np.zeros(arms.shape[1])
+    none = np.zeros(hyper.shape[1])
+    rates = Rates(hyper[INVERSE_ALPHA], hyper[BETA], hyper[L1], hyper[L2])
+    bias_rates = Rates(hyper[INVERSE_ALPHA], hyper[BETA], none, none)
     last = places.size - 1
-    _move(cells, places, 0, last, none, none, arms[INVERSE_ALPHA], arms[BETA], arms[L1], arms[L2])
-    _move(cells, places, last, last + 1, none, none, arms[INVERSE_ALPHA], arms[BETA], none, none)
+    _move(cells, places, 0, last, none, none, rates)
+    _move(cells, places, last, last + 1, none, none, bias_rates)
 
 
 @njit(cache=True)
@@ -335,19 +374,19 @@ def _fade(
     places: NDArray[np.int64],
     size: int,
     share: NDArray[np.float64],
-    arms: NDArray[np.float64],
+    hyper: NDArray[np.float64],
 ) -> None:
     """Let the past of the accumulators fade; the weights stay: z becomes what gives the same w under a smaller n."""
     blocks = share.size // LANES
     for k in range(share.size):
-        if share[k] == 0.0 or arms[KEEP, k] == 1.0:
+        if share[k] == 0.0 or hyper[KEEP, k] == 1.0:
             continue
-        left = sqrt(arms[KEEP, k] ** share[k])
+        left = sqrt(hyper[KEEP, k] ** share[k])
         for e in range(size + 1):
-            l1, l2 = (arms[L1, k], arms[L2, k]) if e < size else (0.0, 0.0)
+            l1, l2 = (hyper[L1, k], hyper[L2, k]) if e < size else (0.0, 0.0)
             cell = (places[e] * blocks + k // LANES) * CELL + k % LANES
             root = cells[cell + _ROOT] * left
             cells[cell + _ROOT] = root
             w = cells[cell + _WEIGHT]
             if w != 0.0:
-                cells[cell] = -w * ((arms[BETA, k] + root) * arms[INVERSE_ALPHA, k] + l2) - np.copysign(l1, w)
+                cells[cell] = -w * ((hyper[BETA, k] + root) * hyper[INVERSE_ALPHA, k] + l2) - np.copysign(l1, w)

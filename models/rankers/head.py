@@ -1,4 +1,4 @@
-"""One head, click or conversion: the bank of arms, their calibrators, the mixture, and how good each is.
+"""One head, click or conversion: the models of its arms, their calibrators, the mixture, and how good each is.
 
 `predict` freezes what could have been served when a slate was shown. `observe` takes the labels later: first metrics,
 mixture and calibrators on the prediction as shown, always unweighted; then each arm learns with its own weights.
@@ -17,24 +17,25 @@ from numpy.typing import NDArray
 from heft.models.evaluate.prequential import Prequential
 from heft.models.features.featurizer import Vectors
 from heft.models.importance.teacher_scores import Missing, Takeover, TeacherCalibration, TeacherScores
-from heft.models.importance.weigh import Evidence, Importance, Weights
+from heft.models.importance.weigh import Evidence, Importance
 from heft.models.importance.weightings import Input, Measure, Weighting
 from heft.models.rankers.arms import Arm
-from heft.models.rankers.bank import Bank
 from heft.models.rankers.calibration import Platt
 from heft.models.rankers.mixture import Hedge
+from heft.models.rankers.protocol import ArmModels, Samples
+from heft.models.rankers.thinning import Thinning
 
 PROBATION = {"click": 20_000, "order": 2_000}
-"""Samples before a arm may be believed; of an order, clicks, of which there are fewer and each tells more."""
+"""Samples before an arm may be believed; those of an order are clicks: there are fewer, and each tells more."""
 
 _NOTHING = np.zeros(0, np.float32)
 _ALL_MISSING = np.ones(1_000, np.bool_)  # as many as a slate may have
 
 
 class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What K arms said of n items when they were shown, and their mixture as the last column.
+    """What K arms predicted of n items when they were shown, and their mixture as the last column.
 
-    A arm that reads the reference says what `uniform` does of items whose score was not there.
+    An arm that reads the teacher has the prediction of `uniform` for items without a score in time.
     """
 
     raw: NDArray[np.float32]
@@ -43,21 +44,49 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, gc=False):
     """[n, K + 1] logits with every item at the same position."""
     p: NDArray[np.float32]
     """[n, K + 1] calibrated probabilities; NaN where the head abstained."""
-    inputs: NDArray[np.float32] = _NOTHING
-    """What those that read the reference took in [n], NaN where they slept; empty where nothing was said."""
+    teacher_inputs: NDArray[np.float32] = _NOTHING
+    """The teacher's logits as the arms took them in [n], NaN where missing; empty where the teacher had no score."""
     changes: int = 0
     """How many probations of the mixture had begun by then."""
 
     def one(self, row: int) -> Prediction:
         """Return one row alone."""
         rows = slice(row, row + 1)
-        return Prediction(
-            self.raw[rows].copy(), self.rank[rows].copy(), self.p[rows].copy(), self.inputs[rows].copy(), self.changes
-        )
+        inputs = self.teacher_inputs[rows].copy()
+        return Prediction(self.raw[rows].copy(), self.rank[rows].copy(), self.p[rows].copy(), inputs, self.changes)
 
     def state(self) -> tuple[Any, ...]:
         """Return arrays and a number; ``Prediction(*state)`` is the same again."""
-        return self.raw, self.rank, self.p, self.inputs, self.changes
+        return self.raw, self.rank, self.p, self.teacher_inputs, self.changes
+
+
+class Observation(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """The labels of a slate of n items, beside what was known when it was shown."""
+
+    vectors: Vectors
+    """The slate as it was shown."""
+    shown: Prediction
+    """What the head predicted then."""
+    labels: NDArray[np.uint8]
+    """0 or 1 [n]."""
+    surface: str
+    """Where it was shown."""
+    measured: bool
+    """Whether it counts in the metrics."""
+    teacher_scores: TeacherScores = ()
+    """All scores of the teacher that have come by now, late ones too."""
+    counts: NDArray[np.float64] | None = None
+    """How often each item had been shown [n]; needed where a weighting asks for it."""
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the head predicted nothing."""
+        return bool(np.isnan(self.shown.p[0, 0]))
+
+    @property
+    def learned(self) -> NDArray[np.bool_]:
+        """Which rows are samples [n]: those seen on the screen; a click proves that its item was."""
+        return np.asarray(self.vectors.seen | (self.labels == 1))
 
 
 class Head:
@@ -66,15 +95,15 @@ class Head:
     Parameters
     ----------
     arms
-        The arms' models; `uniform` is the first.
-    bits
-        2^bits slots.
+        As they are configured; `uniform` is the first.
+    models
+        The models of the arms, in the same order.
     seed
-        Which negatives a thinned arm learns, and all draws of the arms.
+        Which negatives a thinned arm learns, and all draws of the weightings.
     abstain_below
-        Positives that must have been learned before the head says anything; until then probabilities are NaN.
+        Positives that must have been learned before the head predicts anything; until then probabilities are NaN.
     weightings
-        How much each sample counts under each arm; default: once.
+        How much each sample counts for each arm; default: once.
     label
         Which of the teacher's logits are for this head.
     """
@@ -82,7 +111,7 @@ class Head:
     def __init__(
         self,
         arms: tuple[Arm, ...],
-        bits: int,
+        models: ArmModels,
         seed: int,
         abstain_below: int = 0,
         weightings: tuple[Weighting, ...] = (),
@@ -90,7 +119,8 @@ class Head:
     ) -> None:
         names = tuple(arm.name for arm in arms)
         self.weightings = weightings or tuple(Weighting(name) for name in names)
-        self.bank = Bank(arms, bits, seed, [weighting.input for weighting in self.weightings])
+        self.arms = arms
+        self.models = models
         self.platt = Platt(len(arms))
         served = np.array([not weighting.diagnostic for weighting in self.weightings])
         self.hedge = Hedge(names, probation=PROBATION[label], served=served)
@@ -98,147 +128,129 @@ class Head:
         self.positives = 0
         self._reset_at = 0  # changes of the mixture with which arms were last reset
         self._abstain_below = abstain_below
+        self._thinning = Thinning(arms, seed)
         plain = all(weighting == Weighting(weighting.name) for weighting in self.weightings)
         self.importance = None if plain else Importance(self.weightings, seed)
-        self.reference = (
-            TeacherCalibration(label) if any(weighting.reads_reference for weighting in self.weightings) else None
-        )
+        taught = any(weighting.reads_reference for weighting in self.weightings)
+        self.teacher = TeacherCalibration(label) if taught else None
         self._label = label
-        self._reading = np.array([weighting.input is not Input.NONE for weighting in self.weightings])
-        self._leaning = np.array([weighting.input in (Input.FEATURE, Input.STACKED) for weighting in self.weightings])
-        self._weighing = any(weighting.measure is not Measure.UNIFORM for weighting in self.weightings)
+        inputs = [weighting.input for weighting in self.weightings]
+        self._reads_teacher = np.array([each is not Input.NONE for each in inputs])
+        self._has_fixed_offset = np.array([each is Input.OFFSET for each in inputs])
+        self._weighs = any(weighting.measure is not Measure.UNIFORM for weighting in self.weightings)
 
-    def predict(self, vectors: Vectors, told: TeacherScores = ()) -> Prediction:
-        """Return what could be served now, ``told`` being what the teacher had said in time; changes nothing."""
+    def predict(self, vectors: Vectors, teacher_scores: TeacherScores = ()) -> Prediction:
+        """Return what could be served now; changes nothing. ``teacher_scores`` are those that have come in time."""
         inputs = _NOTHING
-        if self.reference is not None and told:
-            scores = self.reference.of(told)
-            why = self.reference.why(scores, vectors.at_ms)
-            inputs = self.reference.inputs(scores.logits(self._label), why)
-        q, rank = self.bank.predict(vectors, inputs if inputs.size else None)
+        if self.teacher is not None and teacher_scores:
+            scores = self.teacher.of(teacher_scores)
+            why = self.teacher.why(scores, vectors.at_ms)
+            inputs = self.teacher.inputs(scores.logits(self._label), why)
+        q, rank = self.models.predict(vectors, inputs if inputs.size else None)
         shown = np.empty((3, len(q), q.shape[1] + 1), np.float32)
-        input_missing = self._input_missing(inputs, len(q))
-        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, input_missing, self._reading, shown)
+        missing = _input_missing(inputs, len(q))
+        _serve(q, rank, self.platt.a, self.platt.b, self.hedge.weights, missing, self._reads_teacher, shown)
         if self.positives < self._abstain_below:
             shown[2] = np.nan
         return Prediction(shown[0], shown[1], shown[2], inputs, self.hedge.changes)
 
-    @staticmethod
-    def _input_missing(inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
-        return np.isnan(inputs) if inputs.size else _ALL_MISSING[:n]
+    def observe(self, slate: Observation) -> None:
+        """Take the labels of a slate: judge what was shown, then learn."""
+        # An arm reset since then has predicted nothing of this slate: its input was scaled for the version before.
+        inputs = slate.shown.teacher_inputs if slate.shown.changes >= self._reset_at else _NOTHING
+        input_missing = _input_missing(inputs, len(slate.labels))
+        if not slate.abstained:
+            self._measure(slate)
+            self._judge_mixture(slate)
+            self._calibrate(slate, input_missing)
+        samples = self._weigh(slate, inputs, input_missing)
+        self.models.learn(samples)
+        self._count(slate, samples)
+        self._learn_of_teacher(slate)
 
-    def observe(
-        self,
-        vectors: Vectors,
-        shown: Prediction,
-        labels: NDArray[np.uint8],
-        surface: str,
-        measured: bool,
-        told: TeacherScores = (),
-        counts: NDArray[np.float64] | None = None,
-    ) -> None:
-        """Take the labels [n] of a slate.
-
-        Parameters
-        ----------
-        vectors, shown
-            The slate, and what was said of it, as it was shown.
-        labels
-            0 or 1 [n].
-        surface
-            Where it was shown.
-        measured
-            Whether it counts in the metrics.
-        told
-            What the teacher has said of it by now.
-        counts
-            How often each item had been shown [n]; needed by weightings that ask.
-        """
-        seen, k = vectors.seen, shown.raw.shape[1] - 1
-        abstained = bool(np.isnan(shown.p[0, 0]))
-        if measured and not abstained:
+    def _measure(self, slate: Observation) -> None:
+        vectors, shown = slate.vectors, slate.shown
+        if slate.measured:
             self.metrics.add(
-                vectors.user, labels, shown.raw, shown.p, shown.rank, seen, vectors.positions, vectors.new, surface
-            )
-        # An arm reset since then has said nothing of this slate; what it took in was scaled for the one before it.
-        inputs = shown.inputs if shown.changes >= self._reset_at else _NOTHING
-        input_missing = self._input_missing(inputs, len(labels))
-        if not abstained:
-            self.hedge.learn(
-                shown.p[seen, :k], labels[seen], mixture=shown.p[seen, k], at_ms=vectors.at_ms, changes=shown.changes
-            )
-            # While it abstained the raw logits were those of a model that knew nothing: bringing them to the base rate
-            # would count it twice as soon as the model knows it too, for as long as labels are behind.
-            self.platt.learn(shown.raw[:, :k], labels, seen, input_missing, self._reading)
-        active, offsets = self.bank.thin(vectors, labels)
-        if self.importance is None:
-            weights = active.astype(np.float64)
-            self.bank.learn(vectors, labels, offsets=offsets, active=active)
-        else:
-            w = self._weigh(self.importance, vectors, shown, labels, surface, inputs, told, counts)
-            active &= w.kept & ~(input_missing[:, None] & self._reading)
-            weights = active * w.importance * w.structural
-            self.bank.learn(
-                vectors,
-                labels,
-                w.importance,
-                w.structural,
-                offsets + w.offsets,
-                active,
-                w.targets,
-                inputs if inputs.size else None,
-            )
-        self.metrics.weigh(labels[seen], weights[seen])
-        self.positives += int(labels[seen].sum())
-        if self.reference is not None and told:
-            learned = seen | (labels == 1)
-            takeover = self.reference.learn(told, labels, learned, vectors.positions, surface, vectors.at_ms)
-            if takeover is not Takeover.NONE:
-                self._reset_arms(self.reference.unit, anew=takeover is Takeover.ANEW)
+                vectors.user, slate.labels, shown.raw, shown.p, shown.rank, vectors.seen, vectors.positions,
+                vectors.new, slate.surface,
+            )  # fmt: skip
 
-    def _weigh(
-        self,
-        importance: Importance,
-        vectors: Vectors,
-        shown: Prediction,
-        labels: NDArray[np.uint8],
-        surface: str,
-        inputs: NDArray[np.float32],
-        told: TeacherScores,
-        counts: NDArray[np.float64] | None,
-    ) -> Weights:
-        n = len(labels)
-        if self._weighing:
-            q = 1.0 / (1.0 + np.exp(-self.bank.predict(vectors, inputs if inputs.size else None)[0]))
+    def _judge_mixture(self, slate: Observation) -> None:
+        p, labels = slate.shown.p[slate.vectors.seen], slate.labels[slate.vectors.seen]
+        self.hedge.learn(p[:, :-1], labels, p[:, -1], slate.vectors.at_ms, slate.shown.changes)
+
+    def _calibrate(self, slate: Observation, input_missing: NDArray[np.bool_]) -> None:
+        # Not while it abstained: the raw logits were those of a model that knew nothing. Bringing them to the base rate
+        # would count it twice as soon as the model knows it too, for as long as labels are behind.
+        raw = slate.shown.raw[:, :-1]
+        self.platt.learn(raw, slate.labels, slate.vectors.seen, input_missing, self._reads_teacher)
+
+    def _weigh(self, slate: Observation, inputs: NDArray[np.float32], input_missing: NDArray[np.bool_]) -> Samples:
+        """Return the slate with all that says how each arm learns it."""
+        active, offsets = self._thinning.of(slate.vectors, slate.labels)
+        if self.importance is None:
+            return Samples(slate.vectors, slate.labels, offsets=offsets, active=active)
+        w = self.importance.weigh(self._evidence(slate, inputs))
+        active &= w.kept & ~(input_missing[:, None] & self._reads_teacher)
+        return Samples(
+            slate.vectors, slate.labels, w.importance, w.structural, offsets + w.offsets, active, w.targets,
+            inputs if inputs.size else None,
+        )  # fmt: skip
+
+    def _evidence(self, slate: Observation, inputs: NDArray[np.float32]) -> Evidence:
+        vectors, n = slate.vectors, len(slate.labels)
+        if self._weighs:
+            q = 1.0 / (1.0 + np.exp(-self.models.predict(vectors, inputs if inputs.size else None)[0]))
         else:
             q = np.zeros((n, len(self.weightings)))
         r, why = np.full(n, np.nan), np.full(n, Missing.ABSENT, np.uint8)
-        if self.reference is not None and told:
-            scores = self.reference.of(told)
-            why = self.reference.why(scores, vectors.at_ms)
-            r = self.reference.probability(scores.logits(self._label), vectors.positions, surface)
+        if self.teacher is not None and slate.teacher_scores:
+            scores = self.teacher.of(slate.teacher_scores)
+            why = self.teacher.why(scores, vectors.at_ms)
+            r = self.teacher.probability(scores.logits(self._label), vectors.positions, slate.surface)
             r[(why != Missing.PRESENT) & (why != Missing.LATE)] = np.nan
-        return importance.weigh(
-            Evidence(
-                labels=labels, q=q, shown=shown.p[:, :-1], reference=r, missing=why,
-                counts=np.zeros(n) if counts is None else counts, learned=vectors.seen | (labels == 1),
-                items=vectors.items, request=vectors.request, surface=surface,
-            )
+        return Evidence(
+            labels=slate.labels, q=q, shown=slate.shown.p[:, :-1], reference=r, missing=why,
+            counts=np.zeros(n) if slate.counts is None else slate.counts, learned=slate.learned,
+            items=vectors.items, request=vectors.request, surface=slate.surface,
         )  # fmt: skip
 
-    def _reset_arms(self, unit: float, anew: bool) -> None:
-        """Let arms that read the reference begin with its new version: all, or those with a fixed offset alone."""
-        fixed = self._reading & ~self._leaning
-        reset = self._reading if anew else fixed
-        self.bank.reset_arms(unit, reset)
-        self.platt.reset_arms(fixed, self._leaning & reset)
+    def _count(self, slate: Observation, samples: Samples) -> None:
+        """Count the positives, and the weights of which the metrics tell the effective sample size."""
+        seen, active = slate.vectors.seen, samples.active
+        assert active is not None  # `_weigh` says it for each row
+        if samples.importance is None or samples.structural is None:
+            weights = active.astype(np.float64)
+        else:
+            weights = active * samples.importance * samples.structural
+        self.metrics.weigh(slate.labels[seen], weights[seen])
+        self.positives += int(slate.labels[seen].sum())
+
+    def _learn_of_teacher(self, slate: Observation) -> None:
+        """Calibrate the teacher, and reset arms that read it where a new version takes over."""
+        if self.teacher is None or not slate.teacher_scores:
+            return
+        takeover = self.teacher.learn(
+            slate.teacher_scores, slate.labels, slate.learned, slate.vectors.positions, slate.surface,
+            slate.vectors.at_ms,
+        )  # fmt: skip
+        if takeover is Takeover.ANEW:
+            self._reset_arms(self._reads_teacher, self.teacher.unit)
+        elif takeover is Takeover.ON:
+            self._reset_arms(self._has_fixed_offset, self.teacher.unit)
+
+    def _reset_arms(self, reset: NDArray[np.bool_], unit: float) -> None:
+        """Let arms ``reset`` [K] begin with the new version of the teacher."""
+        self.models.reset_arms(unit, reset)
+        self.platt.reset_arms(self._has_fixed_offset, reset & ~self._has_fixed_offset)
         self.hedge.reset_arms(reset)
         self._reset_at = self.hedge.changes
         if self.importance is not None:
             self.importance.reset_arms()
 
     def missing(self) -> dict[str, dict[str, int]]:
-        """Return for each arm that reads the reference how many samples had a score and, by reason, had none."""
+        """Return for each arm that uses the teacher how many samples had a score and, by reason, how many had none."""
         if self.importance is None:
             return {}
         return {
@@ -250,9 +262,9 @@ class Head:
     def report(self) -> dict[str, Any]:
         """Return the metrics of every arm, what the mixture believes and why, and what became of the teacher.
 
-        ``mixture.against_uniform``: mean difference of log losses a slate from `uniform`'s, and half the width of its
-        95 % confidence sequence (None before there is one), since the evidence was last begun. ``mixture.decisions``:
-        the last time each was put out or let in again, and the evidence that did it.
+        ``mixture.against_uniform``: the mean difference of each arm's log loss a slate from that of `uniform`, and half
+        the width of its 95 % confidence sequence (None before there is one), since its evidence was last restarted.
+        ``mixture.decisions``: the last time each arm was benched or let in again, and the evidence that decided it.
         """
         names = [weighting.name for weighting in self.weightings]
         sequence = self.hedge.sequence
@@ -268,7 +280,7 @@ class Head:
             for name, decision in zip([*names, "mixture"], self.hedge.decisions, strict=True)
             if decision is not None
         }
-        told: dict[str, Any] = {
+        beside: dict[str, Any] = {
             "mixture": {
                 "weights": dict(zip(names, self.hedge.weights.tolist(), strict=True)),
                 "benched": [name for name, out in zip(names, self.hedge.benched, strict=True) if out],
@@ -276,39 +288,44 @@ class Head:
                 "decisions": decisions,
             }
         }
-        if self.reference is not None:
-            told["teacher"] = {
-                "version": self.reference.version,
-                "takeovers": self.reference.takeovers,
-                "slope": self.reference.slope,
+        if self.teacher is not None:
+            beside["teacher"] = {
+                "version": self.teacher.version,
+                "takeovers": self.teacher.takeovers,
+                "slope": self.teacher.slope,
                 "missing": self.missing(),
             }
-        return self.metrics.report() | told
+        return self.metrics.report() | beside
 
     def state(self) -> dict[str, Any]:
         """Return copies of everything that future predictions and reports depend on."""
         return {
-            "bank": self.bank.state(),
+            "models": self.models.state(),
             "platt": self.platt.state(),
             "hedge": self.hedge.state(),
             "metrics": self.metrics.state(),
             "positives": self.positives,
             "reset_at": self._reset_at,
             "importance": None if self.importance is None else self.importance.state(),
-            "reference": None if self.reference is None else self.reference.state(),
+            "teacher": None if self.teacher is None else self.teacher.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same arms."""
-        self.bank.restore(state["bank"])
+        self.models.restore(state["models"])
         self.platt.restore(state["platt"])
         self.hedge.restore(state["hedge"])
         self.metrics.restore(state["metrics"])
         self.positives, self._reset_at = state["positives"], state["reset_at"]
         if self.importance is not None:
             self.importance.restore(state["importance"])
-        if self.reference is not None:
-            self.reference.restore(state["reference"])
+        if self.teacher is not None:
+            self.teacher.restore(state["teacher"])
+
+
+def _input_missing(teacher_inputs: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
+    """Return for each of n rows whether the teacher's logit is missing; empty inputs: all are."""
+    return np.isnan(teacher_inputs) if teacher_inputs.size else _ALL_MISSING[:n]
 
 
 @njit(cache=True)
@@ -319,18 +336,19 @@ def _serve(
     b: NDArray[Any],
     weights: NDArray[Any],
     input_missing: NDArray[Any],
-    reading: NDArray[Any],
+    reads_teacher: NDArray[Any],
     shown: NDArray[Any],
 ) -> None:
     """Fill raw logits, position-free logits and calibrated probabilities, with the mixture as the last column.
 
-    On rows ``input_missing`` [n], arms that are ``reading`` [K] are calibrated as the first is, whose logits they have.
+    Where the teacher's logit is missing, ``input_missing`` [n], arms that read it, ``reads_teacher`` [K], are
+    calibrated as the first arm is, because they have its logits there.
     """
     n, k = q.shape
     for row in range(n):
         mixed, in_order = 0.0, 0.0
         for arm in range(k):
-            by = 0 if input_missing[row] and reading[arm] else arm
+            by = 0 if input_missing[row] and reads_teacher[arm] else arm
             p = 1.0 / (1.0 + np.exp(-(a[by] * q[row, arm] + b[by])))
             shown[0, row, arm], shown[1, row, arm], shown[2, row, arm] = q[row, arm], rank[row, arm], p
             if weights[arm] > 0.0:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from heft.models.evaluate.prequential import Cohorts
 from heft.models.features.featurizer import FeatureConfig, Featurizer, Vectors, item_hash
 from heft.models.importance.teacher_scores import Scores, TeacherScores, scores_at_close, scores_on_time
-from heft.models.rankers.arms import RankerConfig
-from heft.models.rankers.head import Head, Prediction
+from heft.models.rankers.arms import Arm, RankerConfig
+from heft.models.rankers.bank import Bank
+from heft.models.rankers.head import Head, Observation, Prediction
 from heft.models.records import (
     MIN_AT_MS,
     Act,
@@ -143,12 +144,9 @@ class Learner:
         self.counts: Counter[str] = Counter(dict.fromkeys(_SKIPPED, 0))  # 0 and not absent: who looks sees them all
         self.featurizer = Featurizer(self.config.features)
         ranker = self.config.ranker
-        clicks, orders = ranker.click_arms, ranker.conversion_arms
-        self.click = Head(clicks, ranker.click_bits, ranker.seed, 0, ranker.weightings_of(clicks))
-        self.order = Head(
-            orders, ranker.conversion_bits, ranker.seed, _ABSTAIN_BELOW_ORDERS, ranker.weightings_of(orders), "order"
-        )
-        self._taught = any(head.reference is not None for head in (self.click, self.order))
+        self.click = self._head("click", ranker.click_arms, ranker.click_bits)
+        self.order = self._head("order", ranker.conversion_arms, ranker.conversion_bits, _ABSTAIN_BELOW_ORDERS)
+        self._taught = any(head.teacher is not None for head in (self.click, self.order))
         self.cohorts = Cohorts()
         self._open: OrderedDict[str, _Slate] = OrderedDict()
         self._clicked_rows: dict[str, list[int]] = {}
@@ -156,6 +154,13 @@ class Learner:
         self._waiting: list[tuple[Key, int, Record]] = []  # labels that are due and do not act yet
         self._slates: Segments[_Slate] = Segments(self.config.lineage)
         self._clicked_items: Segments[_Click] = Segments(f"{self.config.lineage}-clicks")
+
+    def _head(
+        self, label: Literal["click", "order"], arms: tuple[Arm, ...], bits: int, abstain_below: int = 0
+    ) -> Head:  # fmt: skip
+        weightings = self.config.ranker.weightings_of(arms)
+        bank = Bank(arms, bits, [weighting.input for weighting in weightings])
+        return Head(arms, bank, self.config.ranker.seed, abstain_below, weightings, label)
 
     def apply(self, source: int, record: Record) -> None:
         """Take the next record of a source partition."""
@@ -237,7 +242,7 @@ class Learner:
             self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
         told = scores_at_close(slate.told, vectors.items, record.scores) if self._taught else ()
         counts = self._counts(self.click, vectors)
-        self.click.observe(vectors, slate.click, labels, slate.surface, slate.measured, told, counts)
+        self.click.observe(Observation(vectors, slate.click, labels, slate.surface, slate.measured, told, counts))
         self.featurizer.closed(vectors, labels)
         expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
         counted = slate.measured and not np.isnan(expected)
@@ -269,7 +274,9 @@ class Learner:
         if self._observer is not None:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
         counts = self._counts(self.order, click.vectors)
-        self.order.observe(click.vectors, click.order, labels, click.surface, click.measured, click.told, counts)
+        self.order.observe(
+            Observation(click.vectors, click.order, labels, click.surface, click.measured, click.told, counts)
+        )
         if click.measured:
             self.cohorts.matured(click.vectors.at_ms, record.converted)
 

@@ -321,13 +321,13 @@ def _learn_metrics(learners: dict[int, Learner]) -> Iterator[Metric]:
         slates.add_metric([at], learner.open_slates)
         clicks.add_metric([at], learner.open_clicks)
         for name, head in (("click", learner.click), ("conversion", learner.order)):
-            for arm, believed in zip(head.bank.arms, head.hedge.weights, strict=True):
+            for arm, believed in zip(head.arms, head.hedge.weights, strict=True):
                 weight.add_metric([at, name, arm.name], float(believed))
             _head_metrics([at, name], head, quality, ess)
             _arm_metrics([at, name], head, benched, against, scores)
             _decision_metrics([at, name], head, decided, evidence)
-            if head.reference is not None and head.reference.takeovers:
-                slope.add_metric([at, name, head.reference.version], head.reference.slope)
+            if head.teacher is not None and head.teacher.takeovers:
+                slope.add_metric([at, name, head.teacher.version], head.teacher.slope)
     yield from (samples, counts, ignored, evicted, clock, slates, clicks, weight, benched, against, decided, evidence)
     yield from (scores, slope, ess)
     yield from quality.values()
@@ -340,7 +340,7 @@ def _arm_metrics(
     against: GaugeMetricFamily,
     scores: CounterMetricFamily,
 ) -> None:
-    names = [arm.name for arm in head.bank.arms]
+    names = [arm.name for arm in head.arms]
     for name, out in zip(names, head.hedge.benched, strict=True):
         benched.add_metric([*labels, name], float(out))
     sequence = head.hedge.sequence
@@ -354,7 +354,7 @@ def _arm_metrics(
 def _decision_metrics(
     labels: list[str], head: Head, decided: GaugeMetricFamily, evidence: GaugeMetricFamily
 ) -> None:  # fmt: skip
-    names = [*(arm.name for arm in head.bank.arms), "mixture"]
+    names = [*(arm.name for arm in head.arms), "mixture"]
     for name, decision in zip(names, list(head.hedge.decisions), strict=True):
         if decision is not None:
             decided.add_metric([*labels, name, "out" if decision.out else "in"], decision.at_ms / 1000)
@@ -371,7 +371,7 @@ def _head_metrics(labels: list[str], head: Head, quality: dict[str, Any], ess: G
         for metric, family in quality.items():
             family.add_metric([*labels, arm], metrics[metric])
     whole = head.metrics.total()
-    for column, arm in enumerate(head.bank.arms):
+    for column, arm in enumerate(head.arms):
         sizes = whole.metrics(column)
         for label in ("positive", "negative"):
             ess.add_metric([*labels, arm.name, label], sizes[f"ess_{label}"])
