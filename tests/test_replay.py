@@ -66,6 +66,14 @@ def test_the_report_says_what_was_left_out(tmp_path: Path) -> None:
     assert replay_logs([log], config)[0].report(1.0)["scores_not_finite"] == 0, "there is no teacher"
 
 
+def test_what_is_no_event_is_counted_and_not_kept(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.jsonl", traffic(40))
+    log.write_bytes(log.read_bytes() + b'{"type":"clack"}\n' * 600)
+    stages, _ = replay_logs([log], load(environ=CONFIG))
+    assert stages.report(1.0)["fates"]["invalid"] == 600
+    assert stages.joiners[0].rejected == []
+
+
 def test_several_logs_are_partitions_of_one_stream(tmp_path: Path) -> None:
     logs = [written(tmp_path / f"{n}.jsonl", [*traffic(30, seed=n), *crowd(2 * DAY)]) for n in range(2)]
     stages, _ = replay_logs(logs, load(environ=CONFIG))

@@ -87,17 +87,23 @@ class Replay:
     def flow(self, source: int) -> None:
         """Let everything that is due in all sources pass through the stages."""
         self._take(source, self.joiners[source].drain())
+        self._forget_rejected(source)
         self._learn()
 
     def end(self, source: int) -> None:
         """End one source: its slates whose window has not ended stay open."""
         self._take(source, self.joiners[source].finish())
+        self._forget_rejected(source)
         self._ended[source] = True
         self._learn()
 
     def _take(self, source: int, drained: Sequence[tuple[int, Record]]) -> None:
         self._scorers[source].expect(record for _, record in drained)
         self._due[source].extend(drained)
+
+    def _forget_rejected(self, source: int) -> None:
+        # The fates count them. Up to 64 KB of each would stay in memory to the end of the log.
+        self.joiners[source].rejected.clear()
 
     def _learn(self) -> None:
         frontier = min((self.joiners[source].frontier for source in self.alive), default=_NEVER)

@@ -67,6 +67,7 @@ def _joined(path: Path, config: Config, advance: Callable[[int], None]) -> Itera
         if offset % 256 == 255:
             for _, record in joiner.drain():
                 yield record
+            joiner.rejected.clear()  # nobody reads them here, and up to 64 KB of each would stay in memory
             advance(256)
     for _, record in [*joiner.drain(), *joiner.finish()]:
         yield record
