@@ -18,6 +18,7 @@ from heft.stream.observe.families import (
     SCORES,
     TEACHER,
     Family,
+    Labels,
     counter,
     counters,
     gauge,
@@ -179,15 +180,19 @@ class Metrics:
         """Yield all metrics as they are now; the Prometheus client calls this for each scrape."""
         now = self._observe()
         yield from read(JOIN, ("partition",), {(str(each),): joiner for each, joiner in now.joiners.items()})
-        passed = {(str(partition),): by_when for partition, by_when in now.scores.passed.items()}
+        passed: dict[Labels, Mapping[str, int]] = {
+            (str(partition),): by_when for partition, by_when in now.scores.passed.items()
+        }
         yield from read(SCORES, ("partition",), passed)
         if now.scores.requests is not None:
             yield from read(TEACHER, (), {(): now.scores.requests})
         yield from read(LEARN, ("shard",), {(str(shard),): learner for shard, learner in now.learners.items()})
         yield from read(HEADS, ("shard", "head"), heads(now.learners))
-        readers = {(stage, str(partition)): each for (stage, partition), each in now.readers.items()}
+        readers: dict[Labels, Sequence[ScoredReader]] = {
+            (stage, str(n)): each for (stage, n), each in now.readers.items()
+        }
         yield from read(READERS, ("stage", "partition"), readers)
-        lag = {(stage, topic, str(partition)): n for (stage, topic, partition), n in now.lag.items()}
+        lag: dict[Labels, int] = {(stage, topic, str(n)): left for (stage, topic, n), left in now.lag.items()}
         yield from read(_LAG, ("stage", "topic", "partition"), lag)
         yield from read(_SNAPSHOTS, ("owner",), {(owner,): written for owner, written in self._snapshots.items()})
         yield from read(_MISSING, (), {(): now.missing})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import monotonic, perf_counter, time
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from aiokafka import AIOKafkaProducer
 
 from heft.stream.config.settings import Config
-from heft.stream.events.messages import ScoredReader
+from heft.stream.events.messages import MAX_MESSAGE_BYTES, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, consumer_of
 from heft.stream.kafka.connect import client_settings
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
@@ -36,6 +36,17 @@ StageKey: TypeAlias = tuple[StageName, int]
 
 _YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # Python's own defaults
 _ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is one in a quarter of an hour
+
+
+def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:
+    """Return the producer that all stages of a worker share, not started.
+
+    It is not idempotent: readers drop repeats themselves, and not every broker supports it. Its batches take as much
+    as our largest message: with aiokafka's 16 KB, rejected records of up to 64 KB would go one to a round trip.
+    """
+    return AIOKafkaProducer(
+        **client, acks="all", linger_ms=0, request_timeout_ms=30_000, max_batch_size=MAX_MESSAGE_BYTES
+    )
 
 
 class OpenStage:
@@ -97,8 +108,7 @@ class Worker:
             if self._closed:
                 return {}
             if self._connections is None:
-                # No idempotent producer: readers drop repeats themselves, and not every broker supports it.
-                producer = AIOKafkaProducer(**self.client, acks="all", linger_ms=0, request_timeout_ms=30_000)
+                producer = new_producer(self.client)
                 await producer.start()
                 self._connections = Connections(self.client, producer, self._store, self.losses)
             keys = {self._key(tp) for tp in assigned}
