@@ -73,11 +73,11 @@ def test_a_scrape_tells_what_the_stages_know() -> None:
         'heft_snapshot_bytes{owner="learn-0"} 1234.0',
         "heft_snapshot_failures_total 0.0",
         "heft_snapshot_store_away_seconds 0.0",
-        'heft_auc_ratio{head="click",arm="uniform",shard="0"}',
-        'heft_mixture_weight_ratio{head="click",arm="thinned",shard="0"} 0.0',
-        'heft_effective_samples_ratio{head="click",label="positive",arm="uniform",shard="0"} 1.0',
-        'heft_arm_decision_timestamp_seconds{decision="out",head="click",arm="thinned",shard="0"} 1.7e+09',
-        'heft_arm_decision_nats{bound="low",head="click",arm="thinned",shard="0"} 0.25',
+        'heft_auc_ratio{arm="uniform",head="click",shard="0"}',
+        'heft_mixture_weight_ratio{arm="thinned",head="click",shard="0"} 0.0',
+        'heft_effective_samples_ratio{arm="uniform",head="click",label="positive",shard="0"} 1.0',
+        'heft_arm_decision_timestamp_seconds{arm="thinned",decision="out",head="click",shard="0"} 1.7e+09',
+        'heft_arm_decision_nats{arm="thinned",bound="low",head="click",shard="0"} 0.25',
     ):
         assert line in text
 
