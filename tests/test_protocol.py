@@ -33,13 +33,9 @@ class RiverModels:
         return sum(100 * len(model.weights) for model in self._models)
 
     def predict(
-<<<<<<< ours
         self,
         vectors: Vectors,
         teacher_inputs: NDArray[np.float32] | None = None,  # noqa: ARG002
-=======
-        self, vectors: Vectors, teacher_inputs: NDArray[np.float32] | None = None  # noqa: ARG002
->>>>>>> theirs
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         q, rank = np.empty((2, len(vectors), len(self._models)))
         for row in range(len(vectors)):

@@ -95,12 +95,8 @@ class LabelledSlate(msgspec.Struct, frozen=True, eq=False, gc=False):
     @property
     def learned(self) -> NDArray[np.bool_]:
         """Which rows are samples [n]: those seen on the screen; a click proves that its item was."""
-<<<<<<< ours
         learned: NDArray[np.bool_] = self.vectors.seen | (self.labels == 1)
         return learned
-=======
-        return np.asarray(self.vectors.seen | (self.labels == 1))
->>>>>>> theirs
 
 
 class Head:

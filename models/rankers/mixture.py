@@ -185,12 +185,8 @@ class Hedge:
     def benched(self) -> NDArray[np.bool_]:
         """Which arms are benched now [K]."""
         states = self._belief.states
-<<<<<<< ours
         benched: NDArray[np.bool_] = (states == _BENCHED) | (states == _BENCHED_PROBATION)
         return benched
-=======
-        return np.asarray((states == _BENCHED) | (states == _BENCHED_PROBATION))
->>>>>>> theirs
 
     @property
     def _on_probation(self) -> NDArray[np.bool_]:

@@ -1,9 +1,8 @@
-"""What travels in `samples` and `scored`: messages of records, and the one way to read them back.
+"""The messages in the topics `samples` and `scored`, and the one way to read their records back.
 
-A message holds records of one source partition and one shard, stamped by the join. It says after which key it
-follows, so that a gap is seen; which writer wrote it, so that a stalled predecessor does no harm; and at which input
-offsets it was made, so that the join can do the same again. Layout: one version byte, four bytes CRC-32 of the rest,
-then MessagePack compressed with zstd.
+A message holds records of one source partition and one shard. It names the key that it follows, so that a gap is
+noticed; its writer, so that a stalled predecessor does no harm; and the input offsets at which it was made, so that
+the join can repeat the same. Layout: one version byte, CRC-32 of the rest (u32), then MessagePack compressed with zstd.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from heft.models.records import FIRST_KEY, Clicked, Closed, Converted, Key, Matu
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 900_000
-_TARGET_BYTES = 400_000  # of records before compression: messages stay well below the limit
+_TARGET_BYTES = 400_000  # of records before compression, so that messages stay well below the limit
 
 
 class MessageError(ValueError):
@@ -33,7 +32,7 @@ class GapError(MessageError):
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """An input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
+    """Notes that an input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
 
     input: int
     idle: bool
@@ -43,8 +42,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Records of one source and shard, in the order of their keys.
 
-    ``after`` is the key of the source's last record in this shard before this message. A *marker* announces a new
-    writer and carries no records.
+    ``after`` is the key of the source's last record in this shard before this message; ``offsets`` are the next
+    offsets of all inputs when it was made. A *marker* announces a new writer and carries no records.
     """
 
     source: int
@@ -69,7 +68,7 @@ def encode(message: Message) -> bytes:
     Raises
     ------
     MessageError
-        If it is larger than 900 KB; see `batches`.
+        If it is larger than `MAX_MESSAGE_BYTES`; see `batches`.
     """
     body = zstandard.ZstdCompressor(level=1).compress(_encoder.encode(message))
     if len(body) > MAX_MESSAGE_BYTES:
@@ -102,7 +101,7 @@ def decode(raw: bytes) -> Message:
 
 
 def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Split records into lists that each make a message of moderate size."""
+    """Split records into lists, each of which fits into a message of moderate size."""
     batch: list[Record] = []
     size = 0
     for record in records:
@@ -117,7 +116,7 @@ def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
 
 
 def payload_hash(record: Record) -> bytes:
-    """Return 16 bytes that identify what a record says, reference scores aside."""
+    """Return 16 bytes that identify the content of a record without its reference scores."""
     if isinstance(record, Shown | Closed):
         record = msgspec.structs.replace(record, scores=[])
     return blake2b(_record_encoder.encode(record), digest_size=16).digest()
@@ -136,7 +135,7 @@ def to_json(raw: bytes) -> bytes:
 
 
 class _Source(msgspec.Struct, array_like=True):
-    """What a reader remembers of one source in one shard."""
+    """What a reader remembers of one source: its writer, and the key of its last record."""
 
     epoch: int = 0
     writer: str = ""
@@ -144,10 +143,10 @@ class _Source(msgspec.Struct, array_like=True):
 
 
 class ScoredReader:
-    """Each record of each source once, in order, from its rightful writer only.
+    """Reads one partition of `samples` or `scored`: each record of each source once, in order, from its owner alone.
 
-    One reader reads one partition of `samples` or `scored`. ``repeated`` counts records dropped because they were
-    read before, ``fenced`` messages of a writer that had been replaced.
+    ``repeated`` counts the records that were dropped because they had been read before, ``fenced`` the messages that
+    were dropped because their writer had been replaced.
     """
 
     def __init__(self) -> None:
@@ -166,12 +165,12 @@ class ScoredReader:
         source = self._sources.setdefault(message.source, _Source())
         newer = message.epoch > source.epoch
         if message.marker:
-            # Of equal epochs the first in the log wins.
+            # Of two writers with equal epochs, the one whose marker comes first owns the log.
             if newer:
                 source.epoch, source.writer = message.epoch, message.writer
             return []
         if newer:
-            # A writer announces itself in every log that it writes to, before its first message.
+            # A writer puts its marker into every log that it writes to, before its first message there.
             msg = (
                 f"source {message.source}, shard {message.shard}: a message of epoch {message.epoch}, but the last "
                 f"writer announced has epoch {source.epoch}; what announces this one is missing from the topic"
@@ -200,12 +199,12 @@ class ScoredReader:
         source.key = max(source.key, message.after)
 
     def state(self) -> bytes:
-        """Return what must be remembered to go on; counts of repeats are not part of it."""
+        """Return what `restore` needs to go on; the two counts are not part of it."""
         return msgspec.msgpack.encode(sorted(self._sources.items()))
 
     @classmethod
     def restore(cls, state: bytes) -> ScoredReader:
-        """Return a reader that goes on where `state` was taken."""
+        """Return a reader that goes on from where ``state`` was taken."""
         reader = cls()
         reader._sources = dict(msgspec.msgpack.decode(state, type=list[tuple[int, _Source]]))
         return reader

@@ -1,8 +1,8 @@
-"""How far event time has come: a watermark for each input, a frontier for the partition.
+"""How far event time has come: a watermark for each input, and a frontier for the partition.
 
-An input's watermark is the running maximum of the median of the newest times of its last five users, less the
-lateness granted: two clocks gone wrong move nothing. The frontier is the smallest watermark of the active inputs, or
-the largest when none is active.
+Take the newest event time of each of an input's last five users, and their median: the watermark is the largest that
+this median has ever been, minus the allowed lateness. So two users with wrong clocks cannot move it. The frontier is
+the smallest watermark of the active inputs, or the largest of all when none is active.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 USERS = 5
+"""How many users the median is taken of."""
 
 InputState: TypeAlias = tuple[int, int, bool, list[tuple[str, int]]]
 """The fields of an `Input`, its users in order of appearance."""
@@ -22,7 +23,7 @@ class Input(msgspec.Struct):
     """One partition of one topic, or one log file."""
 
     offset: int = 0
-    """The next to take."""
+    """The next offset to take."""
     watermark: int = 0
     """Milliseconds since the epoch; 0 before the fifth user."""
     idle: bool = False
@@ -30,13 +31,13 @@ class Input(msgspec.Struct):
     """The last five users in order of appearance, with their newest time."""
 
     def see(self, user_id: str, at_ms: int, lateness_ms: int) -> bool:
-        """Take note of an event's time; return whether the watermark rose."""
+        """Note the time of an event, in milliseconds; return whether the watermark rose."""
         users = self.users
         newest = users.pop(user_id, 0)
         users[user_id] = at_ms if at_ms > newest else newest
         if len(users) > USERS:
             del users[next(iter(users))]
-        # An event not above the watermark's median cannot raise it.
+        # An event that is not later than the median behind the watermark cannot raise it.
         if at_ms <= self.watermark + lateness_ms or len(users) < USERS:
             return False
         watermark = sorted(users.values())[USERS // 2] - lateness_ms
@@ -51,7 +52,7 @@ class Input(msgspec.Struct):
 
     @classmethod
     def of(cls, state: InputState) -> Input:
-        """Return the input that `state` was taken of."""
+        """Return the input from which ``state`` was taken."""
         offset, watermark, idle, users = state
         return cls(offset, watermark, idle, dict(users))
 

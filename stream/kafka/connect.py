@@ -1,6 +1,6 @@
-"""How every Kafka client connects: security settings, given once, for kafka-python and aiokafka alike.
+"""How every Kafka client connects: one set of security settings for kafka-python and aiokafka.
 
-Both libraries take the same arguments; TLS travels as one `ssl.SSLContext`.
+Both libraries take the same arguments; for TLS they take one `ssl.SSLContext`.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def client_settings(kafka: KafkaConfig) -> dict[str, Any]:
 
 
 def require_reachable(settings: dict[str, Any]) -> None:
-    """Knock at the brokers, before a client of kafka-python waits long and leaves its sockets open.
+    """Try to connect to the brokers first: a client of kafka-python would wait long and leave its sockets open.
 
     Raises
     ------
     TopicError
-        If none of them takes a connection.
+        If none of them accepts a connection.
     """
     error: Exception = ValueError("kafka.bootstrap is empty")
     for server in settings["bootstrap_servers"]:

@@ -1,6 +1,6 @@
-"""`heft doctor`: a look at a cluster before the first worker starts, in plain words.
+"""`heft doctor`: checks a cluster before the first worker starts, and reports in plain words.
 
-The newest records of every partition of the inputs are read, nothing is written but a probe in the snapshot store.
+It reads the newest records of every partition of the inputs, and writes nothing except a probe in the snapshot store.
 Each finding says what is wrong and what to do about it.
 """
 
@@ -24,35 +24,35 @@ from heft.stream.kafka.connect import TopicError, client_settings
 from heft.stream.kafka.topics import FOREVER, Found, Topics, Wanted, wanted_topics
 
 SAMPLE = 500
-"""Newest records looked at in each partition of each input."""
+"""How many of the newest records are read from each partition of each input."""
 
-_FAR_MS = 300_000  # between an event's time and its record's: more is no delay
-_REPLAY_MS = 86_400_000  # a day behind in every topic: an old log that was published, no clock
+_FAR_MS = 300_000  # a larger difference between an event's time and its record's is not a delay but a wrong clock
+_REPLAY_MS = 86_400_000  # a day behind in every topic: not a wrong clock but an old log that was published
 _MURMUR_SHARE = 0.99
 
 
 class Finding(NamedTuple):
-    """Something wrong, and what to do."""
+    """Something that is wrong, and what to do about it."""
 
     what: str
     do: str
 
 
 class InputProbe(NamedTuple):
-    """What the newest records of one input tell."""
+    """What the newest records of one input show."""
 
     topic: str
     records: int
     refused: Counter[str]
-    """Reasons, with the path of the field."""
+    """How many records were refused, by reason with the path of the field."""
     example: str
-    """Where the first refused record is."""
+    """Place of the first refused record."""
     delays_ms: list[int]
-    """Time of the record less the event's own."""
+    """Time of the record minus the event's own time, in milliseconds."""
     partitions_of: dict[str, set[int]]
     """User → partitions."""
     keyed: int
-    """Records in the partition that murmur2 of the user's id chooses."""
+    """How many records are in the partition that murmur2 of the user's id chooses."""
 
 
 def examine(config: Config, progress: Callable[[str], None] = lambda _: None) -> list[Finding]:
@@ -73,15 +73,15 @@ def examine(config: Config, progress: Callable[[str], None] = lambda _: None) ->
         what, _, do = str(error).partition("; ")
         return [*findings, Finding(what, do or "look at the broker's log")]
     findings += check_topics(wanted_topics(config), found)
-    seen = []
+    probes = []
     for name in config.inputs:
         if name in found:
             progress(f"newest records of {name}")
             try:
-                seen.append(look(config, name, found[name].partitions))
+                probes.append(look(config, name, found[name].partitions))
             except (TopicError, KafkaError) as error:
                 findings.append(Finding(f"{name} cannot be read: {error}", "may this user read it?"))
-    return findings + check_records(seen, config.join.clock_skew_ms)
+    return findings + check_records(probes, config.join.clock_skew_ms)
 
 
 def check_snapshots(url: str) -> list[Finding]:
@@ -94,18 +94,18 @@ def check_snapshots(url: str) -> list[Finding]:
         with files.open(path, "wb") as file:
             file.write(probe.encode())
         with files.open(path, "rb") as file:
-            came = file.read()
+            read_back = file.read()
         files.rm(path)
     except Exception as error:  # every file system has errors of its own
         what = f"snapshots.url {url}: a probe cannot be written and read ({type(error).__name__}: {error})"
         return [Finding(what, "give the worker the right to write there, or set another snapshots.url")]
-    if came != probe.encode():
+    if read_back != probe.encode():
         return [Finding(f"snapshots.url {url}: a probe came back changed", "use another store")]
     return []
 
 
 def check_topics(wanted: Sequence[Wanted], found: Mapping[str, Found]) -> list[Finding]:
-    """Compare the topics that are needed with those that are there."""
+    """Compare the topics that are needed with those that exist."""
     findings = [
         Finding(f"there is no topic {topic.name} ({topic.role})", "make it with `heft topics --create`")
         for topic in wanted
@@ -152,47 +152,47 @@ def _check_settings(topic: Wanted, settings: Mapping[str, str]) -> list[Finding]
 def look(config: Config, topic: str, partitions: int) -> InputProbe:
     """Read the newest records of an input."""
     settings, decode = client_settings(config.kafka), config.decoder()
-    seen = InputProbe(topic, 0, Counter(), "", [], {}, 0)
+    probe = InputProbe(topic, 0, Counter(), "", [], {}, 0)
     for partition in range(partitions):
         for record in read_partition(settings, topic, partition, start=-SAMPLE):
-            seen = _with(seen, record, decode, partitions)
-    return seen
+            probe = _with(probe, record, decode, partitions)
+    return probe
 
 
 def _with(
-    seen: InputProbe, record: TopicRecord, decode: Callable[[str, bytes], Sequence[object]], partitions: int
+    probe: InputProbe, record: TopicRecord, decode: Callable[[str, bytes], Sequence[object]], partitions: int
 ) -> InputProbe:
-    example, keyed = seen.example, seen.keyed
+    example, keyed = probe.example, probe.keyed
     try:
         events = decode(record.topic, record.value)
     except EventError as error:
-        seen.refused[str(error)] += 1
+        probe.refused[str(error)] += 1
         example = example or f"{record.topic}-{record.partition} offset {record.offset}"
         events = []
     if events:
         event = events[0]
         user, at_ms = str(getattr(event, "user_id", "")), int(getattr(event, "at_ms", 0))
-        seen.partitions_of.setdefault(user, set()).add(record.partition)
-        seen.delays_ms.append(record.timestamp_ms - at_ms)
+        probe.partitions_of.setdefault(user, set()).add(record.partition)
+        probe.delays_ms.append(record.timestamp_ms - at_ms)
         keyed += (murmur2(user.encode()) & 0x7FFFFFFF) % partitions == record.partition
-    return seen._replace(records=seen.records + 1, example=example, keyed=keyed)
+    return probe._replace(records=probe.records + 1, example=example, keyed=keyed)
 
 
-def check_records(seen: Sequence[InputProbe], clock_skew_ms: int) -> list[Finding]:
-    """Judge what the newest records of the inputs tell."""
+def check_records(probes: Sequence[InputProbe], clock_skew_ms: int) -> list[Finding]:
+    """Return what the newest records of the inputs show to be wrong."""
     findings = []
-    for topic in seen:
+    for topic in probes:
         if topic.refused:
             refused = sum(topic.refused.values())
             reason, _ = topic.refused.most_common(1)[0]
             what = f"{topic.topic}: {refused} of {topic.records} records are no events. {topic.example}: {reason}"
             findings.append(Finding(what, "mend the producer, or say in [[mapping]] where the fields are"))
-    return findings + _check_partitioners(seen) + _check_clocks(seen, clock_skew_ms)
+    return findings + _check_partitioners(probes) + _check_clocks(probes, clock_skew_ms)
 
 
-def _check_partitioners(seen: Sequence[InputProbe]) -> list[Finding]:
+def _check_partitioners(probes: Sequence[InputProbe]) -> list[Finding]:
     where: dict[str, dict[int, str]] = {}
-    for topic in seen:
+    for topic in probes:
         for user, partitions in topic.partitions_of.items():
             for partition in partitions:
                 where.setdefault(user, {}).setdefault(partition, topic.topic)
@@ -201,7 +201,7 @@ def _check_partitioners(seen: Sequence[InputProbe]) -> list[Finding]:
         return []
     user, places = next(iter(torn.items()))
     listed = " and ".join(f"{topic}-{partition}" for partition, topic in sorted(places.items()))
-    others = [t.topic for t in seen if t.delays_ms and t.keyed < _MURMUR_SHARE * len(t.delays_ms)]
+    others = [t.topic for t in probes if t.delays_ms and t.keyed < _MURMUR_SHARE * len(t.delays_ms)]
     do = (
         "send every input with user_id as the key and one partitioner (murmur2; librdkafka: partitioner=murmur2_random)"
     )
@@ -210,12 +210,12 @@ def _check_partitioners(seen: Sequence[InputProbe]) -> list[Finding]:
     return [Finding(f"{len(torn)} of {len(where)} users are in two partitions: {user} in {listed}", do)]
 
 
-def _check_clocks(seen: Sequence[InputProbe], clock_skew_ms: int) -> list[Finding]:
-    delays = {topic.topic: median(topic.delays_ms) for topic in seen if topic.delays_ms}
+def _check_clocks(probes: Sequence[InputProbe], clock_skew_ms: int) -> list[Finding]:
+    delays = {topic.topic: median(topic.delays_ms) for topic in probes if topic.delays_ms}
     if not delays or min(delays.values()) > _REPLAY_MS:
         return []
-    # A log that is published at once has minutes of event time in one moment: the delays scatter, no clock is wrong.
-    scatter = {topic.topic: _scatter(topic.delays_ms) for topic in seen if topic.delays_ms}
+    # A log published all at once has minutes of event time in one moment: delays scatter, though no clock is wrong.
+    scatter = {topic.topic: _scatter(topic.delays_ms) for topic in probes if topic.delays_ms}
     findings = []
     for topic, delay in delays.items():
         if abs(delay) > _FAR_MS + scatter[topic]:
@@ -232,7 +232,7 @@ def _check_clocks(seen: Sequence[InputProbe], clock_skew_ms: int) -> list[Findin
 
 
 def _scatter(delays_ms: Sequence[int]) -> int:
-    """Return the width of the middle nine tenths."""
+    """Return the width of the middle nine tenths of the delays."""
     ordered = sorted(delays_ms)
     cut = len(ordered) // 20
     return ordered[-1 - cut] - ordered[cut]

@@ -1,10 +1,8 @@
-"""A broker of our own, for demos, tests and benchmarks: one node, on this machine, gone with the process that asked.
+"""A broker for demos, tests and benchmarks: one node on this machine, which ends with the process that started it.
 
-``tansu`` is one binary that comes with heft: up in well under a second, Kafka's protocol, memory only. ``kafka`` is
-Apache Kafka itself (KRaft, one node, data on disk), from ``KAFKA_HOME`` or from Maven Central when ``java`` and
-``mvn`` are there; its jars are kept in the user's cache folder.
-
-    BrokerError     the broker cannot be had, or did not come up; the message says what is missing
+``tansu`` is one binary that is installed with heft: it speaks Kafka's protocol, starts in well under a second, and
+keeps its data in memory. ``kafka`` is Apache Kafka itself (KRaft, one node, data on disk), from ``KAFKA_HOME``, or
+from Maven Central where ``java`` and ``mvn`` are installed; its jars stay in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -71,11 +69,11 @@ broker.heartbeat.interval.ms=500
 
 
 class BrokerError(RuntimeError):
-    """A broker that cannot be had or did not come up."""
+    """The broker is not available or did not start. The message says what is missing."""
 
 
 class Broker:
-    """One broker process. `start` and `stop` may alternate: Apache Kafka finds its data again, Tansu forgets.
+    """One broker process. `start` and `stop` may alternate: Apache Kafka keeps its data, Tansu loses it.
 
     Parameters
     ----------
@@ -104,7 +102,7 @@ class Broker:
 
     @property
     def pid(self) -> int | None:
-        """Process id, None when it does not run."""
+        """The process id; None while it does not run."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def start(self) -> None:
@@ -113,7 +111,7 @@ class Broker:
         Raises
         ------
         BrokerError
-            If the port is taken, something to run it is missing, or it does not answer within a minute.
+            If the port is taken, if something that it needs is missing, or if it does not answer within a minute.
         """
         if self.pid is not None:
             return
@@ -131,7 +129,7 @@ class Broker:
             raise
 
     def stop(self) -> None:
-        """Ask it to stop, wait, and kill what is left of it."""
+        """Ask it to stop, wait, and kill it if it is still there."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -145,7 +143,7 @@ class Broker:
             shutil.rmtree(self.data, ignore_errors=True)
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most this long for its end; True when it has ended by itself."""
+        """Wait at most this long for it to end by itself; return whether it has."""
         if self._process is None:
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -188,8 +186,8 @@ class Broker:
         deadline = time.monotonic() + _UP_SECONDS
         while time.monotonic() < deadline:
             if self.wait(0.02):
-                said = self._output.read_bytes()[-1500:].decode(errors="replace").strip()
-                msg = f"{self.kind} ended at start: {said or 'it said nothing'}"
+                output = self._output.read_bytes()[-1500:].decode(errors="replace").strip()
+                msg = f"{self.kind} ended at start: {output or 'it printed nothing'}"
                 raise BrokerError(msg)
             if _listens(self.port) and _answers(self.bootstrap):
                 return
@@ -200,7 +198,7 @@ class Broker:
         process, self._process = self._process, None
         if process is None:
             return
-        # It leads a process group of its own: what it has started goes with it.
+        # It leads a process group of its own, so the processes that it has started end as well.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, with_signal)
         try:
@@ -213,7 +211,7 @@ class Broker:
 
 @contextlib.contextmanager
 def running_broker(kind: Kind = "tansu", port: int | None = None, data: Path | None = None) -> Iterator[str]:
-    """Run a broker while the block runs; the value is what clients connect to.
+    """Run a broker while the block runs; the value is the address that clients connect to.
 
     Examples
     --------
@@ -230,12 +228,12 @@ def running_broker(kind: Kind = "tansu", port: int | None = None, data: Path | N
 
 
 def run_until_stopped(kind: str, port: int, data: Path | None) -> None:
-    """Run a broker until SIGINT or SIGTERM, telling the terminal what happens.
+    """Run a broker until SIGINT or SIGTERM, and print what happens to the terminal.
 
     Raises
     ------
     BrokerError
-        If it does not come up, or ends by itself.
+        If it does not start, or ends by itself.
     """
     console = Console(stderr=True)
     stopped = threading.Event()
@@ -257,19 +255,19 @@ def run_until_stopped(kind: str, port: int, data: Path | None) -> None:
 
 
 def kafka_available() -> bool:
-    """Whether Apache Kafka can be had here: its jars, or Java and Maven to fetch them."""
+    """Whether Apache Kafka can run here: Java is installed, and its jars are, or Maven to fetch them."""
     if shutil.which("java") is None:
         return False
     return environment("KAFKA_HOME") is not None or _cached_jars().is_dir() or shutil.which("mvn") is not None
 
 
 def kafka_jars(progress: Callable[[str], None] | None = None) -> Path:
-    """Return the folder with Apache Kafka's jars; fetched with Maven once, then kept.
+    """Return the folder with Apache Kafka's jars; Maven fetches them the first time.
 
     Parameters
     ----------
     progress
-        Called with a line about what has come, while Maven works.
+        Called with a line about what has been fetched, while Maven works.
     """
     home = environment("KAFKA_HOME")
     if home is not None:
@@ -285,7 +283,7 @@ def kafka_jars(progress: Callable[[str], None] | None = None) -> Path:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
+    """Return a port of 127.0.0.1 on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -321,7 +319,7 @@ def _fetch_jars(jars: Path, progress: Callable[[str], None]) -> None:
         if process.returncode:
             msg = f"Maven could not fetch Apache Kafka {KAFKA_VERSION}: " + " | ".join(tail)
             raise BrokerError(msg)
-        # Another process may have been quicker; one of two equal folders is enough.
+        # Another process may have been faster; its folder is the same.
         with contextlib.suppress(OSError):
             (Path(work) / "jars").rename(jars)
 
@@ -329,12 +327,12 @@ def _fetch_jars(jars: Path, progress: Callable[[str], None]) -> None:
 def _spawn(command: list[str], output: int, folder: Path) -> subprocess.Popen[bytes]:
     die_with_parent: Callable[[], None] | None = None
     if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl  # looked up before the fork: afterwards only the call itself is safe
+        prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it only the call itself is safe
         parent = os.getpid()
 
         def die_with_parent() -> None:
             prctl(_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died between fork and prctl
+            if os.getppid() != parent:  # the parent died between fork and prctl
                 os._exit(1)
 
     return subprocess.Popen(
@@ -360,7 +358,7 @@ def _answers(bootstrap: str) -> bool:
     except (KafkaError, OSError, ValueError):
         return False
     try:
-        # Open for connections is not ready: the broker must know itself as a member of its cluster.
+        # A broker that accepts connections may not be ready: it must also be registered in its cluster.
         return bool(admin.describe_cluster().get("brokers"))
     except (KafkaError, OSError, AttributeError):
         return False

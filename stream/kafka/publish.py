@@ -23,9 +23,9 @@ from heft.stream.kafka.bulk_reader import Ended, Merged, connect, read_inputs, r
 from heft.stream.kafka.connect import TopicError, client_settings, require_reachable, unreachable
 
 Progress = Callable[[int], None]
-"""Told the number of records since the last call."""
+"""Called with the number of records since the last call."""
 
-_TELL_EVERY = 1000
+_REPORT_EVERY = 1000
 
 
 class Publisher:
@@ -62,7 +62,7 @@ class Publisher:
             raise unreachable(settings, error) from None
 
     def send(self, event: Event, raw: bytes | None = None) -> None:
-        """Send an event; ``raw`` is its line where there is one."""
+        """Send an event; ``raw`` is its line in the log, sent as it is."""
         self._raise_failed()
         topic = self._topics[type(event)]
         if not topic:
@@ -72,7 +72,7 @@ class Publisher:
         self._put(topic, value, event.user_id.encode())
 
     def flush(self) -> None:
-        """Return when all that was sent is acknowledged."""
+        """Wait until everything sent has been acknowledged."""
         self._producer.flush()
         self._raise_failed()
 
@@ -108,14 +108,14 @@ def publish(log: Path, config: Config, speed: float | None = None, progress: Pro
     config
         The cluster and its topics.
     speed
-        Event time per wall time: 60 sends an hour's events in a minute. None: as fast as possible.
+        Event time per wall time: at 60 an hour's events take a minute. None: as fast as possible.
     progress
-        Told how far it is.
+        Called with the number of records sent since the last call.
 
     Raises
     ------
     EventError
-        If a line is no event: a log that is published is one that replays.
+        If a line is no event, so that every log that was published can also be replayed.
     """
     publisher = Publisher(config)
     pending = 0
@@ -134,7 +134,7 @@ def publish(log: Path, config: Config, speed: float | None = None, progress: Pro
                     time.sleep(ahead)
             publisher.send(event, raw)
             pending += 1
-            if progress is not None and (pending == _TELL_EVERY or speed is not None):
+            if progress is not None and (pending == _REPORT_EVERY or speed is not None):
                 progress(pending)
                 pending = 0
     finally:
@@ -152,10 +152,10 @@ def record(
     until_ms: int | None = None,
     progress: Progress | None = None,
 ) -> dict[Path, Counter[str]]:
-    """Write the inputs into event logs, one for each partition; return what each holds, by topic.
+    """Write the inputs into event logs, one for each partition; return how many lines each holds, by topic.
 
-    Records that are no events are written too, so that a replay counts them as the live join did. Topics that a
-    mapping names are written as the events they hold.
+    Records that are no events are written too, so that a replay counts them as the live join did. Records of topics
+    that a mapping names are written as the events that they hold.
     """
     out.mkdir(parents=True, exist_ok=True)
     mapped = {table.topic for table in config.mapping}
@@ -172,7 +172,7 @@ def record(
                 log.write(b"".join(lines))
                 count[merged.record.topic] += len(lines)
                 pending += 1
-                if progress is not None and pending == _TELL_EVERY:
+                if progress is not None and pending == _REPORT_EVERY:
                     progress(pending)
                     pending = 0
         if progress is not None:
@@ -186,7 +186,7 @@ def record(
 def _lines(merged: Merged, mapped: set[str]) -> list[bytes]:
     raw = merged.record.value
     if merged.events is None:
-        # A line that is no event stays none; only its line ends must go.
+        # It stays no event; only its line ends must go.
         return [raw.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"] if raw.strip() else []
     if merged.record.topic in mapped or b"\n" in raw or b"\r" in raw:
         return [events.encode(event) + b"\n" for event in merged.events]
@@ -217,7 +217,7 @@ def newest_json(config: Config, topic: str, n: int) -> Iterator[str]:
 
 
 def as_json(config: Config, topic: str, raw: bytes) -> Any:
-    """Return a record of any topic as something that prints as JSON."""
+    """Return a record of any topic as a value that can be encoded as JSON."""
     names = config.kafka.topics
     if topic in (names.samples, names.scored):
         try:

@@ -1,4 +1,4 @@
-"""The topics heft needs: which there are, how they are set, and making those that are missing."""
+"""The topics that heft needs: which of them exist, how they are configured, and how to make the missing ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A topic as it is; settings that the broker does not tell are absent."""
+    """A topic as it is; settings that the broker does not return are absent."""
 
     name: str
     partitions: int
@@ -86,9 +86,9 @@ class Topics:
         return {name: Found(name, partitions, settings.get(name, {})) for name, partitions in described.items()}
 
     def create(self) -> list[Wanted]:
-        """Make what is missing, and return it; what is there is left as it is."""
-        there = self.found()
-        missing = [wanted for wanted in wanted_topics(self.config) if wanted.name not in there]
+        """Make the topics that are missing, and return them; existing ones are left as they are."""
+        found = self.found()
+        missing = [wanted for wanted in wanted_topics(self.config) if wanted.name not in found]
         if not missing:
             return []
         new = [
@@ -113,9 +113,9 @@ class Topics:
         try:
             answer: Any = self._admin.describe_configs(resources, config_filter="all")
         except KafkaError:
-            # Not every broker tells, and not everyone may ask.
+            # Not every broker supports this, and not every user is allowed to ask.
             return {}
         return {
-            name: {key: str(told[key]["value"]) for key in _SETTINGS if key in told}
-            for name, told in answer.get("topic", {}).items()
+            name: {key: str(settings[key]["value"]) for key in _SETTINGS if key in settings}
+            for name, settings in answer.get("topic", {}).items()
         }

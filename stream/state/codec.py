@@ -1,10 +1,10 @@
-"""A state as bytes: what a snapshot file holds, and what a digest is taken of.
+"""A state as bytes, for snapshot files and digests.
 
 Layout of a file: ``HEFT``, format number (u16), checksum of the rest (BLAKE2b, 16 bytes), then MessagePack compressed
-with zstd. Equal states give equal bytes: keys of maps are sorted, unless `InOrder` says that their order counts.
+with zstd. Equal states give equal bytes: the keys of maps are sorted, except inside `InOrder`.
 
-The event loop must not wait while a thread encodes: encoding holds Python's lock, so it goes piece by piece, and each
-piece is compressed, which does not hold it, before the next.
+A thread that encodes must not block the event loop, but encoding holds Python's global lock. So a state is encoded
+piece by piece, and each piece is compressed, which releases the lock, before the next one is encoded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAGIC = b"HEFT"
 _ARRAY = 1  # MessagePack extension code of a numpy array
 _DIGEST_BYTES = 16
 _FIX = 16  # MessagePack: the length of a shorter list or map is part of its first byte
-_PIECE_ENTRIES = 1_000  # of a list: some milliseconds at 5 KB each
+_PIECE_ENTRIES = 1_000  # of a list: some milliseconds for entries of 5 KB
 _PIECE_BYTES = 1 << 20  # of an array
 
 State: TypeAlias = Any
@@ -35,7 +35,7 @@ class SnapshotError(RuntimeError):
 
 
 class InOrder:
-    """A value whose maps keep their order in a state, where keys are sorted otherwise; it comes back as its bytes."""
+    """A value whose maps keep their order; elsewhere in a state keys are sorted. `decode` returns it as its bytes."""
 
     __slots__ = ("value",)
 
@@ -78,7 +78,7 @@ def encode(state: State) -> bytes:
 
 
 def pieces(state: State) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of `encode` in pieces of which none takes long: none of a large array is copied."""
+    """Yield the bytes of `encode` in pieces, none of which takes long; large arrays are not copied."""
     match state:
         case dict():
             yield _map_head(len(state))
@@ -112,7 +112,7 @@ def _map_head(n: int) -> bytes:
 
 
 def _head(n: int, fix: int, code16: int, code32: int) -> bytes:
-    """Return how MessagePack begins a list or a map of n entries."""
+    """Return the bytes with which MessagePack begins a list or a map of n entries."""
     if n < _FIX:
         return bytes((fix | n,))
     return struct.pack(">BH", code16, n) if n < 1 << 16 else struct.pack(">BI", code32, n)
@@ -149,13 +149,13 @@ def unpack(raw: bytes, name: str) -> State:
     Raises
     ------
     SnapshotError
-        If the file is no snapshot, of another format, truncated or damaged.
+        If the file is no snapshot, or of another format, truncated or damaged.
     """
     return decode(body(raw, name))
 
 
 def body(raw: bytes, name: str) -> bytes:
-    """Return what `encode` gave, of a snapshot file that is checked first; raises as `unpack` does."""
+    """Check a snapshot file; return the bytes that `encode` gave. Raises as `unpack` does."""
     start = len(_MAGIC) + 2 + _DIGEST_BYTES
     if len(raw) < start or raw[:4] != _MAGIC:
         msg = f"{name}: not a heft snapshot ({len(raw)} bytes)"

@@ -1,7 +1,8 @@
-"""The snapshot store as a worker meets it: in a thread of its own, and patient.
+"""The snapshot store as a worker uses it: in a thread of its own, and with patience.
 
-A store may be away for a while: a full disk, a share that is mounted again, a busy object store. What failed is counted
-and tried again after pauses that grow, and learning goes on meanwhile; only a store that stays away is an end.
+A store may fail for a while: a full disk, a share that is being mounted again, a busy object store. Failures are
+counted and tried again after pauses that grow, and learning goes on meanwhile. Only a store that stays away ends the
+worker.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ T = TypeVar("T")
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
-"""Seconds; a stop waits for no longer pause."""
+"""Seconds. A worker that stops waits for at most one such pause."""
 
-_DOUBLINGS = 10  # more would change nothing
+_DOUBLINGS = 10  # of the pause; by then it has reached its longest
 
 log = logging.getLogger("heft.snapshot")
 
 
 class StoreAwayError(RuntimeError):
-    """The store has been away for too long. The message names it, its last error, and what to do."""
+    """The store has failed for too long. The message names it, its last error, and what to do."""
 
 
 class _Failing(NamedTuple):
@@ -45,11 +46,11 @@ class PatientStore:
     Parameters
     ----------
     store
-        Where snapshots lie.
+        The store itself.
     patience_ms
-        How long it may be away.
+        For how long it may fail, in milliseconds.
     clock, sleep
-        Seconds that only grow, and how to wait for some of them.
+        A monotonic clock in seconds, and how to wait for some seconds.
     """
 
     def __init__(
@@ -63,43 +64,43 @@ class PatientStore:
         self.failures = 0
         self._patience = patience_ms / 1000
         self._clock, self._sleep = clock, sleep
-        self._chance = Random()  # workers that share a store are not to come back all at once
-        self._failing: dict[str, _Failing] = {}  # by owner: a full disk takes the small and refuses the large
+        self._chance = Random()  # workers that share a store should not come back all at once
+        self._failing: dict[str, _Failing] = {}  # by owner: a full disk takes small files and refuses large ones
         self._stopping = False
-        # One thread: snapshots are written one after another, in the order they were taken.
+        # One thread, so that snapshots are written in the order in which they were taken.
         self._thread = ThreadPoolExecutor(1, "snapshots")
 
     @property
     def away_seconds(self) -> float:
-        """How long the store has failed an owner; 0 while all is well."""
+        """For how many seconds the store has failed, for the owner it failed longest; 0 while all is well."""
         return max((self._clock() - each.since for each in list(self._failing.values())), default=0.0)
 
     def pause_seconds(self, interval: float) -> float:
-        """Return how long to wait for the next round of snapshots: `interval` unless some are to be tried again."""
+        """Return the seconds to wait until the next round of snapshots: ``interval``, or less where one has failed."""
         times = max((each.times for each in self._failing.values()), default=0)
         return min(interval, self._pause(times)) if times else interval
 
     async def latest(self, owner: str, lineage: str) -> tuple[Name, State, dict[str, State]] | None:
-        """Return what `SnapshotStore.latest` finds, once the store is there."""
+        """Return what `SnapshotStore.latest` finds; wait while the store fails."""
         return await self._until_done(owner, partial(self.store.latest, owner, lineage))
 
     async def save(
         self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]]
     ) -> int:  # fmt: skip
-        """Write a snapshot that nothing may go on without; return the bytes written."""
+        """Write a snapshot, and wait until that has succeeded; return the bytes written."""
         return await self._until_done(name.owner, partial(self.store.save, name, state, segments))
 
     async def try_save(
         self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]]
     ) -> int | None:
-        """Write a snapshot; return None where that failed and a newer one is to take its place."""
+        """Write a snapshot; return the bytes written, or None if that failed and a newer snapshot should follow."""
         try:
             return await self._do(name.owner, partial(self.store.save, name, state, segments))
         except StoreError:
             return None
 
     def check(self) -> None:
-        """Raise `StoreAwayError` where the store has been away for too long."""
+        """Raise `StoreAwayError` if the store has failed for too long."""
         for failing in self._failing.values():
             away = self._clock() - failing.since
             if away >= self._patience:
@@ -111,11 +112,11 @@ class PatientStore:
                 raise StoreAwayError(msg) from failing.error
 
     def forget(self, owner: str) -> None:
-        """Wait no longer for an owner whose partition has gone."""
+        """Forget the failures of an owner whose partition has gone."""
         self._failing.pop(owner, None)
 
     def stop_waiting(self) -> None:
-        """Let what waits for the store fail with its next error."""
+        """Stop retrying: the next error of the store is raised to whoever waits for it."""
         self._stopping = True
 
     def close(self) -> None:

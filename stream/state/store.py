@@ -1,12 +1,12 @@
-"""Everything needed to go on, in one file that is whole or absent.
+"""Snapshots: everything that a stage needs to go on, in one file that is complete or absent.
 
-A snapshot is named by owner (``join-3``, ``learn-0``), rollbacks, lineage and offset, so two who write one name write
-the same state; an accepted loss counts as a rollback, since offsets may begin again. Order of writing: new segments
-first, then the snapshot under a temporary name, fsync, rename; then what is no longer needed goes. On an object store
-a file is one PUT under its final name. Offsets of two lineages say nothing about each other, so each keeps its newest.
+A snapshot is named by owner (``join-3``, ``learn-0``), rollbacks, lineage and offset, so two workers that write one
+name write the same state. An accepted loss counts as a rollback, since offsets may begin again. New segments are
+written first, then the snapshot under a temporary name, fsync, rename; then files that are no longer needed go. On an
+object store a file is one PUT under its final name. Offsets of two lineages cannot be compared: each keeps its newest.
 
-*Segments* hold what never changes once written, slates shown and not yet closed: a snapshot names those it needs, so
-its cost follows the traffic since the last one.
+*Segments* hold what never changes once written: slates shown and not yet closed. A snapshot names the segments that
+it needs, so its cost follows the traffic since the last one.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from fsspec.implementations.local import LocalFileSystem
 from heft.stream.state.codec import SnapshotError, State, body, decode, packed
 
 LINEAGES = 3
-"""Of one owner: the one that is written, and those written last before it, to go back to."""
+"""How many lineages of one owner stay: the one that is being written, and the last ones before it, to go back to."""
 
 T = TypeVar("T")
 log = logging.getLogger("heft.snapshot")
 
 
 class StoreError(RuntimeError):
-    """The store cannot be reached, or refuses. The message names it and its error; it may be mended in a moment."""
+    """The store cannot be reached, or refuses. The message names it and its error. This may pass by itself."""
 
 
 class _Needs(msgspec.Struct):
-    """Of a snapshot only which segments it names: the rest is not made into objects."""
+    """The segments that a snapshot names; the rest of the snapshot is skipped when it is decoded."""
 
     segments: list[str]
 
@@ -53,7 +53,7 @@ def _same(state: State) -> State:
 
 
 class Name(msgspec.Struct, frozen=True, order=True):
-    """What identifies a snapshot of one owner. Of several the greatest is the newest."""
+    """What identifies a snapshot. Of several of one owner the greatest is the newest."""
 
     owner: str
     rollbacks: int
@@ -67,7 +67,7 @@ class Name(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def parse(cls, file: str) -> Name | None:
-        """Return the name behind a file, or None for other files."""
+        """Return the name that a file has, or None if it is no snapshot."""
         owner, _, base = file.rpartition("/")
         parts = base.removesuffix(".heft").split("-")
         if not base.endswith(".heft") or len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()):
@@ -81,9 +81,9 @@ class SnapshotStore:
     Parameters
     ----------
     url
-        Where they lie; workers that share partitions need one that they share.
+        Where they lie. All workers of a group need the same.
     keep
-        How many of the newest of each lineage of an owner stay; of its lineages, the `LINEAGES` written last.
+        How many snapshots of each lineage of an owner stay, the newest; `LINEAGES` says how many lineages do.
     """
 
     def __init__(self, url: str, keep: int = 3) -> None:
@@ -91,40 +91,47 @@ class SnapshotStore:
         self.keep = keep
         self.damaged = 0
         self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._needs: dict[str, list[str]] = {}  # segments by snapshot file, so that cleaning reads none again
-        self._whole: set[str] = set()  # segments that this process has written, or read and found whole
-        self._spare: dict[str, set[str]] = {}  # by owner: what nobody needed when it was cleaned last
+        self._needs: dict[str, list[str]] = {}  # segments by snapshot file, so that cleaning reads no file twice
+        self._known_good: set[str] = set()  # segments that this process has written, or read and found undamaged
+        self._unneeded: dict[str, set[str]] = {}  # by owner: files that no snapshot needed at the last cleaning
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def names(self, owner: str | None = None) -> list[Name]:
-        """Return the snapshots there are, oldest first."""
+        """Return the names of the snapshots of an owner, or of all, oldest first."""
         owners = [owner] if owner else [path.rpartition("/")[2] for path in self._paths()]
         names = [Name.parse(path) for each in owners for path in self._paths(each, ".heft")]
         return sorted(name for name in names if name is not None)
 
     def save(self, name: Name, state: State, segments: Iterable[tuple[str, Callable[[], State]]] = ()) -> int:
-        """Write a snapshot and the segments it names that are not known to be there; return the bytes written.
+        """Write a snapshot, and those of its segments that are not known to be there; return the bytes written.
 
-        ``segments``: names, and functions that give their states; only those to be written are called. That a file of
-        this name is there is not enough: it may be a damaged one, passed over at start.
+        A segment whose file exists is still written, unless this process has written or read it: the file may be a
+        damaged one, passed over at start.
+
+        Parameters
+        ----------
+        name, state
+            The snapshot.
+        segments
+            Names, and functions that return their states; only those of segments to be written are called.
 
         Raises
         ------
         StoreError
-            If the store cannot be reached or refuses; what was there before is there still.
+            If the store cannot be reached or refuses. Older snapshots stay as they were.
         """
         folder = f"{self._root}/{name.owner}"
         with self._reached():
             self._fs.makedirs(folder, exist_ok=True)
-        there = self._segments(name.owner)  # a worker that has just lost this partition may have cleaned
+        there = self._segments(name.owner)  # a worker that has just lost this partition may have removed some
         written = 0
         named = []
         for segment, content in segments:
             path = f"{folder}/{segment}.segment"
             named.append(segment)
-            if path not in self._whole or segment not in there:
+            if path not in self._known_good or segment not in there:
                 written += self._write(path, packed(content()))
-                self._whole.add(path)
+                self._known_good.add(path)
         written += self._write(f"{self._root}/{name.file}", packed({"segments": named, "state": state}))
         self._needs[name.file] = named
         self._clean(name)
@@ -142,11 +149,11 @@ class SnapshotStore:
         folder = f"{self._root}/{name.owner}"
         paths = {segment: f"{folder}/{segment}.segment" for segment in content["segments"]}
         segments = {segment: self._read(path) for segment, path in paths.items()}
-        self._whole.update(paths.values())
+        self._known_good.update(paths.values())
         return content["state"], segments
 
     def latest(self, owner: str, lineage: str | None = None) -> tuple[Name, State, dict[str, State]] | None:
-        """Return the newest whole snapshot of an owner; damaged ones are named, counted and passed over."""
+        """Return the newest undamaged snapshot of an owner; damaged ones are logged, counted and passed over."""
         for name in reversed(self.names(owner)):
             if lineage is not None and name.lineage != lineage:
                 continue
@@ -160,7 +167,7 @@ class SnapshotStore:
         return None
 
     def rollback(self, name: Name) -> Name:
-        """Make an older snapshot the newest one, in a lineage of its own; return its new name."""
+        """Write an older snapshot again as the newest one, with one more rollback; return its new name."""
         state, segments = self.load(name)
         rollbacks = max(other.rollbacks for other in self.names(name.owner)) + 1
         again = msgspec.structs.replace(name, rollbacks=rollbacks)
@@ -192,9 +199,9 @@ class SnapshotStore:
             raise SnapshotError(msg) from None
 
     def _clean(self, written: Name) -> None:
-        """Remove what nobody needs any more, after a snapshot has been written."""
+        """Remove the files of an owner that no snapshot needs, after one has been written."""
         owner = written.owner
-        # Listed before the snapshots: what is written in between is not touched.
+        # Listed before the snapshots, so that segments written in between are not touched.
         segments = self._segments(owner)
         unfinished = set(self._paths(owner, ".partial"))
         names = self.names(owner)
@@ -206,38 +213,38 @@ class SnapshotStore:
         needed = self._needed(kept, written)
         if needed is None:
             return
-        # Another worker may be in the middle of writing. Only what nobody needed the last time either was left behind.
-        spare = unfinished | {path for segment, path in segments.items() if segment not in needed}
-        for path in spare & self._spare.get(owner, set()):
+        # Another worker may be in the middle of writing: only files that were not needed last time either are removed.
+        unneeded = unfinished | {path for segment, path in segments.items() if segment not in needed}
+        for path in unneeded & self._unneeded.get(owner, set()):
             self._remove(path)
-            self._whole.discard(path)
-        self._spare[owner] = spare
+            self._known_good.discard(path)
+        self._unneeded[owner] = unneeded
 
     def _kept(self, names: list[Name], written: Name) -> set[Name]:
         lineages: dict[str, list[Name]] = {}
         for name in names:
             lineages.setdefault(name.lineage, []).append(name)
-        for lineage in self._left(lineages, written.lineage):
+        for lineage in self._lineages_to_drop(lineages, written.lineage):
             del lineages[lineage]
-        # It is not among the newest where a damaged one, or one of a worker that has lost the partition, is further.
-        return {name for its in lineages.values() for name in its[-self.keep :]} | {written}
+        # The one just written is not among the newest where a damaged one, or another worker's, has a higher offset.
+        return {name for of_lineage in lineages.values() for name in of_lineage[-self.keep :]} | {written}
 
-    def _left(self, lineages: dict[str, list[Name]], written: str) -> list[str]:
-        """Return the lineages that no longer stay, where the store can tell which were written last."""
+    def _lineages_to_drop(self, lineages: dict[str, list[Name]], written: str) -> list[str]:
+        """Return the lineages that no longer stay; none where the store cannot tell which were written last."""
         others = sorted(lineages.keys() - {written})
         if len(others) < LINEAGES:
             return []
         files = {each: [f"{self._root}/{name.file}" for name in lineages[each]] for each in others}
         with self._reached():
             try:
-                last = {each: max(map(self._fs.modified, its)) for each, its in files.items()}
+                last = {each: max(map(self._fs.modified, paths)) for each, paths in files.items()}
             except (NotImplementedError, FileNotFoundError):
-                # Not every store says when, and another worker may be cleaning: rather too many than the wrong ones.
+                # Not every store knows, and another worker may be cleaning: too many are better than the wrong ones.
                 return []
         return sorted(others, key=lambda lineage: last[lineage])[: 1 - LINEAGES]
 
     def _needed(self, kept: set[Name], written: Name) -> set[str] | None:
-        """Return the segments that these snapshots name, None where that is not known."""
+        """Return the segments that these snapshots name; None where one that counts cannot be read."""
         needed: set[str] = set()
         for name in kept:
             if name.file not in self._needs:
@@ -245,19 +252,19 @@ class SnapshotStore:
                     needs = self._decoded(f"{self._root}/{name.file}", _needs_decoder.decode)
                 except SnapshotError:
                     if name.lineage == written.lineage:
-                        return None  # it may need any: leave them all until newer ones have taken its place
-                    continue  # none will take its place, and nobody can go on from it
+                        return None  # it may need any segment: all stay until newer snapshots have taken its place
+                    continue  # its lineage is no longer written, and nobody can go on from it
                 self._needs[name.file] = needs.segments
             needed.update(self._needs[name.file])
         return needed
 
     def _segments(self, owner: str) -> dict[str, str]:
-        """Return the segments there are, by name."""
+        """Return the paths of an owner's segments, by name."""
         paths = self._paths(owner, ".segment")
         return {path.rpartition("/")[2].removesuffix(".segment"): path for path in paths}
 
     def _paths(self, owner: str = "", ending: str = "") -> list[str]:
-        # Not by `glob`, which takes a folder that cannot be read for an empty one.
+        # Not with `glob`, which returns nothing for a folder that cannot be read.
         with self._reached():
             self._fs.invalidate_cache()
             try:
@@ -267,7 +274,7 @@ class SnapshotStore:
         return [str(path).rstrip("/") for path in found if str(path).endswith(ending)]
 
     def _remove(self, path: str) -> None:
-        # A worker that has just lost this partition may be cleaning as well.
+        # A worker that has just lost this partition may be removing files as well.
         with self._reached(), contextlib.suppress(FileNotFoundError):
             self._fs.rm(path)
 
@@ -283,7 +290,7 @@ class SnapshotStore:
 
 
 def _write_whole(path: str, parts: list[bytes]) -> None:
-    """Write a local file so that a reader sees the whole of it or none, also when the machine stops in between."""
+    """Write a local file so that a reader sees all of it or none, even if the machine stops in between."""
     unfinished = Path(f"{path}.{uuid.uuid4().hex}.partial")
     try:
         with unfinished.open("wb") as file:
@@ -292,7 +299,7 @@ def _write_whole(path: str, parts: list[bytes]) -> None:
             os.fsync(file.fileno())
         unfinished.rename(path)
     except OSError:
-        # On a full disk what is left behind of each try would keep it full.
+        # On a full disk the remains of each try would keep it full.
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise

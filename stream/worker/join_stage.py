@@ -1,8 +1,8 @@
-"""The join of one partition with its Kafka around it: takes its output over, does again what was done, goes on.
+"""The join of one partition with its Kafka around it: takes over its output, repeats what was done, and goes on.
 
-The snapshot is only a short cut. Everything since then is in the output itself: each message says at which input
-offsets it was made and which inputs were idle, so the inputs are read again up to there, nothing is written while the
-records are those already in the log, and a difference ends the stage.
+The snapshot only shortens this. Everything since then is in the output: each message says at which input offsets it
+was made and which inputs were idle. So the inputs are read again up to there, and the records made are compared with
+those in the log. Equal ones are not written again; a difference ends the stage.
 """
 
 from __future__ import annotations
@@ -40,14 +40,18 @@ class JoinStage:
 
     Parameters
     ----------
-    connections, config, decode
-        Connections, windows, and how raw records become events.
+    connections
+        What the stages of a worker share.
+    config
+        Windows and bounds of the join.
+    decode
+        Turns a topic and a raw record into events; None for the wire format.
     partition
-        Which partition of every input.
+        The partition of every input, and of ``samples``.
     inputs
-        The topics, in the order of the joiner's inputs.
+        The topics to read, in the order of the joiner's inputs.
     samples, rejected
-        Topics to write.
+        The topics to write.
     """
 
     def __init__(
@@ -69,12 +73,12 @@ class JoinStage:
         self._samples = TP(samples, partition)
         self._writer = Writer(connections.client, connections.producer, self._samples)
         self._keys: dict[int, Key] = {}
-        self._made: dict[int, list[Record]] = {}  # while doing it again: by shard, not yet found in the output
-        self._floor: dict[int, Key] = {}  # after an accepted loss: what is not above was written before
-        self._seen = [TopicFingerprint(tp) for tp in self.tps]
-        self._written = TopicFingerprint(self._samples)
+        self._made: dict[int, list[Record]] = {}  # in recovery: records by shard that are not yet found in the output
+        self._floor: dict[int, Key] = {}  # by shard, after an accepted loss: records up to here were written before
+        self._fingerprints = [TopicFingerprint(tp) for tp in self.tps]
+        self._output_fingerprint = TopicFingerprint(self._samples)
         self._rollbacks = 0
-        self._said: list[int] = []  # the input offsets in the last message
+        self._logged_offsets: list[int] = []  # the input offsets in the last message written
         self.joiner = Joiner(config, self.inputs, *self._decode)
 
     @property
@@ -85,21 +89,21 @@ class JoinStage:
     async def open(self) -> Mapping[TP, int | None]:
         """Restore the snapshot, take over the output, and do again what was done since."""
         start, owner = await self._restore()
-        fresh = start is None
-        losses, theirs = self.connections.losses, (*self.tps, self._samples)
-        gaps = losses.of(*theirs)
-        here = [None if fresh else offset for offset in self.joiner.offsets]
-        pairs = zip(self._seen, here, strict=True)
-        self.joiner.seek(await asyncio.gather(*[seen.verify(self.connections, at) for seen, at in pairs]))
-        start = await self._written.verify(self.connections, start)
+        without_snapshot = start is None
+        losses, partitions = self.connections.losses, (*self.tps, self._samples)
+        gaps = losses.of(*partitions)
+        resume_at = [None if without_snapshot else offset for offset in self.joiner.offsets]
+        pairs = zip(self._fingerprints, resume_at, strict=True)
+        self.joiner.seek(await asyncio.gather(*[each.verify(self.connections, at) for each, at in pairs]))
+        start = await self._output_fingerprint.verify(self.connections, start)
         marker = await self._writer.claim(start, owner, tuple(self.joiner.offsets))
         try:
-            await self._do_again(start, marker, owner, fresh)
+            await self._do_again(start, marker, owner, without_snapshot)
         except (RecoveryError, OffsetGoneError, MissingRecordsError, MessageError) as error:
             losses.accept(self._samples, error)
             await self._go_on_after(start, marker, owner)
-        self.healthy, self.dirty = True, True  # the next snapshot spares doing the same again once more
-        self._rollbacks += losses.of(*theirs) > gaps
+        self.healthy, self.dirty = True, True  # the next snapshot saves repeating all this
+        self._rollbacks += losses.of(*partitions) > gaps
         return dict(zip(self.tps, self.joiner.offsets, strict=True))
 
     async def take(self, batch: Batch) -> None:
@@ -109,12 +113,12 @@ class JoinStage:
             for record in batch.records:
                 self.joiner.push(number, record.offset, record.value or b"")
                 if moved_ms is None and self.joiner.frontier > before:
-                    moved_ms = record.timestamp_ms  # the first of the batch that made anything due: at worst too early
-            self._seen[number].note(batch.records[-1])
+                    moved_ms = record.timestamp_ms  # of the first record that made anything due: never too late
+            self._fingerprints[number].note(batch.records[-1])
             await self._write(moved_ms)
 
     async def tick(self, tp: TP, now_ms: int) -> None:
-        """Say that an input has run dry, and write what that makes due."""
+        """Tell the join that an input has run dry, and write what that makes due."""
         with healthy_or_broken(self):
             self.joiner.tick(self.tps.index(tp))
             await self._write(now_ms)
@@ -124,21 +128,21 @@ class JoinStage:
         return self.joiner.idle[self.tps.index(tp)]
 
     def held(self) -> dict[TP, bool]:
-        """Which inputs are too far ahead to be read on."""
+        """Return for each input whether it is too far ahead of the others to be read on."""
         return {tp: self.joiner.held(number) for number, tp in enumerate(self.tps)}
 
     async def pending(self) -> PendingSnapshot:
-        """Note where we are in the output, so that it can be done again from any older snapshot, and say what is."""
+        """Write the input offsets to the output, for recoveries from older snapshots; return a copy of the state."""
         with healthy_or_broken(self):
-            if self.joiner.marks or self._said != self.joiner.offsets:  # else the last message said it all
+            if self.joiner.marks or self._logged_offsets != self.joiner.offsets:  # else the last message holds both
                 await self._append(0, [])
         state = {
             "joiner": self.joiner.state(),
             "output": self._writer.next_offset,
             "owner": tuple(self._writer.owner),
             "keys": sorted(self._keys.items()),
-            "seen": [seen.state() for seen in self._seen],
-            "written": (self._writer.next_offset - 1, self._writer.checksum, self._written.partitions),
+            "seen": [each.state() for each in self._fingerprints],
+            "written": (self._writer.next_offset - 1, self._writer.checksum, self._output_fingerprint.partitions),
             "inputs": list(self.inputs),
         }
         name = Name(self.owner_name, self._rollbacks, self._writer.next_offset, "join")
@@ -167,12 +171,12 @@ class JoinStage:
         after, offsets = self._keys.get(shard, FIRST_KEY), tuple(self.joiner.offsets)
         message = Message(self.partition, shard, epoch, writer, after, offsets, marks, records)
         await self._writer.append(message, due_since_ms)
-        self._said = list(offsets)
+        self._logged_offsets = list(offsets)
         if records:
             self._keys[shard] = records[-1].key
 
     async def _write_rejected(self) -> None:
-        """Send all and wait for all at once: one by one, a broken producer would slow the join to a record a trip."""
+        """Send all and wait for all at once: one by one, a shop that sends broken records would slow the join down."""
         producer, topic = self.connections.producer, self._rejected_topic
         values = [rejected_record(self.tps[each.input], each) for each in self.joiner.rejected]
         await asyncio.gather(*[await producer.send(topic, value) for value in values])
@@ -181,7 +185,7 @@ class JoinStage:
     # ---------------------------------------------------------------- recovery
 
     async def _restore(self) -> tuple[int | None, Owner]:
-        """Return where the snapshot stands in the output, None without one, and who owned it then."""
+        """Return where in the output the snapshot was taken, None without one, and who owned the output then."""
         found = await self.connections.store.latest(self.owner_name, "join")
         if found is None:
             return None, Owner()
@@ -191,27 +195,27 @@ class JoinStage:
             raise RecoveryError(msg)
         self.joiner = Joiner.restore(self.config, self.inputs, state["joiner"], *self._decode)
         self._keys = {shard: _key(key) for shard, key in state["keys"]}
-        self._seen = [TopicFingerprint(tp, *seen) for tp, seen in zip(self.tps, state["seen"], strict=True)]
-        self._written = TopicFingerprint(self._samples, *state["written"])
+        self._fingerprints = [TopicFingerprint(tp, *each) for tp, each in zip(self.tps, state["seen"], strict=True)]
+        self._output_fingerprint = TopicFingerprint(self._samples, *state["written"])
         self._rollbacks = name.rollbacks
         return state["output"], Owner(*state["owner"])
 
-    async def _do_again(self, start: int, marker: int, owner: Owner, fresh: bool) -> None:
+    async def _do_again(self, start: int, marker: int, owner: Owner, without_snapshot: bool) -> None:
         """Read our own output since ``start`` and the inputs it was made of; write what is missing of it."""
-        rightful = OwnerFilter(owner)
+        owner_filter = OwnerFilter(owner)
         made = self._made
-        before: bytes | None = b""
+        previous: bytes | None = b""
         async with contextlib.AsyncExitStack() as open_inputs:
             cursors: list[Cursor] = []
             async with Cursor(self.connections.client, self._samples, start) as log:
                 async for record in log.up_to(marker):
-                    if record.value == before:
+                    if record.value == previous:
                         continue  # sent again because an acknowledgement was lost
-                    before, message = record.value, messages.decode(record.value or b"")
-                    if fresh and message.marker:
+                    previous, message = record.value, messages.decode(record.value or b"")
+                    if without_snapshot and message.marker:
                         self.joiner.seek(message.offsets)
-                        fresh = False
-                    if not rightful.passes(message):
+                        without_snapshot = False
+                    if not owner_filter.passes(message):
                         continue
                     if not cursors:
                         pairs = zip(self.tps, self.joiner.offsets, strict=True)
@@ -220,24 +224,24 @@ class JoinStage:
                             for tp, offset in pairs
                         ]
                     await self._advance(cursors, message)
-                    for shard, again in self.joiner.drain():
-                        made.setdefault(shard, []).append(again)
+                    for shard, remade in self.joiner.drain():
+                        made.setdefault(shard, []).append(remade)
                     self._compare(record.offset, message, made.setdefault(message.shard, []))
         await self._write_made()
 
     async def _write_made(self) -> None:
-        """Write what was made again and is not written yet; marks and rejects were, by whoever went before."""
+        """Write the remade records that are not in the output; marks and rejected records were written before."""
         self.joiner.marks, self.joiner.rejected = [], []
         made, self._made = self._made, {}
         await self._write_records([(shard, record) for shard, rest in made.items() for record in rest])
 
     async def _go_on_after(self, start: int, marker: int, owner: Owner) -> None:
-        """Go on from wherever doing it again has come, and write nothing again of what is there."""
-        rightful = OwnerFilter(owner)
+        """Go on from where the recovery stopped, and write no record again that is in the output."""
+        owner_filter = OwnerFilter(owner)
         async with Cursor(self.connections.client, self._samples, start) as log:
             async for record in log.up_to(marker):
                 message = read_message(self.connections, self._samples, record)
-                if message is not None and rightful.passes(message) and message.records:
+                if message is not None and owner_filter.passes(message) and message.records:
                     highest = self._keys.get(message.shard, FIRST_KEY)
                     self._keys[message.shard] = max(highest, message.records[-1].key)
         self._floor = dict(self._keys)
@@ -256,7 +260,7 @@ class JoinStage:
         for number, (cursor, end) in enumerate(zip(cursors, offsets, strict=True)):
             async for record in cursor.up_to(end):
                 self.joiner.push(number, record.offset, record.value or b"")
-                self._seen[number].note(record)
+                self._fingerprints[number].note(record)
 
     def _compare(self, offset: int, message: Message, made: list[Record]) -> None:
         after = self._keys.get(message.shard, FIRST_KEY)
@@ -265,10 +269,10 @@ class JoinStage:
             msg = f"{where}: expected a message after {after}, found one after {message.after}"
             raise RecoveryError(msg)
         for number, written in enumerate(message.records):
-            again = made[number] if number < len(made) else None
-            if again is None or messages.payload_hash(again) != messages.payload_hash(written):
+            remade = made[number] if number < len(made) else None
+            if remade is None or messages.payload_hash(remade) != messages.payload_hash(written):
                 msg = (
-                    f"{where}: doing it again gave {again and again.key}, written was {written.key}; "
+                    f"{where}: the recovery made {remade and remade.key}, but {written.key} was written; "
                     "the inputs or the configuration of the join have changed since"
                 )
                 raise RecoveryError(msg)
@@ -278,7 +282,7 @@ class JoinStage:
 
 
 def rejected_record(tp: TP, rejected: Rejected) -> bytes:
-    """Return what `rejected` carries: where the record came from, why, its length and hash, its first 64 KB."""
+    """Return a record of the topic `rejected`: where it came from, why, its length and hash, its first 64 KB."""
     fields: dict[str, Any] = {
         "topic": tp.topic,
         "partition": tp.partition,

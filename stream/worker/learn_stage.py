@@ -20,7 +20,17 @@ from heft.stream.worker.stage import (
 
 
 class LearnStage:
-    """One shard of `scored` becomes a model."""
+    """Learns one shard of `scored`.
+
+    Parameters
+    ----------
+    connections
+        What the stages of a worker share.
+    config
+        The learner's configuration.
+    shard, scored
+        The partition of the topic ``scored`` to read.
+    """
 
     def __init__(self, connections: Connections, config: LearnerConfig, shard: int, scored: str) -> None:
         self.connections, self.config, self.shard = connections, config, shard
@@ -29,7 +39,7 @@ class LearnStage:
         self.learner = Learner(config)
         self.reader = ScoredReader()
         self._rollbacks = 0
-        self._seen = TopicFingerprint(self.tp)
+        self._fingerprint = TopicFingerprint(self.tp)
         self._offset: int | None = None
 
     async def open(self) -> Mapping[TP, int | None]:
@@ -39,10 +49,10 @@ class LearnStage:
             name, state, segments = found
             self.learner = Learner.restore(self.config, state["learner"], segments)
             self.reader = ScoredReader.restore(state["reader"])
-            self._seen = TopicFingerprint(self.tp, *state["seen"])
+            self._fingerprint = TopicFingerprint(self.tp, *state["seen"])
             self._offset, self._rollbacks = state["offset"], name.rollbacks
         gaps = self.connections.losses.of(self.tp)
-        self._offset = await self._seen.verify(self.connections, self._offset)
+        self._offset = await self._fingerprint.verify(self.connections, self._offset)
         self._rollbacks += self.connections.losses.of(self.tp) > gaps
         self.healthy = True
         return {self.tp: self._offset}
@@ -55,18 +65,18 @@ class LearnStage:
                 if message is not None:
                     for each in read_records(self.connections, self.tp, record, message, self.reader):
                         self.learner.apply(message.source, each)
-                self._seen.note(record)
-                await asyncio.sleep(0)  # a batch may hold many thousand samples: let the others have a turn
+                self._fingerprint.note(record)
+                await asyncio.sleep(0)  # a batch may hold many thousand samples; other stages must have a turn
             self._offset = batch.end_offset
 
     async def pending(self) -> PendingSnapshot:
-        """Return a copy of the model; it is encoded and written later."""
+        """Return a copy of the model, to be encoded and written later."""
         offset = self._offset or 0
         learner, segments = self.learner.state()
         state = {
             "learner": learner,
             "reader": self.reader.state(),
-            "seen": self._seen.state(),
+            "seen": self._fingerprint.state(),
             "offset": self._offset,
         }
         name = Name(f"learn-{self.shard}", self._rollbacks, offset, self.config.lineage)

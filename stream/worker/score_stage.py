@@ -1,4 +1,4 @@
-"""The score stage of one partition with its Kafka around it: `samples` passes on to the shards of `scored`."""
+"""The score stage of one partition with its Kafka around it: what comes in `samples` goes on to shards of `scored`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from heft.stream.worker.stage import (
     read_records,
 )
 
-_MOST_PLACES = 64
+_MOST_RESUME_POINTS = 64
 
 
-class StageKey(NamedTuple):
-    """Where the stage was when a snapshot was taken."""
+class _ResumePoint(NamedTuple):
+    """An offset at which a stage can go on, with its state there."""
 
     due_ms: int
     offset: int
@@ -35,17 +35,19 @@ class StageKey(NamedTuple):
 
 
 class ScoreStage:
-    """One partition of `samples` passes on to the shards of `scored`, taking reference scores along.
+    """Passes the records of one partition of `samples` on to the shards of `scored`, with reference scores.
 
     Parameters
     ----------
-    connections, partition, samples, scored, shards
-        Connections, and what is read and written.
+    connections
+        What the stages of a worker share.
+    partition, samples, scored, shards
+        The partition of the topic ``samples`` to read; the topic ``scored`` to write, and its number of shards.
     scorer
-        What adds the scores.
+        Adds the scores.
     open_for_ms
-        How long a slate can wait for scores: the click window; 0 without a teacher. A snapshot holds the newest place
-        before which no slate is open: a stage that starts there asks again for all that is.
+        How long a slate can wait for scores, in milliseconds: the click window; 0 without a teacher. A snapshot holds
+        the newest point such that no slate before it waits: a stage that starts there asks again for all that wait.
     """
 
     def __init__(
@@ -65,40 +67,40 @@ class ScoreStage:
         self.scorer = scorer
         self._open_for_ms = open_for_ms
         self._due_ms = 0
-        self._places: list[StageKey] = []
-        self._seen = TopicFingerprint(self.tp)
+        self._resume_points: list[_ResumePoint] = []
+        self._fingerprint = TopicFingerprint(self.tp)
         self._offset: int | None = None
         self._rollbacks = 0
         self.readers = [ScoredReader() for _ in range(shards)]
 
     async def open(self) -> Mapping[TP, int | None]:
-        """Go on at the snapshot; what is then forwarded again, readers drop."""
+        """Go on at the snapshot. Readers drop the records that are forwarded once more then."""
         found = await self.connections.store.latest(f"score-{self.partition}", "score")
         if found is not None:
             name, state, _ = found
             if len(state["readers"]) != len(self.readers):
-                had, now = len(state["readers"]), len(self.readers)
-                msg = f"{name.file}: made for {had} shards, the configuration names {now}"
+                made_for, configured = len(state["readers"]), len(self.readers)
+                msg = f"{name.file}: made for {made_for} shards, the configuration names {configured}"
                 raise RecoveryError(msg)
             self.readers = [ScoredReader.restore(reader) for reader in state["readers"]]
-            self._seen = TopicFingerprint(self.tp, *state["seen"])
+            self._fingerprint = TopicFingerprint(self.tp, *state["seen"])
             self._offset = state["offset"]
             self._rollbacks = name.rollbacks
         gaps = self.connections.losses.of(self.tp)
-        self._offset = await self._seen.verify(self.connections, self._offset)
+        self._offset = await self._fingerprint.verify(self.connections, self._offset)
         self._rollbacks += self.connections.losses.of(self.tp) > gaps
-        self._places = [self._here()]
+        self._resume_points = [self._resume_point()]
         self.healthy = True
         return {self.tp: self._offset}
 
     async def take(self, batch: Batch) -> None:
-        """Forward a batch, shard by shard."""
+        """Forward each message of a batch to its shard."""
         with healthy_or_broken(self):
             for record in batch.records:
                 message = read_message(self.connections, self.tp, record)
                 if message is not None:
                     await self._forward(record, message)
-                self._seen.note(record)
+                self._fingerprint.note(record)
             self._offset = batch.end_offset
 
     async def _forward(self, record: Received, message: Message) -> None:
@@ -123,20 +125,24 @@ class ScoreStage:
         )
 
     async def pending(self) -> PendingSnapshot:
-        """Return the newest place before which no slate is open."""
-        here, places = self._here(), self._places
-        if len(places) > 1 and places[-1].due_ms == here.due_ms:
-            places.pop()
-        elif len(places) > _MOST_PLACES:
-            del places[1::2]
-        places.append(here)
-        while len(places) > 1 and places[1].due_ms <= here.due_ms - self._open_for_ms:
-            places.pop(0)
+        """Return the newest point before which no slate waits for scores."""
+        now, points = self._resume_point(), self._resume_points
+        if len(points) > 1 and points[-1].due_ms == now.due_ms:
+            points.pop()
+        elif len(points) > _MOST_RESUME_POINTS:
+            del points[1::2]
+        points.append(now)
+        while len(points) > 1 and points[1].due_ms <= now.due_ms - self._open_for_ms:
+            points.pop(0)
         self.dirty = False
-        name = Name(f"score-{self.partition}", self._rollbacks, places[0].offset, "score")
-        return PendingSnapshot(name, places[0].state, (), {self.tp: places[0].offset})
+        name = Name(f"score-{self.partition}", self._rollbacks, points[0].offset, "score")
+        return PendingSnapshot(name, points[0].state, (), {self.tp: points[0].offset})
 
-    def _here(self) -> StageKey:
+    def _resume_point(self) -> _ResumePoint:
         offset = self._offset or 0
-        state = {"offset": offset, "seen": self._seen.state(), "readers": [reader.state() for reader in self.readers]}
-        return StageKey(self._due_ms, offset, state)
+        state = {
+            "offset": offset,
+            "seen": self._fingerprint.state(),
+            "readers": [reader.state() for reader in self.readers],
+        }
+        return _ResumePoint(self._due_ms, offset, state)

@@ -1,8 +1,8 @@
-"""What the three stages have in common, one object a partition; their Kafka is around them, Faust itself is in app.py.
+"""What the three stages have in common. A stage is one partition of a pure class with its Kafka around it.
 
-A stage takes a batch, does what its pure class says, writes, and only then takes the next. Its snapshot holds its
-state and the offsets it belongs to. Each method leaves the stage whole or raises; a stage that raised writes no
-snapshot, so the one before it is where the next worker goes on.
+A stage takes a batch, passes it through its pure class, writes the result, and only then takes the next batch. Its
+snapshot holds its state and the input offsets that belong to it. Each method leaves the stage healthy or raises; a
+stage that raised writes no snapshot, so the next worker goes on from the one before.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger("heft.stage")
 
 
 class RecoveryError(RuntimeError):
-    """What is in a topic is not what the snapshot says; the message names both."""
+    """A topic does not hold what the snapshot says. The message names both."""
 
 
 class PendingSnapshot(NamedTuple):
-    """A snapshot that is still to be written, and the offsets that may be committed then."""
+    """A snapshot that is still to be written, and the offsets that may be committed once it is."""
 
     name: Name
     state: State
@@ -43,7 +43,9 @@ class PendingSnapshot(NamedTuple):
 
 
 class LossPolicy:
-    """Decides what happens where a topic does not hold what a stage expects: end, or go on and count.
+    """Decides what happens where a topic does not hold what a stage expects: an error, or a count and a warning.
+
+    ``gaps`` counts by partition how often a loss was accepted.
 
     Parameters
     ----------
@@ -56,11 +58,11 @@ class LossPolicy:
         self.gaps: Counter[TP] = Counter()
 
     def of(self, *tps: TP) -> int:
-        """Return how often something was missing of these partitions."""
+        """Return how often a loss of these partitions was accepted."""
         return sum(self.gaps[tp] for tp in tps)
 
     def accept(self, tp: TP, error: Exception) -> None:
-        """Count that something is missing of a partition; raise the error if that is not accepted."""
+        """Count a loss of a partition; raise the error where losses are not accepted."""
         if not self.accepted:
             raise error
         self.gaps[tp] += 1
@@ -68,7 +70,7 @@ class LossPolicy:
 
 
 class Connections(NamedTuple):
-    """What the stages of a worker share."""
+    """What the stages of a worker share: clients' settings, the producer, the snapshot store, and the loss policy."""
 
     client: Mapping[str, Any]
     producer: AIOKafkaProducer
@@ -88,7 +90,7 @@ def read_message(connections: Connections, tp: TP, record: Received) -> Message 
 def read_records(
     connections: Connections, tp: TP, record: Received, message: Message, reader: ScoredReader
 ) -> list[Record]:
-    """Return the records of a message that are new; over a gap only when losses are accepted."""
+    """Return the records of a message that are new; with a gap before it only when losses are accepted."""
     try:
         return reader.read(message)
     except GapError as error:
@@ -105,32 +107,45 @@ def _located(tp: TP, record: Received, error: MessageError) -> RecoveryError:
 
 
 class Stage(Protocol):
-    """One partition of one stage. ``healthy``: nothing was broken off; ``dirty``: changed since the last snapshot."""
+    """One partition of one stage.
+
+    ``healthy``: every method that began has also ended well. ``dirty``: the state has changed since the last snapshot.
+    """
 
     healthy: bool
     dirty: bool
 
     async def open(self) -> Mapping[TP, int | None]:
-        """Restore what was; return where to go on in each input."""
+        """Restore the newest snapshot; return where to go on in each input."""
         ...
 
     async def take(self, batch: Batch) -> None:
-        """Deal with a batch."""
+        """Pass a batch through the stage, and write what comes out."""
         ...
 
     async def pending(self) -> PendingSnapshot:
-        """Return a snapshot of now."""
+        """Return a snapshot of the state as it is now; the stage is not dirty afterwards."""
         ...
 
 
 class TopicFingerprint:
-    """The last record of a partition that a stage knows, and of how many partitions: is the topic still the same."""
+    """Tells whether a topic is still the one that a stage has read: its last record, and its number of partitions.
+
+    Parameters
+    ----------
+    tp
+        The partition.
+    offset, checksum
+        Offset and CRC-32 of the last record read; an offset of -1: none is known.
+    partitions
+        How many partitions the topic had; 0: not known.
+    """
 
     def __init__(self, tp: TP, offset: int = -1, checksum: int = 0, partitions: int = 0) -> None:
         self.tp, self.offset, self.checksum, self.partitions = tp, offset, checksum, partitions
 
     def note(self, record: Received) -> None:
-        """Remember a record."""
+        """Remember a record as the last one read."""
         self.offset, self.checksum = record.offset, zlib.crc32(record.value or b"")
 
     def state(self) -> tuple[int, int, int]:
@@ -138,14 +153,14 @@ class TopicFingerprint:
         return self.offset, self.checksum, self.partitions
 
     async def verify(self, connections: Connections, at: int | None) -> int:
-        """Check that the topic is the one that was read, and holds what comes next; return where to go on.
+        """Check that the topic is the one that was read and holds the next records; return where to go on.
 
         Parameters
         ----------
         connections
-            Connections, and whether losses are accepted.
+            How to connect, and whether losses are accepted.
         at
-            Where to go on if it is; None: at the beginning.
+            The next offset to read if all is well; None: the beginning.
 
         Raises
         ------
@@ -193,7 +208,7 @@ class TopicFingerprint:
 
 @contextlib.contextmanager
 def healthy_or_broken(stage: Stage) -> Iterator[None]:
-    """Leave a stage marked as broken when what happens inside does not end well."""
+    """Mark a stage as not healthy while the block runs, and for good if it raises; mark it as dirty."""
     stage.healthy = False
     stage.dirty = True
     yield
