@@ -46,11 +46,11 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers. Of a
     teacher that reads texts apart: when both texts had been read so long before; of a static one, which rankers run
     themselves: when it had come so long before."""
-    ways: Literal["exact", "any"] = "exact"
-    """How the model may be computed. At start each way is timed here and the fastest is taken: of those that are exact,
-    or of any, with int8 and bfloat16 among them. A static teacher has one way."""
+    backends: Literal["exact", "any"] = "exact"
+    """Which backends may compute the model: the exact ones, or any, with int8 and bfloat16 among them. Each is timed on
+    this machine at start, and the fastest is taken. A static teacher has one backend only."""
     device: str = "auto"
-    """Where: ``cpu``, ``cuda``, or a GPU where there is one."""
+    """Where the model runs: ``cpu``, ``cuda``, or ``auto``, which is a GPU if there is one."""
     batch: Annotated[int, msgspec.Meta(ge=1)] = 64
     """Pairs that are scored together at most: some tenths of a second of a CPU; 512 suit a GPU."""
     linger_ms: Annotated[int, msgspec.Meta(ge=0)] = 20

@@ -256,7 +256,9 @@ def serve(
     model: Annotated[Path, typer.Option(help="Folder of a teacher; a new version in it is taken as it comes.")],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8600,
-    ways: Annotated[Literal["exact", "any"] | None, typer.Option(help="See teacher.ways of the configuration.")] = None,
+    backends: Annotated[
+        Literal["exact", "any"] | None, typer.Option(help="See teacher.backends of the configuration.")
+    ] = None,
     device: Device = "auto",
     config: ConfigFile = None,
 ) -> None:
@@ -267,7 +269,7 @@ def serve(
     from heft.stream.serve.teacher import serve as run
 
     teacher = load(config).teacher
-    run(replace(teacher, model=str(model), device=device, ways=ways or teacher.ways), host, port)
+    run(replace(teacher, model=str(model), device=device, backends=backends or teacher.backends), host, port)
 
 
 @app.command()

@@ -71,7 +71,7 @@ def serve(config: TeacherConfig, host: str, port: int) -> None:
     def said(text: str) -> None:
         if text.startswith("="):
             at = listening.getsockname()[1]
-            print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.way}", flush=True)
+            print(f"teacher {engine.version} at http://{host}:{at}, computed by {engine.backend}", flush=True)
 
     # Cancelled with its connection: a batch whose worker has given up would keep those from their turn that wait.
     web.run_app(application(teacher), sock=listening, print=said, handler_cancellation=True)

@@ -63,7 +63,7 @@ class LocalTeacher:
     Parameters
     ----------
     config
-        ``model``, ``device`` and ``ways``.
+        ``model``, ``device`` and ``backends``.
     engine
         What it begins with; by default that of the folder, which is loaded.
     hand_over
@@ -265,7 +265,7 @@ def load_engine(config: TeacherConfig, together: int) -> Engine:
     try:
         from heft.models.teacher.score.engine import Engine
 
-        engine = Engine(Path(config.model), config.device, config.ways, perf_counter, together)
+        engine = Engine(Path(config.model), config.device, config.backends, perf_counter, together)
     except ImportError as error:
         if error.name is None:  # a library that is there, and says what it lacks
             raise
@@ -276,7 +276,7 @@ def load_engine(config: TeacherConfig, together: int) -> Engine:
         f"{name} {each if isinstance(each, str) else round(each)}" for name, each in engine.timings.items()
     )
     timed = f" (pairs a second: {said})" if said else ""
-    log.warning("the teacher %s is computed by %s%s", engine.version, engine.way, timed)
+    log.warning("the teacher %s is computed by %s%s", engine.version, engine.backend, timed)
     return engine
 
 
