@@ -180,11 +180,11 @@ def test_fine_tuning_begins_at_the_calibrated_cosine_of_the_base_and_learns_from
     # No word of a query is in the text that suits it: the cosine knows nothing yet.
     assert click["before"]["auc"] < 0.65
     assert click["after_calibrated"]["auc"] > 0.75
-    told = explain(tmp_path, Pair("shoe", "chair 5"), device="cpu")
-    assert told.logit == pytest.approx(
+    explained = explain(tmp_path, Pair("shoe", "chair 5"), device="cpu")
+    assert explained.logit == pytest.approx(
         Engine(tmp_path, "cpu", "torch float32").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4
     )
-    assert len(told.tokens) >= 6
+    assert len(explained.tokens) >= 6
 
 
 def test_a_frozen_base_stays_as_it_is_and_how_its_vectors_compare_is_learned(tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_a_static_teacher_says_in_all_its_forms_the_same_and_takes_no_model_alon
     expected = state.heads["click"].scale * raw + state.heads["click"].shift
     assert Engine(out, "cpu").logits(pairs)[:, 0] == pytest.approx(expected, abs=1e-4)
     assert evaluate(out, test, "cpu")["auc"] == pytest.approx(click["after_calibrated"]["auc"], abs=1e-6)
-    told = explain(out, Pair("shoe", "chair 5"), device="cpu")
-    assert told.logit == pytest.approx(Engine(out, "cpu").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4)
+    explained = explain(out, Pair("shoe", "chair 5"), device="cpu")
+    assert explained.logit == pytest.approx(Engine(out, "cpu").logits([Pair("shoe", "chair 5")])[0, 0], abs=1e-4)
 
 
 def test_a_folder_that_is_used_again_for_another_kind_of_teacher_keeps_nothing_of_the_one_before(

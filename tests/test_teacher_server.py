@@ -268,8 +268,8 @@ def test_the_server_of_a_teacher_scores_as_the_teacher_itself(teachers: list[Pat
     server = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        said = server.stdout.readline()
-        url = said.split(" at ")[1].split(",")[0]
+        line = server.stdout.readline()
+        url = line.split(" at ")[1].split(",")[0]
         remote = RemoteTeacher(url, 30.0)
         own = LocalTeacher(TeacherConfig(model=str(teachers[0]), device="cpu")).score(PAIRS)
         assert remote.score(PAIRS) == own

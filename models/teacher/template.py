@@ -1,8 +1,7 @@
-"""The text of a sample: what the teacher reads of a slate and one of its items.
+"""The two texts of a sample: what the teacher reads of a slate and one of its items.
 
-A template names what is rendered, and can name only what the shop knew before it ranked: no label, no position, no
-score or propensity, nobody's id, no time. So nothing that came later, and nothing that tells where an item was shown,
-can reach the teacher.
+A template names the fields to render. It can name only what the shop knew before it ranked: no label, position, score,
+propensity, id or time. So the teacher sees nothing that came later, and nothing that tells where an item was shown.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class TemplateError(ValueError):
 
 
 class Pair(NamedTuple):
-    """The two texts of a sample: what was asked, and what was offered."""
+    """The two texts of a sample: that of the query, and that of the item."""
 
     query: str
     item: str
@@ -67,7 +66,7 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Part(NamedTuple):
-    pieces: tuple[tuple[str, str], ...]  # literal text, then the field after it ("" for none)
+    pieces: tuple[tuple[str, str], ...]  # a literal text, and the field after it ("" for none)
     of_item: bool
 
 
@@ -136,7 +135,7 @@ def _require_allowed(field: str) -> None:
     head, _, name = field.partition(".")
     if field in ("query", "surface", "item.text") or (head == "context" and name):
         return
-    # Whatever else the wire knows of an item, now or later, says how it was shown; only its features say what it is.
+    # The wire's other fields of an item, now or later, tell how it was shown; only its features tell what it is.
     if head == "item" and name and name not in Item.__struct_fields__:
         return
     msg = (
