@@ -35,7 +35,7 @@ _EXACT, _NEAR = ("torch float32", "onnxruntime float32"), ("onnxruntime int8", "
 
 
 def compare(log: Path) -> None:
-    """Print how fast each way is beside CrossEncoder, how near, and what the cache brings on a log."""
+    """Print how fast each backend is beside CrossEncoder, how near, and what the cache brings on a log."""
     data = Path(environment("HEFT_TEST_DATA") or "") / _DATA
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing or not data.exists():
@@ -55,10 +55,10 @@ def _compare(teacher: Path, folder: Path, pairs: list[Pair], labels: NDArray[np.
 
     torch.set_num_threads(1)
     peer = _cross_encoder(teacher, folder)
-    engines = {way: Engine(teacher, "cpu", way) for way in (*_EXACT, *_NEAR)}
+    engines = {backend: Engine(teacher, "cpu", backend) for backend in (*_EXACT, *_NEAR)}
     sides: dict[str, Callable[[Sequence[Pair]], NDArray[Any]]] = {
         "CrossEncoder": lambda some: peer.predict([tuple(pair) for pair in some], show_progress_bar=False),
-        **{way: (lambda some, engine=engine: engine.logits(some)[:, 0]) for way, engine in engines.items()},
+        **{backend: (lambda some, engine=engine: engine.logits(some)[:, 0]) for backend, engine in engines.items()},
     }
     whole = {name: np.asarray(score(pairs), np.float64) for name, score in sides.items()}
     rng = np.random.default_rng(1)

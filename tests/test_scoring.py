@@ -1,4 +1,4 @@
-"""A teacher that scores: the same logits whichever way they are computed, and the fastest way is taken."""
+"""A teacher that scores: the same logits whichever backend they are computed, and the fastest backend is taken."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from heft.models.teacher.network.model import Model, predict
 from heft.models.teacher.network.teacher_folder import load_teacher, save_teacher
 from heft.models.teacher.network.tokens import Tokens
 from heft.models.teacher.network.vocabulary import train_tokenizer
-from heft.models.teacher.score import backends as ways
+from heft.models.teacher.score import backends
 from heft.models.teacher.score import model_reader as reader
-from heft.models.teacher.score.backends import Way, fastest, input_names, run_through, ways_of_gpu
+from heft.models.teacher.score.backends import Backend, backends_of_gpu, fastest, input_names, run_through
 from heft.models.teacher.score.engine import Engine
 from heft.models.teacher.score.explain import explain
 from heft.models.teacher.state import HeadState, TeacherError, TeacherState
@@ -79,7 +79,7 @@ def plain(folder: Path) -> np.ndarray:
 
 def test_an_exact_way_gives_the_logits_of_plain_prediction(folder: Path) -> None:
     engine = Engine(folder, "cpu")
-    assert engine.way in ("torch float32", "onnxruntime float32")
+    assert engine.backend in ("torch float32", "onnxruntime float32")
     np.testing.assert_allclose(engine.logits(PAIRS), plain(folder), atol=1e-5)  # other batches, other last bits
     assert engine.version.endswith("@1700000000000")
     scored = engine.score(PAIRS[:3])
@@ -91,7 +91,9 @@ def test_an_exact_way_gives_the_logits_of_plain_prediction(folder: Path) -> None
 def test_onnx_runtime_is_exact_in_float32_and_near_in_eight_bits(folder: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the teacher's libraries are not installed: pip install '.[teacher]'")
     expected = plain(folder)
-    exact, near = (Engine(folder, "cpu", way).logits(PAIRS) for way in ("onnxruntime float32", "onnxruntime int8"))
+    exact, near = (
+        Engine(folder, "cpu", backend).logits(PAIRS) for backend in ("onnxruntime float32", "onnxruntime int8")
+    )
     np.testing.assert_allclose(exact, expected, atol=1e-4)
     for head in range(2):
         assert np.corrcoef(near[:, head], expected[:, head])[0, 1] > 0.98
@@ -169,22 +171,26 @@ def test_a_decoder_scores_as_well(tmp_path: Path) -> None:
 def test_the_fastest_way_is_taken_and_one_that_does_not_work_here_is_passed_over() -> None:
     now = [0.0]
 
-    def way(name: str, seconds: float, exact: bool = True, off: float = 0.0) -> Way:
+    def backend(name: str, seconds: float, exact: bool = True, off: float = 0.0) -> Backend:
         def forward(columns: object) -> np.ndarray:  # noqa: ARG001
             now[0] += seconds
             return np.full((1, 1), off, np.float32)
 
-        return Way(name, exact, 4, lambda: forward)
+        return Backend(name, exact, 4, lambda: forward)
 
     def broken() -> Iterator[None]:
         message = "no such instruction"
         raise RuntimeError(message)
 
-    several = [way("slow", 2.0), way("fast", 0.5), Way("broken", True, 4, broken), way("middle", 1.0)]  # type: ignore[arg-type]
-    several += [way("off", 0.125, off=2e-4), way("near", 2.0, exact=False, off=0.5), way("close", 4.0, off=5e-5)]
-    best, _, said = fastest(several, ["input_ids", "attention_mask"], lambda: now[0], lambda vectors: vectors, 64)
+    several = [backend("slow", 2.0), backend("fast", 0.5), Backend("broken", True, 4, broken), backend("middle", 1.0)]  # type: ignore[arg-type]
+    several += [
+        backend("off", 0.125, off=2e-4),
+        backend("near", 2.0, exact=False, off=0.5),
+        backend("close", 4.0, off=5e-5),
+    ]
+    best, _, timings = fastest(several, ["input_ids", "attention_mask"], lambda: now[0], lambda vectors: vectors, 64)
     assert best.name == "fast"
-    assert said == {
+    assert timings == {
         "slow": 2.0, "fast": 8.0, "middle": 4.0, "near": 2.0, "close": 1.0,
         "broken": "RuntimeError: no such instruction", "off": "not exact: a logit differs by 2.0e-04",
     }  # fmt: skip
@@ -197,18 +203,18 @@ def test_a_way_is_timed_with_as_many_pairs_as_will_be_scored_together(together: 
     """As on an H200: a plain pass takes 4 ms for up to 256 pairs, a compiled one 2 ms for the 64 it is made for."""
     now = [0.0]
 
-    def way(name: str, batch: int, milliseconds: float) -> Way:
+    def backend(name: str, batch: int, milliseconds: float) -> Backend:
         def forward(columns: Any) -> np.ndarray:
             now[0] += milliseconds / 1e3
             return np.zeros((len(columns["input_ids"]), 1), np.float32)
 
-        return Way(name, True, batch, lambda: forward)
+        return Backend(name, True, batch, lambda: forward)
 
-    several = [way("plain", 256, 4.0), way("compiled", 64, 2.0)]
-    best, _, said = fastest(several, ["input_ids"], lambda: now[0], lambda vectors: vectors, together)
+    several = [backend("plain", 256, 4.0), backend("compiled", 64, 2.0)]
+    best, _, timings = fastest(several, ["input_ids"], lambda: now[0], lambda vectors: vectors, together)
     assert best.name == fastest_is
     expected = {"plain": min(together, 256) / 4e-3, "compiled": min(together, 64) / 2e-3}
-    assert said == {name: pytest.approx(rate) for name, rate in expected.items()}
+    assert timings == {name: pytest.approx(rate) for name, rate in expected.items()}
 
 
 class Compiler:
@@ -230,29 +236,29 @@ class Compiler:
 def test_every_batch_that_a_compiled_way_may_be_given_has_a_shape_that_was_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two ways in one process have more than eight shapes; after eight, torch by itself stops compiling."""
+    """Two backends in one process have more than eight shapes, after which torch silently compiles no more."""
     compiler, compile = Compiler(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=compiler))
-    monkeypatch.setattr(ways, "_COMPILED_ROWS", 4)  # of as many pairs a batch takes long here
+    monkeypatch.setattr(backends, "_COMPILED_ROWS", 4)  # of as many pairs a batch takes long here
     torch._dynamo.reset()
     encoder, tokenizer = load_base(resolve_base("tiny"), lambda: [" ".join(pair) for pair in PAIRS], 512, 0.0)
     model, tokens = Model(encoder, ("click",), "mean").eval(), Tokens(tokenizer, 512)
-    compiled = [way for way in ways_of_gpu(model, 512) if way.compiled]
-    assert sum(len(way.widths) for way in compiled) == 12
-    for way in compiled:
+    compiled = [backend for backend in backends_of_gpu(model, 512) if backend.compiled]
+    assert sum(len(backend.widths) for backend in compiled) == 12
+    for backend in compiled:
         compiler.compiled = compiler.ran = 0
-        forward = way.prepare()
-        run_through(way, forward, input_names(model))
-        assert compiler.compiled == compiler.ran == len(way.widths)
+        forward = backend.prepare()
+        run_through(backend, forward, input_names(model))
+        assert compiler.compiled == compiler.ran == len(backend.widths)
         ran = 0
         for words in (0, 9, 20, 50, 100, 140, 230, 400, 700):
             for count in (1, 2, 3, 4, 5):
                 pairs = [Pair("red", " ".join(["shoe"] * (words + n))) for n in range(count)]
-                for batch in tokens.batches(pairs, way.batch, way.widths):
+                for batch in tokens.batches(pairs, backend.batch, backend.widths):
                     assert forward(batch.columns).shape == (len(batch.rows), 128)
                     ran += 1
-        assert compiler.ran == len(way.widths) + ran, "none ran as if nothing had been compiled"
-        assert compiler.compiled == len(way.widths)
+        assert compiler.ran == len(backend.widths) + ran, "none ran as if nothing had been compiled"
+        assert compiler.compiled == len(backend.widths)
 
 
 def test_a_compiled_way_is_among_the_exact_ones_and_gives_the_same_vectors(
@@ -260,11 +266,14 @@ def test_a_compiled_way_is_among_the_exact_ones_and_gives_the_same_vectors(
 ) -> None:
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=Compiler()))
-    monkeypatch.setattr(reader, "ways_of", lambda model, _, state: ways_of_gpu(model, state.max_tokens))
+    monkeypatch.setattr(reader, "backends_of", lambda model, _, state: backends_of_gpu(model, state.max_tokens))
     plain, compiled = (Engine(folder, "cpu", name) for name in ("torch float32", "torch.compile float32"))
     np.testing.assert_allclose(compiled.logits(PAIRS), plain.logits(PAIRS), atol=1e-5)
     timed = Engine(folder, "cpu", timer=perf_counter)
-    assert {name for name, said in timed.timings.items() if isinstance(said, float)} == {plain.way, compiled.way}
+    assert {name for name, said in timed.timings.items() if isinstance(said, float)} == {
+        plain.backend,
+        compiled.backend,
+    }
 
 
 def test_a_compiled_way_runs_in_the_thread_that_compiled_it_whichever_thread_asks(
@@ -284,7 +293,7 @@ def test_a_compiled_way_runs_in_the_thread_that_compiled_it_whichever_thread_ask
             return watched
 
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=Watched()))
-    monkeypatch.setattr(reader, "ways_of", lambda model, _, state: ways_of_gpu(model, state.max_tokens))
+    monkeypatch.setattr(reader, "backends_of", lambda model, _, state: backends_of_gpu(model, state.max_tokens))
     engine = Engine(folder, "cpu", "torch.compile float32")
     with ThreadPoolExecutor(1) as other:
         there = other.submit(engine.logits, PAIRS[:5]).result()
@@ -303,7 +312,7 @@ def test_what_is_compiled_may_record_cuda_graphs_in_its_thread(folder: Path, mon
             return super().__call__(graph, _inputs)
 
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile(module, **how, backend=Watched()))
-    monkeypatch.setattr(reader, "ways_of", lambda model, _, state: ways_of_gpu(model, state.max_tokens))
+    monkeypatch.setattr(reader, "backends_of", lambda model, _, state: backends_of_gpu(model, state.max_tokens))
     Engine(folder, "cpu", "torch.compile float32")
     assert may
     assert all(may)

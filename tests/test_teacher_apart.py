@@ -120,7 +120,7 @@ def test_the_logits_of_a_pair_are_the_same_to_the_last_bit_whatever_it_is_scored
 
 
 def test_the_answer_of_a_live_teacher_scores_further_pairs_of_texts_that_it_has_read(folder: Path) -> None:
-    teacher = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
+    teacher = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", backends="torch float32"))  # type: ignore[arg-type]
     answer = teacher.score(PAIRS[:2])
     assert answer.at_once is not None
     assert answer.at_once([PAIRS[1], Pair("?", "!")]) == [answer.logits[1], None]
@@ -129,7 +129,7 @@ def test_the_answer_of_a_live_teacher_scores_further_pairs_of_texts_that_it_has_
 def test_a_teacher_that_reads_pairs_scores_nothing_at_once(model: tuple[Model, Any], tmp_path: Path) -> None:
     whole = Model(model[0].encoder, ("click",), "mean")
     save_teacher(tmp_path, whole, model[1], TeacherState({"click": HeadState()}, "{query}", 24, "mean", ""))
-    teacher = LocalTeacher(TeacherConfig(model=str(tmp_path), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
+    teacher = LocalTeacher(TeacherConfig(model=str(tmp_path), device="cpu", backends="torch float32"))  # type: ignore[arg-type]
     answer = teacher.score(PAIRS[:2])
     assert answer.at_once is None
     assert not teacher.engine.apart
@@ -260,7 +260,7 @@ def test_what_a_frozen_base_cannot_do_is_refused(tmp_path: Path, more: dict[str,
 
 def test_a_teacher_has_read_the_texts_of_its_log_when_it_is_loaded(tmp_path: Path) -> None:
     finetune(asked_and_shown(), tmp_path, settings(towers=True, epochs=1), SOURCES)
-    teacher = LocalTeacher(TeacherConfig(model=str(tmp_path), device="cpu", ways="torch float32"))  # type: ignore[arg-type]
+    teacher = LocalTeacher(TeacherConfig(model=str(tmp_path), device="cpu", backends="torch float32"))  # type: ignore[arg-type]
     known = asked_and_shown().texts
     assert list(teacher.engine.read_ahead) == known
     pair = Pair(known[0], known[1])

@@ -232,8 +232,10 @@ def test_a_log_and_judgements_train_together_and_the_log_keeps_its_time(tmp_path
 
 def test_what_the_ranker_said_stands_in_the_place_of_what_a_position_says() -> None:
     records, _ = joined([*hours(40), *crowd(43 * DAY)])
-    said = {sample_key(f"r{hour:04}", f"i{n}"): 0.1 + 0.2 * n + 0.001 * hour for hour in range(40) for n in range(2)}
-    log = Log(records, TEMPLATE, said)
+    predicted = {
+        sample_key(f"r{hour:04}", f"i{n}"): 0.1 + 0.2 * n + 0.001 * hour for hour in range(40) for n in range(2)
+    }
+    log = Log(records, TEMPLATE, predicted)
     rates = log.base_rates()
     examples = log.examples(rates)
     for n, text in enumerate(("red shoe", "blue hat")):
@@ -241,7 +243,7 @@ def test_what_the_ranker_said_stands_in_the_place_of_what_a_position_says() -> N
         expected = math.log(mean / (1 - mean)) - math.log(rates.overall / (1 - rates.overall))
         assert examples.offset[row(examples, text)] == pytest.approx(expected)
     later = log.later(T0 - 1)
-    assert later.ranker[later.heads == CLICKS] == pytest.approx(list(said.values()))
+    assert later.ranker[later.heads == CLICKS] == pytest.approx(list(predicted.values()))
     assert np.isnan(Log(records, TEMPLATE).later(T0 - 1).ranker).all()
 
 
@@ -268,9 +270,9 @@ def test_thinning_leaves_nothing_to_be_taught_where_the_ranker_is_right() -> Non
         if rng.random() < p:
             events.append(clicked(f"r{n:04}", n * MINUTE))
     records, _ = joined([*events, *crowd(5 * DAY)])
-    said = {sample_key(f"r{n:04}", "i0"): float(p) for n, p in enumerate(chances)}
+    predicted = {sample_key(f"r{n:04}", "i0"): float(p) for n, p in enumerate(chances)}
     for keep in (1.0, 0.05):
-        split = Log(records, TEMPLATE, said).split(keep_negatives=keep)
+        split = Log(records, TEMPLATE, predicted).split(keep_negatives=keep)
         assert split.rates is not None
         train, overall = split.train, split.rates.overall
         needed = measure.fit_platt(np.zeros(1), train.offset, train.trials[:, 0], train.positives[:, 0])[1]

@@ -250,7 +250,7 @@ def test_a_new_version_in_the_folder_is_taken_while_the_one_before_goes_on(
 ) -> None:
     monkeypatch.setattr("heft.stream.teacher.folder._LOOK_SECONDS", 0.0)
     folder = shutil.copytree(teachers[0], tmp_path / "teacher")
-    local = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", ways="exact"))
+    local = LocalTeacher(TeacherConfig(model=str(folder), device="cpu", backends="exact"))
     before = local.score(PAIRS)
     (folder / "teacher.json").unlink()
     assert local.score(PAIRS) == before, "unfinished"

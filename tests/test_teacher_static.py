@@ -92,7 +92,7 @@ def test_a_pair_is_the_product_of_the_unit_sums_of_its_words(tmp_path: Path) -> 
     by_head = np.column_stack([2.0 * (z + 0.25) - 3.0, z - 0.25 + 0.5])
     assert engine.logits(pairs) == pytest.approx(by_head, abs=1e-5)
     assert engine.vectors([Pair("", "boot")]) == pytest.approx(0.0), "a text of no words says nothing"
-    assert (engine.way, engine.static, engine.apart) == ("look-up", True, True)
+    assert (engine.backend, engine.static, engine.apart) == ("look-up", True, True)
 
 
 @pytest.fixture(scope="module")

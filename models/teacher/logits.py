@@ -1,4 +1,4 @@
-"""What a teacher says of a pair, as it travels: logits in steps of 1/256, so that a log learned again is exact."""
+"""A teacher's score of a pair as messages carry it: in steps of 1/256, so that learning a log again gives the same."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 STEPS = 256
 
 MOST = 1_000.0
-"""As on the wire: no probability needs a larger logit, and one that large is somebody's mistake."""
+"""Largest logit that is accepted, as on the wire: no probability needs a larger one, so a larger one is a mistake."""
 
 _VERSION = re.compile(r"[^@]*@[0-9]{1,15}")
 
 
 class Logits(NamedTuple):
-    """Calibrated logits of a pair, in steps of 1/256, position left out.
+    """Calibrated logits of a pair, in steps of 1/256, without what a position adds.
 
-    ``logit_256`` is the click's, or that of human relevance where the teacher has no head for clicks; ``order_256`` the
-    conversion's of a clicked item, None without such a head.
+    ``logit_256`` is that of a click, or of human relevance if the teacher has no click head. ``order_256`` is that of a
+    conversion of the clicked item; None if the teacher has no conversion head.
     """
 
     logit_256: int
@@ -25,20 +25,20 @@ class Logits(NamedTuple):
 
 
 def quantise(click: float, order: float | None = None) -> Logits | None:
-    """Return logits in steps of 1/256; None when one of them is no number from -`MOST` to `MOST`.
+    """Return logits in steps of 1/256; None if one of them is not between -`MOST` and `MOST`.
 
     Examples
     --------
     >>> quantise(-2.5, 0.125), quantise(1.0), quantise(float("nan"))
     (Logits(logit_256=-640, order_256=32), Logits(logit_256=256, order_256=None), None)
     """
-    if not abs(click) <= MOST or (order is not None and not abs(order) <= MOST):  # NaN is none
+    if not abs(click) <= MOST or (order is not None and not abs(order) <= MOST):  # NaN fails this too
         return None
     return Logits(round(click * STEPS), None if order is None else round(order * STEPS))
 
 
 def wire_version(version: str, data_ends_ms: int | None) -> str:
-    """Return the version that a score carries: a learner sees from it alone when the teacher's data ends.
+    """Return the version that a score carries; it tells a learner when the data of the teacher ends.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def wire_version(version: str, data_ends_ms: int | None) -> str:
 
 
 def is_wire_version(text: str) -> bool:
-    """Whether a version is such a one.
+    """Return whether a text is a version as `wire_version` makes it.
 
     Examples
     --------

@@ -9,21 +9,21 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is trained."""
 
     keep_negatives: float = 1.0
-    """Share in (0, 1] of the unclicked samples to learn from; labels are corrected for it."""
+    """Share in (0, 1] of the unclicked samples to learn from; offsets correct for the others."""
     epochs: int = 2
     batch: int = 32
     """Examples of a forward pass."""
     accumulate: int = 1
-    """Forward passes of a step."""
+    """Forward passes whose gradients make one step."""
     learning_rate: float = 5e-5
     l2: float = 0.01
     """Decoupled weight decay of matrices."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; then it falls linearly to nothing."""
+    """Share of the steps in which the learning rate rises; afterwards it falls linearly to 0."""
     evaluations: int = 2
-    """Evaluations an epoch."""
+    """Evaluations in each epoch."""
     patience: int = 2
-    """Evaluations without a better validation loss after which training stops."""
+    """Training stops after so many evaluations without a better validation loss."""
     checkpoint_steps: int = 200
     bf16: bool = False
     seed: int = 0
@@ -38,22 +38,22 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
     """Longer pairs of texts are cut."""
     dropout: float = 0.1
     lora: int = 0
-    """Rank of low-rank adapters on all linear layers; 0: all weights are trained."""
+    """Rank of low-rank adapters on all linear layers; 0: no adapters, all weights are trained."""
     towers: bool = False
-    """Read query and item apart: what is shared by many pairs is read once, and a head begins at the base's cosine."""
+    """Read query and item apart: a text that many pairs share is read once, and a head begins at the base's cosine."""
     frozen: bool = False
-    """Read them apart, leave the base as it is, and learn how its vectors of query and item compare: seconds."""
+    """Read them apart, leave the base as it is, and learn only how its vectors of query and item compare: seconds."""
     static: bool = False
-    """Read them apart and take of the base its tokens' vectors alone: no model runs, and every score is on time."""
+    """Read them apart, with nothing of the base but its token vectors: no model runs, and every score is on time."""
     residual: bool = False
-    """Teach clicks what the ranker lacks: its own logit, as shown, is the offset in the place of the position's."""
+    """Teach the click head what the ranker lacks: the ranker's own logit replaces the position's as the offset."""
     gradient_checkpointing: bool = False
     word_dropout: float = 0.0
-    """Probability of a word to be left out in a copy of each training pair."""
+    """Probability of each word to be left out in a copy of each training pair."""
     synonyms: float = 0.0
-    """Probability of a query's word to be replaced, in that copy, by one that leads to the same products."""
+    """Probability of each word of a query to be replaced, in that copy, by one that leads to the same products."""
     back_translate: tuple[str, ...] = ()
-    """Folders of translation models, there and back, through which that copy goes first."""
+    """Folders of translation models, into another language and back, which reword that copy first."""
     device: str = "auto"
 
     @property
@@ -63,7 +63,7 @@ class FinetuneSettings(TrainSettings, frozen=True, kw_only=True):
 
 
 OF_FROZEN = {"epochs": 8, "batch": 256, "l2": 0.1, "patience": 20}
-"""What suits a frozen base, and a static one, where nothing else is asked for: a step costs next to nothing."""
+"""Defaults for a frozen or static base, whose steps cost next to nothing."""
 
 
 class PretrainSettings(TrainSettings, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What is needed to score, beside the weights: ``teacher.json`` in a teacher's folder. No torch here."""
+"""What scoring needs to know beside the weights: ``teacher.json`` in a teacher's folder. No torch here."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import msgspec
 from heft.models.teacher.base_rates import BaseRates
 
 TOWERS = "towers"
-"""The two texts are read apart, and a pair is the product of their unit vectors: so texts that many pairs share are
-read once, and what a sentence encoder knows before it is fine-tuned, its cosine, is where a head begins."""
+"""The two texts are read apart, and the vector of a pair is the product of their unit vectors. So a text that many
+pairs share is read once, and a head can begin at what a sentence encoder knows before fine-tuning: the cosine."""
 
 STATIC = "static"
-"""As towers, and a text's vector is the sum of its tokens' own, whatever stands beside them: no model runs."""
+"""As `TOWERS`, but the vector of a text is the sum of the vectors of its tokens: no model runs."""
 
 HEADS_FILE = "heads.safetensors"
-"""In a teacher's folder: what was learned beside the encoder."""
+"""In a teacher's folder: the heads, which were learned beside the encoder."""
 
 
 class TeacherError(ValueError):
-    """A folder that is no model, or settings that a model cannot be trained with."""
+    """A folder without a usable model, or settings that no model can be trained with."""
 
 
 class OtherRunError(TeacherError):
-    """An unfinished run of other data or settings is in the folder."""
+    """The folder holds an unfinished run with other data or settings."""
 
 
 class HeadState(msgspec.Struct, frozen=True):
-    """Platt scaling of a head, p = 1 / (1 + exp(-(scale z + shift)))."""
+    """Platt scaling of a head: p = 1 / (1 + exp(-(scale z + shift)))."""
 
     scale: float = 1.0
     shift: float = 0.0
 
 
 class TeacherState(msgspec.Struct, frozen=True):
-    """What is needed to score, beside the weights: ``teacher.json``."""
+    """What scoring needs to know beside the weights: ``teacher.json``."""
 
     heads: dict[str, HeadState]
     template: str
@@ -46,15 +46,21 @@ class TeacherState(msgspec.Struct, frozen=True):
     pooling: str
     version: str
     data_ends_ms: int | None = None
-    """Scores count as out of sample for what was shown after this; None: the data had no time."""
+    """Slates shown after this are out of sample; None: the data had no time, so no slate counts as out of sample."""
     residual: bool = False
-    """The click head says what is to be added to the ranker's own logit."""
+    """Whether the click head gives what is to be added to the ranker's own logit."""
     rates: BaseRates | None = None
     grades: tuple[float, float] | None = None
 
 
 def read_state(folder: Path) -> TeacherState | None:
-    """Return what is needed to score, of a finished teacher's folder; None of any other folder."""
+    """Return the state of a finished teacher's folder; None for any other folder.
+
+    Raises
+    ------
+    TeacherError
+        If ``teacher.json`` cannot be read as a state.
+    """
     path = folder / "teacher.json"
     if not path.exists():
         return None
@@ -66,7 +72,7 @@ def read_state(folder: Path) -> TeacherState | None:
 
 
 def require_state(folder: Path) -> TeacherState:
-    """Return what is needed to score.
+    """Return the state of a teacher's folder.
 
     Raises
     ------
@@ -91,14 +97,14 @@ def digest_of(weights: Iterable[tuple[str, bytes]], heads: dict[str, HeadState])
 
 
 def require_version(folder: Path, found: str, state: TeacherState) -> None:
-    """Refuse weights that are not those of the state's version."""
+    """Raise `TeacherError` if the weights in a folder, whose digest is ``found``, are not those of the state."""
     if found != state.version:
         msg = f"{folder}: the weights are not those of version {state.version}; copy the whole folder again"
         raise TeacherError(msg)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that readers find the whole of it, or the file that was there before."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         file.write(content)

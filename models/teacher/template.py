@@ -1,8 +1,7 @@
-"""The text of a sample: what the teacher reads of a slate and one of its items.
+"""The two texts of a sample: what the teacher reads of a slate and one of its items.
 
-A template names what is rendered, and can name only what the shop knew before it ranked: no label, no position, no
-score or propensity, nobody's id, no time. So nothing that came later, and nothing that tells where an item was shown,
-can reach the teacher.
+A template names the fields to render. It can name only what the shop knew before it ranked: no label, position, score,
+propensity, id or time. So the teacher sees nothing that came later, and nothing that tells where an item was shown.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class TemplateError(ValueError):
 
 
 class Pair(NamedTuple):
-    """The two texts of a sample: what was asked, and what was offered."""
+    """The two texts of a sample: that of the query, and that of the item."""
 
     query: str
     item: str
@@ -46,11 +45,11 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers. Of a
     teacher that reads texts apart: when both texts had been read so long before; of a static one, which rankers run
     themselves: when it had come so long before."""
-    ways: Literal["exact", "any"] = "exact"
-    """How the model may be computed. At start each way is timed here and the fastest is taken: of those that are exact,
-    or of any, with int8 and bfloat16 among them. A static teacher has one way."""
+    backends: Literal["exact", "any"] = "exact"
+    """Which backends may compute the model: the exact ones, or any, with int8 and bfloat16 among them. Each is timed on
+    this machine at start, and the fastest is taken. A static teacher has one backend only."""
     device: str = "auto"
-    """Where: ``cpu``, ``cuda``, or a GPU where there is one."""
+    """Where the model runs: ``cpu``, ``cuda``, or ``auto``, which is a GPU if there is one."""
     batch: Annotated[int, msgspec.Meta(ge=1)] = 64
     """Pairs that are scored together at most: some tenths of a second of a CPU; 512 suit a GPU."""
     linger_ms: Annotated[int, msgspec.Meta(ge=0)] = 20
@@ -67,7 +66,7 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Part(NamedTuple):
-    pieces: tuple[tuple[str, str], ...]  # literal text, then the field after it ("" for none)
+    pieces: tuple[tuple[str, str], ...]  # a literal text, and the field after it ("" for none)
     of_item: bool
 
 
@@ -136,7 +135,7 @@ def _require_allowed(field: str) -> None:
     head, _, name = field.partition(".")
     if field in ("query", "surface", "item.text") or (head == "context" and name):
         return
-    # Whatever else the wire knows of an item, now or later, says how it was shown; only its features say what it is.
+    # The wire's other fields of an item, now or later, tell how it was shown; only its features tell what it is.
     if head == "item" and name and name not in Item.__struct_fields__:
         return
     msg = (

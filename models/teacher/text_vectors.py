@@ -1,4 +1,4 @@
-"""The vectors of texts that have been read: bounded, and what is used stays. The texts that a teacher comes with."""
+"""The vectors of the texts that were read last, and the texts that a teacher comes with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Vector: TypeAlias = NDArray[np.float32]
 
 
 class TextVectors:
-    """Vectors [D] by text, in two generations: when the young one is full, it becomes the old one, whose rest goes.
+    """Vectors [D] by text, in two generations.
 
-    What is looked up is young again. Any thread may keep vectors and look them up, without a lock: looking up iterates
-    over nothing, and both are replaced at once. Should two threads find the young one full together, what one of them
-    has just kept may be lost, and is read again.
+    When the young generation is full, it becomes the old one, and what is left of the old one is forgotten. A text that
+    is looked up moves to the young generation. Any thread may keep vectors and look them up without a lock: looking up
+    never iterates, and both generations are replaced in one step. If two threads find the young one full at the same
+    time, a vector that one of them has just kept may be lost; its text is then read again.
 
     Parameters
     ----------
     capacity
-        Texts of both generations at most.
+        Most texts of both generations together.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -36,7 +37,7 @@ class TextVectors:
         return len(young.keys() | old.keys())
 
     def get(self, text: str) -> Vector | None:
-        """Return the vector of a text; None if it was not read, or is forgotten."""
+        """Return the vector of a text; None if it was not read, or was forgotten."""
         young, old = self._generations
         vector = young.get(text)
         if vector is None and (vector := old.get(text)) is not None:
@@ -44,7 +45,7 @@ class TextVectors:
         return vector
 
     def keep(self, text: str, vector: Vector) -> None:
-        """Remember a vector. It must be an array of its own: a row of a batch would keep the whole batch."""
+        """Remember a vector. It must own its memory: a row of a batch would keep the whole batch alive."""
         young, _ = self._generations
         if len(young) >= self._half:
             young, old = {}, young
@@ -53,11 +54,11 @@ class TextVectors:
 
 
 TEXTS = "texts.json"
-"""In a teacher's folder: the texts that it reads before it scores, those of its own log."""
+"""In a teacher's folder: texts of its own log, which it reads before it scores."""
 
 
 def read_texts(folder: Path) -> tuple[str, ...]:
-    """Return the texts that a teacher comes with, those shown most often first; none where the file is not.
+    """Return the texts that a teacher comes with, those shown most often first; none without the file.
 
     Raises
     ------

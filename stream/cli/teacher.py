@@ -1,4 +1,4 @@
-"""``heft teacher``: pre-train, fine-tune and evaluate. Torch is imported when a command runs, and only then."""
+"""``heft teacher``: pre-train, fine-tune, evaluate, serve. Torch is imported only when a command that needs it runs."""
 
 # ruff: noqa: ARG001 -- options reach the settings by their names
 from __future__ import annotations
@@ -11,9 +11,7 @@ import typer
 
 from heft.models.teacher.settings import OF_FROZEN, FinetuneSettings, PretrainSettings, TrainSettings
 
-app = typer.Typer(
-    no_args_is_help=True, help="The text model that says what a query and an item have to do with each other."
-)
+app = typer.Typer(no_args_is_help=True, help="The text model that learns how well an item fits a query.")
 
 _FINETUNE, _PRETRAIN = FinetuneSettings(), PretrainSettings()  # every default is written once, there
 
@@ -78,7 +76,7 @@ def finetune(
         bool,
         typer.Option(
             "--frozen",
-            help="Leave the base as it is, learn how its vectors of query and item compare: a minute. Unless said, "
+            help="Leave the base as it is, learn how its vectors of query and item compare: a minute. By default "
             "8 epochs of batches of 256, l2 0.1, patience 20.",
         ),
     ] = False,
@@ -206,12 +204,12 @@ def refresh(
         float,
         typer.Option(min=0.01, max=0.9, help="Share of the log, its end, on which the two are compared."),
     ] = 0.2,
-    fewest_clicks: Annotated[int, typer.Option(min=1, help="Clicks there that a promotion takes at least.")] = 200,
+    fewest_clicks: Annotated[int, typer.Option(min=1, help="Fewest clicks there for a promotion.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: Device = "auto",
     config: ConfigFile = None,
 ) -> None:
-    """Make the teacher anew on the log up to now, and let it take over if it is surely better on what came after."""
+    """Train the teacher again on the log up to now; the new one takes over if it is surely better on the log's end."""
     _require_torch()
     import msgspec
 
@@ -256,18 +254,20 @@ def serve(
     model: Annotated[Path, typer.Option(help="Folder of a teacher; a new version in it is taken as it comes.")],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8600,
-    ways: Annotated[Literal["exact", "any"] | None, typer.Option(help="See teacher.ways of the configuration.")] = None,
+    backends: Annotated[
+        Literal["exact", "any"] | None, typer.Option(help="See teacher.backends of the configuration.")
+    ] = None,
     device: Device = "auto",
     config: ConfigFile = None,
 ) -> None:
-    """Score for the workers of other hosts, over HTTP: they name it as teacher.url."""
+    """Score for the workers of other hosts, over HTTP; their teacher.url names this server."""
     from msgspec.structs import replace
 
     from heft.stream.config.settings import load
     from heft.stream.serve.teacher import serve as run
 
     teacher = load(config).teacher
-    run(replace(teacher, model=str(model), device=device, ways=ways or teacher.ways), host, port)
+    run(replace(teacher, model=str(model), device=device, backends=backends or teacher.backends), host, port)
 
 
 @app.command()

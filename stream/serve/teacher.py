@@ -72,7 +72,7 @@ def serve(config: TeacherConfig, host: str, port: int) -> None:
     def print_address(text: str) -> None:
         if text.startswith("="):  # the first line that aiohttp prints once it serves
             actual_port = listening.getsockname()[1]
-            print(f"teacher {engine.version} at http://{host}:{actual_port}, computed by {engine.way}", flush=True)
+            print(f"teacher {engine.version} at http://{host}:{actual_port}, computed by {engine.backend}", flush=True)
 
     # With its connection a batch is cancelled too: nobody waits for its scores, and others wait for their turn.
     web.run_app(application(teacher), sock=listening, print=print_address, handler_cancellation=True)

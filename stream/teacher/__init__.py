@@ -1,1 +1,1 @@
-"""The shell around the teacher: it is asked here, and fine-tuned from here."""
+"""The shell around the teacher: here it is asked for scores, and fine-tuned."""

@@ -49,7 +49,7 @@ class LocalTeacher:
     Parameters
     ----------
     config
-        ``model`` is the folder; ``device``, ``ways`` and ``batch`` say how it is computed.
+        ``model`` is the folder; ``device``, ``backends`` and ``batch`` say how it is computed.
     """
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -80,7 +80,7 @@ class TeacherVersion:
     Parameters
     ----------
     config
-        ``model`` is the folder; ``device``, ``ways`` and ``batch`` say how a newer version is computed.
+        ``model`` is the folder; ``device``, ``backends`` and ``batch`` say how a newer version is computed.
     engine
         The version.
     offer

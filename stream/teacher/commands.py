@@ -1,4 +1,4 @@
-"""The shell around the teacher: reads logs and files, shows progress, and leaves the learning to models/teacher."""
+"""What ``heft teacher`` does: read logs and files, show progress, and leave learning to models/teacher."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MEASURES = {"auc": "auc", "ne": "ne", "spearman": "spearman", "calibration": "c
 
 
 class _Head(NamedTuple):
-    """A head of a teacher: when it was measured, and what was."""
+    """A row of a table: a head, when it was measured, and its metrics by name."""
 
     name: str
     stage: str
@@ -49,13 +49,13 @@ class _Head(NamedTuple):
 
 
 class TeachError(ValueError):
-    """A command that names no data, or data that does not fit."""
+    """A command without data, or with data that does not fit."""
 
 
 def read_log(paths: Sequence[Path], config: Config) -> Iterator[Record]:
-    """Yield the records of logs, joined as live: what the teacher learns from is what the learner learns from.
+    """Yield the records of logs, joined as live, so that the teacher learns from the same samples as the learner.
 
-    Several, days or partitions, are joined each by itself and come in the order of time.
+    Several logs, of days or of partitions, are joined each by itself; their records come in the order of time.
     """
     with progress_over(paths, "Reading") as advance:
         yield from merge(*(_joined(path, config, advance) for path in paths), key=lambda record: record.key)
@@ -75,12 +75,15 @@ def _joined(path: Path, config: Config, advance: Callable[[int], None]) -> Itera
 
 
 def labelled(paths: Sequence[Path], config: Config, template: str, residual: bool = False) -> Log:
-    """Return the labelled samples of logs; ``residual``: with what the ranker said of each, learned alongside."""
+    """Return the labelled samples of logs.
+
+    With ``residual`` they come with the predictions of a ranker that learns the logs at the same time.
+    """
     records = read_log(paths, config)
     if not residual:
         return Log(records, Template(template))
-    said = RankerBaseline(config.learner)
-    return Log(said.read(records), Template(template), said.clicks)
+    baseline = RankerBaseline(config.learner)
+    return Log(baseline.read(records), Template(template), baseline.clicks)
 
 
 class Material(NamedTuple):
@@ -103,7 +106,7 @@ class Material(NamedTuple):
 
 
 def finetune(material: Material, out: Path, config: Config, settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune a teacher; return its card, or nothing in any but the first of several processes."""
+    """Fine-tune a teacher; return its card. Of several processes, all but the first return an empty card."""
     from heft.models.teacher.network.bases import resolve_base
     from heft.models.teacher.network.processes import joined, number
     from heft.models.teacher.train.finetune import finetune as run
@@ -149,7 +152,7 @@ def evaluate(
         examples: Examples = read_relevance(relevance, low, high)[0]
     else:
         log = labelled(logs, config, state.template, state.residual)
-        # At the beginning of a log the ranker that learns it alongside knows nothing that a teacher could add to.
+        # At the beginning of a log the ranker that learns it knows nothing yet, so there only later slates count.
         after_ms = state.data_ends_ms or 0 if state.residual else 0
         examples = log.examples(state.rates or log.base_rates(), after_ms)
     with steps("Scoring") as progress:
@@ -159,27 +162,27 @@ def evaluate(
 def refresh(
     material: Material, running: Path, held_back: float, fewest_clicks: int, device: str, config: Config
 ) -> Verdict:
-    """Make the running teacher anew, by its own recipe, on logs up to now; put it in its place if it is surely better.
+    """Train the running teacher again with its own settings, on logs up to now; let it take over if surely better.
 
     Parameters
     ----------
     material
-        Logs, and judgements where the running teacher was made of some.
+        Logs, and judgements if the running teacher was trained on some.
     running
         Folder of the running teacher, or the link to it.
     held_back
-        Share of the log's samples, its last ones, on which the two are compared.
+        Share in (0, 1) of the log's samples, the last ones, on which the two are compared.
     fewest_clicks
-        Clicks among them that are needed at least.
+        Fewest clicks among them for a promotion.
     device
-        Where to compute.
+        ``cpu``, ``cuda``, or ``auto``.
     config
         For the join and the template.
 
     Raises
     ------
     TeachError
-        If the running teacher is not of a log, or was made of judgements and none are given.
+        If the running teacher was not trained on a log, or was trained on judgements and none are given.
     """
     from heft.models.teacher.state import OtherRunError, read_state
     from heft.models.teacher.train.finetune import finetune as run
@@ -199,14 +202,14 @@ def refresh(
     settings = msgspec.structs.replace(recipe, template=config.teacher.template, device=device)
     candidate = running.with_name(f"{running.name}.next")
     if (candidate / "teacher.json").exists():
-        shutil.rmtree(candidate)  # the one that was not promoted last time; an unfinished one goes on
+        shutil.rmtree(candidate)  # it was not promoted last time; an unfinished one goes on
     log = labelled(material.logs, config, settings.template, settings.residual)
     of_log = log.split(log.time_at(1.0 - held_back), settings.keep_negatives, settings.seed)
     split, grades = _with_judgements(of_log, material, state.grades)
     with steps("Fine-tuning") as progress:
         try:
             run(split, candidate, settings, _sources(material), grades, progress)
-        except OtherRunError:  # an earlier refresh was killed, and the log has grown since
+        except OtherRunError:  # of an earlier refresh that was killed before the log grew
             shutil.rmtree(candidate)
             run(split, candidate, settings, _sources(material), grades, progress)
     after_ms = max(state.data_ends_ms, split.ends_ms or 0)
@@ -234,7 +237,7 @@ def evaluation_table(report: dict[str, Any]) -> Fitted[_Head]:
 
 
 def card_table(card: dict[str, Any]) -> Fitted[_Head]:
-    """Return what fine-tuning brought."""
+    """Return the metrics of each head before and after fine-tuning."""
     stages = {"before": "before", "after": "after_calibrated", "text alone": "after_without_position"}
     columns: list[Column[_Head]] = [
         Column("head", lambda head: head.name, "left"),
@@ -250,7 +253,7 @@ def _measured(key: str, heading: str) -> Column[_Head]:
 
 
 def explanation_table(found: Explanation) -> Fitted[TokenShare]:
-    """Return what a teacher looked at, two bars for each token."""
+    """Return what a teacher looked at, with two bars for each token."""
     most = max(token.attention for token in found.tokens)
     strongest = max(abs(token.gradient_input) for token in found.tokens) or 1.0
 
@@ -270,9 +273,9 @@ def explanation_table(found: Explanation) -> Fitted[TokenShare]:
 
 
 def show_explanation(found: Explanation) -> None:
-    """Print what a teacher said, and what it looked at."""
-    said = f"{found.head} {found.probability:.4f} (logit {found.logit:+.3f}), teacher {found.version}"
-    open_console(stderr=True).print(said, explanation_table(found), sep="\n")
+    """Print a prediction of a teacher, and what it looked at."""
+    prediction = f"{found.head} {found.probability:.4f} (logit {found.logit:+.3f}), teacher {found.version}"
+    open_console(stderr=True).print(prediction, explanation_table(found), sep="\n")
 
 
 def _bar(share: float) -> str:
@@ -281,7 +284,7 @@ def _bar(share: float) -> str:
 
 @contextmanager
 def steps(title: str) -> Iterator[Any]:
-    """Show a bar over steps; yield what to tell steps done, steps in all, and a note."""
+    """Show a progress bar; yield the function to call with the steps done, the steps in all, and a note."""
     columns = (*bar_columns(title), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=open_console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
@@ -301,7 +304,10 @@ def _split(material: Material, config: Config, settings: FinetuneSettings) -> tu
 def _with_judgements(
     of_log: Split | None, material: Material, grades: _Grades | None = None
 ) -> tuple[Split, _Grades | None]:
-    """What is learned from, and the grades that mean 0 and 1: those named, or ``grades``, or those of the file."""
+    """Return a log with the judgements, and the grades that mean 0 and 1.
+
+    These are the named ones, else ``grades``, else the lowest and the highest of the file.
+    """
     if material.relevance is None:
         if of_log is None:
             msg = "give a log to learn from, --relevance FILE.csv, or both"

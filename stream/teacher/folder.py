@@ -33,7 +33,7 @@ def load_engine(config: TeacherConfig, together: int) -> Engine:
     try:
         from heft.models.teacher.score.engine import Engine
 
-        engine = Engine(Path(config.model), config.device, config.ways, perf_counter, together)
+        engine = Engine(Path(config.model), config.device, config.backends, perf_counter, together)
     except ImportError as error:
         if error.name is None:  # a library that is installed, and says itself what it lacks
             raise
@@ -44,7 +44,7 @@ def load_engine(config: TeacherConfig, together: int) -> Engine:
         f"{way} {timing if isinstance(timing, str) else round(timing)}" for way, timing in engine.timings.items()
     )
     timed = f" (pairs a second: {timings})" if timings else ""
-    log.warning("the teacher %s is computed by %s%s", engine.version, engine.way, timed)
+    log.warning("the teacher %s is computed by %s%s", engine.version, engine.backend, timed)
     return engine
 
 
@@ -65,7 +65,7 @@ class TeacherFolder:
     Parameters
     ----------
     config
-        ``model`` is the folder; ``device``, ``ways`` and ``batch`` say how a version is computed.
+        ``model`` is the folder; ``device``, ``backends`` and ``batch`` say how a version is computed.
     running
         The version that runs.
     """

@@ -1,4 +1,4 @@
-"""What the ranker itself said of each sample of a log, as shown: a teacher may be taught what is missing in it."""
+"""What a ranker predicts for each sample of a log when it is shown: a teacher can be taught what this lacks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from heft.stream.learn.learner import Learner, LearnerConfig, Outcome
 
 
 class RankerBaseline:
-    """Learns a log as it is read, by `uniform` alone, and notes each click probability as shown.
+    """Learns a log while it is read, with the first arm of each head alone, and notes each click probability as shown.
 
-    ``clicks``: probabilities by `sample_key`; complete when `read` has come to its end.
+    ``clicks`` are the probabilities by `sample_key`; they are complete when `read` has ended.
 
     Parameters
     ----------
     config
-        Of the learner whose first click arm predicts.
+        Of the learner, whose first click arm predicts.
     """
 
     def __init__(self, config: LearnerConfig) -> None:
@@ -37,12 +37,12 @@ class RankerBaseline:
         self._learner = Learner(replace(config, ranker=alone), self._note)
 
     def read(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield the records as they come."""
+        """Yield the records, each after the learner has seen it."""
         for record in records:
             if isinstance(record, Shown):
                 request = record.slate.request_id
                 keys = [sample_key(request, item.item_id) for item in record.slate.items]
-                self._open.setdefault(request, keys)  # the learner takes the first of those that repeat an id
+                self._open.setdefault(request, keys)  # of slates with the same id, the learner takes the first
             self._learner.apply(0, record)
             yield record
         self._learner.flush()

@@ -1,6 +1,6 @@
-"""More texts than the log has: copies of the training pairs with words left out, or in other words.
+"""More texts than the log has: copies of the training pairs with words left out or replaced.
 
-A copy takes half of the labels of the pair it is of, so that what is learned stays the rate of the log.
+A copy takes half of the labels of its original, so that the rates of the log stay as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from heft.models.teacher.data.examples import Examples, Pairs, examples_of
 
-_MOST_QUERIES = 50  # of an item that are compared with each other
-_FEWEST_ITEMS = 2  # on which two words must have stood for each other: one may be chance
+_MOST_QUERIES = 50  # queries of one item that are compared with each other
+_FEWEST_ITEMS = 2  # two words are synonyms if they replaced each other on so many items: one may be chance
 
 Synonyms = dict[str, list[str]]
 
@@ -22,20 +22,20 @@ Synonyms = dict[str, list[str]]
 def augment(
     examples: Examples, word_dropout: float, synonyms: float, seed: int, reworded: Mapping[str, str] | None = None
 ) -> Examples:
-    """Return the examples and, beside each whose copy differs, the copy.
+    """Return the examples, followed by the copies that differ from their originals.
 
     Parameters
     ----------
     examples
         The training part.
     word_dropout
-        Probability in [0, 1) of each word to be left out; one word of a text stays.
+        Probability in [0, 1) of each word to be left out; at least one word of a text stays.
     synonyms
         Probability in [0, 1] of a query's word to be replaced by one that leads to the same products.
     seed
-        Of the choices.
+        Of the random choices.
     reworded
-        Texts in other words, as a translation there and back leaves them; a copy begins with them.
+        From a text to the same in other words, as translating it and back gives; a copy begins with these.
     """
     if not word_dropout and not synonyms and not reworded:
         return examples
@@ -58,7 +58,7 @@ def augment(
 
 
 def learn_synonyms(examples: Examples) -> Synonyms:
-    """Return words that stand for each other in queries: two that differ in one word led to clicks on one product."""
+    """Return words that replace each other in queries: queries that differ in one word led to clicks on one item."""
     queries: defaultdict[str, list[str]] = defaultdict(list)
     for (query, item), clicks in zip(examples.pairs, examples.positives[:, 0], strict=True):
         if clicks and query:

@@ -1,4 +1,4 @@
-"""Human judgements: from a file of grades to examples, split by query."""
+"""Human judgements: a file of grades becomes examples, which are split by query."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def read_relevance(path: Path, low: float | None = None, high: float | None = No
 def split_by_query(examples: Examples) -> Split:
     """Split judgements by query: those with ``md5(query) % 5 == 0`` to measure with, an eighth of the rest to validate.
 
-    Queries are what generalisation is about: other products of a query that was trained on would flatter. With fewer
-    than `FEWEST_QUERIES` to validate on, chance decides when to stop: then all but the measured are trained on.
+    A teacher has to generalise to new queries: on queries that it was trained on, it would look too good. With fewer
+    than `FEWEST_QUERIES` to validate on, chance would decide when to stop: then these are trained on too.
 
     Raises
     ------
     DataError
-        If every query is one to measure with.
+        If all queries are kept to measure with.
     """
     numbers = np.array([_md5(query) % 40 for query, _ in examples.pairs], np.int64)
     test = numbers % 5 == 0

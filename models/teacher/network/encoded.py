@@ -1,4 +1,4 @@
-"""Pairs of texts as a model takes them: tokens in batches that need little padding, or texts that were read before."""
+"""Pairs of texts as a model takes them: tokens in batches with little padding, or vectors of texts read before."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from heft.models.teacher.network.static_reader import cut
 from heft.models.teacher.state import STATIC, TOWERS
 
 SCORE_TOKENS = 4_096
-"""Tokens of a batch, padding included, when scoring."""
+"""Tokens of a batch when nothing is trained, padding included."""
 
 
 class Encoded:
-    """Texts as token ids, and batches of them that need little padding.
+    """Pairs of texts as token ids, and batches of them.
 
     Parameters
     ----------
     tokenizer
-        The base's.
+        Of the base.
     pairs
         Texts of query and item.
     max_tokens
@@ -31,7 +31,7 @@ class Encoded:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
         queries, items = [query for query, _ in pairs], [item for _, item in pairs]
-        # A model that reads from left to right has no second segment: its tokenizer would join the texts unseparated.
+        # Without a separator token, as of models that read from left to right, the tokenizer would just join the texts.
         if tokenizer.sep_token is None and pairs:
             encoded = tokenizer([f"{q} | {t}" for q, t in pairs], truncation=True, max_length=max_tokens)
         elif pairs:
@@ -54,7 +54,7 @@ class Encoded:
         return {name: tensor.to(device) for name, tensor in out.items()}
 
     def batches_by_length(self) -> list[NDArray[np.int64]]:
-        """Return all rows in batches of about `SCORE_TOKENS` tokens, longest first: what is too large shows at once."""
+        """Return all rows in batches of about `SCORE_TOKENS` tokens, longest first: lack of memory shows at once."""
         order = np.argsort(-self.lengths, kind="stable")
         batches = []
         while len(order):
@@ -75,7 +75,7 @@ class Apart(Encoded):
     Attributes
     ----------
     texts, sides
-        The texts, and which two a pair's are [N, 2].
+        The unique texts, and the numbers [N, 2] of the two texts of each pair.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, pairs: Pairs, max_tokens: int) -> None:
@@ -85,22 +85,22 @@ class Apart(Encoded):
         self.lengths = self.texts.lengths[self.sides].max(axis=1, initial=0)
 
     def batch(self, rows: NDArray[np.int64], device: torch.device, multiple: int = 1) -> dict[str, torch.Tensor]:
-        """Return the texts of some pairs as tensors [T, L], and which two are a pair's: ``sides`` [B, 2]."""
+        """Return the texts of some pairs as tensors [T, L], and as ``sides`` [B, 2] which two make a pair."""
         used, sides = np.unique(self.sides[rows], return_inverse=True)
         return self.texts.batch(used, device, multiple) | {"sides": torch.from_numpy(sides.reshape(-1, 2)).to(device)}
 
 
 class Read(Apart):
-    """Pairs whose texts have been read: what is learned comes after the encoder, which stays as it is.
+    """Pairs whose texts the encoder has read already, for training that leaves the encoder as it is.
 
     Parameters
     ----------
     whole
-        These pairs among others.
+        All pairs whose texts were read.
     rows
         Which of them these are.
     read
-        What the encoder makes of the texts of all [T, R].
+        What the encoder made of all texts [T, R].
     """
 
     def __init__(self, whole: Apart, rows: slice, read: torch.Tensor) -> None:
@@ -108,7 +108,7 @@ class Read(Apart):
         self.read = read
 
     def batch(self, rows: NDArray[np.int64], device: torch.device, multiple: int = 1) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Return what was read of the texts of some pairs [T, R], and which two are a pair's: ``sides`` [B, 2]."""
+        """Return what was read of the texts of some pairs [T, R], and as ``sides`` [B, 2] which two make a pair."""
         used, sides = np.unique(self.sides[rows], return_inverse=True)
         given = {"read": self.read[used], "sides": torch.from_numpy(sides.reshape(-1, 2))}
         return {name: tensor.to(device) for name, tensor in given.items()}

@@ -1,7 +1,8 @@
 """A base by its name: a model of the Hugging Face hub, as a folder of the cache that its tools share on this machine.
 
-What the cache holds is taken as it is, and the hub is not asked; else the hub's newest. Where the cache is, whether the
-hub may be asked and with whose token is what the library is told: ``HF_HOME``, ``HF_HUB_OFFLINE``, ``hf auth login``.
+A model in the cache is taken as it is, without asking the hub; any other is fetched in its newest version. Settings of
+the library decide where the cache is (``HF_HOME``), whether the hub may be asked (``HF_HUB_OFFLINE``), and with which
+token (``hf auth login``).
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_ba
 
 from heft.models.teacher.state import HEADS_FILE, TeacherError
 
-# Configuration, vocabularies, weights as plain numbers (pickled ones are programs), what it is and under which licence.
+# Configuration, vocabularies, weights as plain numbers (pickles can run code), description and licence.
 _FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors", HEADS_FILE, "README.md", "LICENSE*")
 _FOLDERS = "*/*"  # the same weights for other libraries
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of a model, fetched if it is not here.
+    """Return the folder of a model, which is fetched if it is not on this machine.
 
-    Several processes may ask at once: the library's locks let one of them fetch a file and the others wait for it.
+    Several processes may call this at once: the library's locks let one of them fetch a file while the others wait.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def folder_of(name: str) -> Path:
     Raises
     ------
     TeacherError
-        If there is no such model, or it is not here and the hub does not give it; the message says why.
+        If there is no such model, or it cannot be fetched; the message says why.
     """
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
@@ -50,10 +51,10 @@ def folder_of(name: str) -> Path:
         raise TeacherError(msg) from None
     except LocalEntryNotFoundError:
         pass
-    enable_progress_bars()  # gigabytes
+    enable_progress_bars()  # these may be gigabytes
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=_FOLDERS))
-    except Exception as error:  # whatever a network, a proxy or a full disk can do
+    except Exception as error:  # a network, a proxy or a full disk can raise anything
         msg = f"and the Hugging Face hub gave no model of this name: {_why(error)}"
         raise TeacherError(msg) from None
     finally:

@@ -1,7 +1,7 @@
 """Several processes that train one model: ``torchrun`` starts them, each takes its share of every batch.
 
-All of them read the same data and make the same choices; only the first writes. With one process everything here does
-nothing.
+All of them read the same data and make the same choices; only the first one writes. With a single process, the
+functions here change nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the other processes where ``torchrun`` started this one, and leave them at the end."""
+    """Join the other processes if ``torchrun`` started this one, and leave them at the end."""
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -39,12 +39,12 @@ def count() -> int:
 
 
 def number() -> int:
-    """Return which of them this is, from 0; that one writes."""
+    """Return the number of this process, from 0; number 0 writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def share(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of a batch that are this process's to do."""
+    """Return the rows of a batch that this process computes."""
     return rows[number() :: count()]
 
 

@@ -1,4 +1,4 @@
-"""What a static teacher learns with in the place of a transformer: a vector for each token."""
+"""The encoder of a static teacher while it is trained: a vector for each token, in the place of a transformer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SETTLED_TOGETHER = 8_192  # tokens
 
 
 class StaticEncoder(nn.Module):
-    """A table of the tokens' vectors; called as an encoder of transformers is.
+    """A table of token vectors, which is called like an encoder of transformers.
 
     Parameters
     ----------
     words
-        The table [V, R], which stays as it is.
+        The table [V, R], which is not trained.
     learns
-        Tokens whose vectors move away from the table's. How far is a parameter of its own: weight decay draws them back
-        to where they were.
+        Ids of the tokens whose vectors are trained. The trained parameter is their distance from the table, so weight
+        decay draws them back to it.
     """
 
     words: torch.Tensor
@@ -42,7 +42,7 @@ class StaticEncoder(nn.Module):
             nn.init.zeros_(self.moved.weight)
 
     def get_input_embeddings(self) -> Any:
-        """Return what looks tokens up: from ids [T, L] to vectors [T, L, R], float32."""
+        """Return the function from token ids [T, L] to their vectors [T, L, R], float32."""
         return self._look_up
 
     def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class StaticEncoder(nn.Module):
         output_attentions: bool = False,
         **_: torch.Tensor,
     ) -> SimpleNamespace:
-        """Return the tokens' vectors as the last hidden state; each token heeds all of its text alike."""
+        """Return the tokens' vectors as the last hidden state; each token attends equally to all tokens of its text."""
         hidden = inputs_embeds if input_ids is None else self._look_up(input_ids)
         out = SimpleNamespace(last_hidden_state=hidden, attentions=None)
         if output_attentions and attention_mask is not None:
@@ -67,32 +67,32 @@ class StaticEncoder(nn.Module):
 
     @torch.no_grad()
     def settled(self) -> StaticEncoder:
-        """Return an encoder whose table, float16, holds what was learned."""
+        """Return an encoder whose table, in float16, contains what was learned."""
         every = torch.arange(len(self.words), device=self.words.device)
         return StaticEncoder(torch.cat([self._look_up(some).half() for some in every.split(_SETTLED_TOGETHER)]))  # type: ignore[no-untyped-call]
 
 
 def static_encoder(encoder: Any, tokenizer: Any, training: Encoded) -> StaticEncoder:
-    """Return the vectors that a base's tokens have before it reads them together; those met in training can be learned.
+    """Return an encoder of a base's token embeddings; those of tokens that occur in training can be learned.
 
     Raises
     ------
     TeacherError
-        If the base's tokenizer could not be loaded without transformers, or would read a text otherwise then.
+        If the base's tokenizer cannot be loaded without transformers, or would then read a text differently.
     """
     embeddings = encoder.get_input_embeddings().weight
-    wrong = {
-        "has no separator": tokenizer.sep_token is None,  # it would put words of its own between two texts
+    faults = {
+        "has no separator": tokenizer.sep_token is None,  # two texts would be joined by words
         "is not a fast one": not tokenizer.is_fast,
         "cuts on the left": tokenizer.truncation_side != "right",
         "has tokens that the base has no vectors for": len(tokenizer) > len(embeddings),
     }
-    for what, so in wrong.items():
-        if so:
+    for what, is_so in faults.items():
+        if is_so:
             msg = f"static takes a base such as MiniLM or BERT: this one's tokenizer {what}"
             raise TeacherError(msg)
     assert isinstance(training, Apart), "a static teacher reads texts apart"
-    met = sorted({token for ids in training.texts.columns["input_ids"] for token in ids})
+    in_training = sorted({token for ids in training.texts.columns["input_ids"] for token in ids})
     words = embeddings.detach()
-    # Of length 1, so that a step takes a token of any base as far.
-    return StaticEncoder(words / words.square().sum(1).mean().sqrt(), torch.tensor(met))
+    # Scaled to a mean square length of 1, so that a step moves the tokens of any base equally far.
+    return StaticEncoder(words / words.square().sum(1).mean().sqrt(), torch.tensor(in_training))

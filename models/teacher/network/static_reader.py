@@ -1,7 +1,7 @@
-"""A teacher that runs no model: a text's vector is the sum of its tokens' own. No torch here.
+"""A teacher that runs no model: a text's vector is the sum of the vectors of its tokens. No torch here.
 
-What static embeddings give up, the order of words and what they mean together, buys a text in microseconds: whoever
-ranks can have every score, of a query that nobody typed before as well.
+Static embeddings lose the order of words and what words mean together. In return a text takes microseconds, so that a
+ranker can have every score, even for a query that nobody has typed before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from heft.models.teacher.state import HEADS_FILE, TeacherError, digest_of, require_state, require_version
+from heft.models.teacher.state import HEADS_FILE, TeacherError, TeacherState, digest_of, require_version
 from heft.models.teacher.template import Pair
 
 WORDS_FILE = "words.safetensors"
@@ -27,30 +27,32 @@ _CHARACTERS_A_TOKEN = 16
 
 
 def cut(text: str, max_tokens: int) -> str:
-    """Return what of a text is looked at: a tokenizer reads all that it is given before it cuts."""
+    """Return the beginning of a text that can matter: a tokenizer reads all of a text before it cuts."""
     return text[: _CHARACTERS_A_TOKEN * max_tokens]
 
 
 class StaticReader:
-    """Reads texts by looking their tokens up.
+    """Reads texts by looking up the vectors of their tokens.
 
     ``weight`` [heads, D] and ``bias`` [heads] are those of the heads.
 
     Parameters
     ----------
     folder
-        Of a static teacher.
+        Of a static teacher, links resolved.
+    state
+        What was read from the folder.
 
     Raises
     ------
     TeacherError
-        If a file is missing, or the weights are not those of its version.
+        If a file is missing, or the weights are not those of the state's version.
     """
 
-    way = "look-up"
+    backend = "look-up"
 
-    def __init__(self, folder: Path) -> None:
-        self.state = require_state(folder)
+    def __init__(self, folder: Path, state: TeacherState) -> None:
+        self.state = state
         for name in (HEADS_FILE, WORDS_FILE, _TOKENIZER_FILE):
             if not (folder / name).exists():
                 msg = f"{folder}: no {name}; copy the whole folder again"
@@ -67,9 +69,11 @@ class StaticReader:
         self.timings: dict[str, float | str] = {}
 
     def read(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-        """Return the vectors [N, D] of texts, each the first of a pair; nothing is asked of the second."""
+        """Return the vectors [N, D] of texts, each the first of a pair whose second is empty."""
         out = np.zeros((len(pairs), self._words.shape[1]))
         for row, (text, second) in enumerate(pairs):
-            tokens = self._tokenizer.encode(cut(text, self.state.max_tokens), second).ids  # one by one: no threads
+            tokens = self._tokenizer.encode(
+                cut(text, self.state.max_tokens), second
+            ).ids  # one at a time: a batch would start threads
             out[row] = self._words[tokens].astype(np.float64).sum(axis=0)
         return out

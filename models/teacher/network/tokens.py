@@ -17,7 +17,7 @@ _PROBES = (Pair("red shoe", "a shoe, red"), Pair("", "1.5 kg"), Pair("naïve  Q"
 
 
 class Inputs(NamedTuple):
-    """A batch as a model takes it, and which pairs it holds."""
+    """A batch as a model takes it, and which of the pairs it holds."""
 
     rows: NDArray[np.int64]
     columns: dict[str, NDArray[np.int64]]
@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How a tokenizer puts two texts together: what stands before, between and after them."""
+    """How a tokenizer joins two texts: the tokens before, between and after them."""
 
     before: list[int]
     between: list[int]
@@ -36,18 +36,18 @@ class _Layout(NamedTuple):
 def padded(tokens: int, widths: Sequence[int]) -> int:
     """Return the width of a batch whose longest text has so many tokens: the least of ``widths`` that holds it.
 
-    Widths ascend, and the last holds any text; where there are none, every width will do.
+    ``widths`` ascend, and the last one holds any text. If there are none, the width is that of the longest text.
     """
     return next(width for width in widths if width >= tokens) if widths else tokens
 
 
 class Tokens:
-    """A teacher's tokenizer for scoring: queries come again with each item, items with each slate.
+    """A teacher's tokenizer for scoring, which remembers texts: queries and items come again and again.
 
     Parameters
     ----------
     tokenizer
-        The teacher's.
+        Of the teacher.
     max_tokens
         Longer pairs are cut, the longer of the two texts first.
     """
@@ -67,9 +67,9 @@ class Tokens:
         pairs
             Texts.
         rows
-            Pairs of a batch.
+            Most pairs of a batch.
         widths
-            Tokens that a batch may have, if not any number; see `padded`.
+            Tokens that a batch may have; see `padded`.
         """
         encoded = self._encode(pairs)
         lengths = np.array([len(ids) for ids, _ in encoded], np.int64)
@@ -121,7 +121,7 @@ class Tokens:
             self._known.update(zip(missing, ids, strict=True))
 
     def _find_layout(self) -> _Layout | None:
-        """Return how texts are put together; None for a tokenizer that does more than that, or cuts them otherwise."""
+        """Return how texts are put together; None if the tokenizer does not simply join them."""
         if self._tokenizer.sep_token is None:
             return None
         probe = _PROBES[0]

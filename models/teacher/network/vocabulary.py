@@ -1,4 +1,4 @@
-"""A vocabulary made from the shop's own texts, for models made from nothing."""
+"""A vocabulary made from the shop's own texts, for a model without a base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def train_tokenizer(texts: Iterable[str], max_tokens: int) -> PreTrainedTokenizerFast:
     """Return a byte-pair tokenizer of at most 8,000 pieces; the same texts give the same pieces."""
-    # Not WordPiece: its trainer numbers the pieces within words by chance.
+    # Not WordPiece: its trainer numbers pieces within words in random order.
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,7 +1,7 @@
-"""The ways to compute a teacher's pooled vectors, and which of them is the fastest on this machine.
+"""The backends that can compute a teacher's pooled vectors, and which of them is the fastest on this machine.
 
-Processor flags mislead: bfloat16 was slower than float32 on one machine that has the instruction and 4.6 times as fast
-on another. So each way is timed where it is to run.
+Processor flags mislead: bfloat16 was slower than float32 on one machine that has the instruction, and 4.6 times as fast
+on another. So each backend is timed on the machine where it is to run.
 """
 
 from __future__ import annotations
@@ -32,19 +32,29 @@ Columns: TypeAlias = Mapping[str, NDArray[np.int64]]
 Forward: TypeAlias = Callable[[Columns], NDArray[np.float32]]
 """From a batch, [B, L] each, to its pooled vectors [B, D]."""
 
-_TIMED_TOKENS = (16, 32)  # of the texts that are timed, where they may be so long
+_TIMED_TOKENS = (16, 32)  # lengths of the texts that are timed, where texts may be so long
 _ROUNDS = 3
-_EXACT = 1e-4  # of a logit
-_COMPILED_ROWS = 64  # each pass has so many, filled up: as many as are scored together unless configured
-_MOST_COMPILED = 1 << 10  # shapes, of all teachers that a process has had
+_EXACT = 1e-4  # largest difference of a logit from plain float32
+_COMPILED_ROWS = 64  # rows of every compiled pass, filled up; the default of `teacher.batch`
+_MOST_COMPILED = 1 << 10  # shapes that a process may compile, for all of its teachers together
 
 
-class Way(NamedTuple):
+class Backend(NamedTuple):
     """One way to compute a model.
 
-    ``exact``: its logits are those of plain float32 within 1e-4. ``batch``: pairs of a forward pass at most.
-    ``prepare`` is called once, before it is timed. ``widths``: tokens that a batch is padded to, ascending, the last of
-    them those of the longest texts; none: to its longest. ``compiled``: for each of them.
+    Attributes
+    ----------
+    exact
+        Whether its logits are those of plain float32, within 1e-4.
+    batch
+        Most pairs of a forward pass.
+    prepare
+        Called once, before it is timed.
+    widths
+        Tokens that a batch may be padded to, ascending; the last one holds the longest texts. Without any, a batch is
+        padded to its longest text.
+    compiled
+        Whether it is compiled once for each of the widths.
     """
 
     name: str
@@ -55,109 +65,113 @@ class Way(NamedTuple):
     compiled: bool = False
 
 
-def ways_of(model: Model, folder: Path, state: TeacherState) -> list[Way]:
-    """Return the ways there are for a model where it is.
+def backends_of(model: Model, folder: Path, state: TeacherState) -> list[Backend]:
+    """Return the backends that can compute a model on its device.
 
     Parameters
     ----------
     model
         On its device, in evaluation mode.
     folder
-        The teacher's; what is exported is kept in it, by version.
+        Of the teacher; exported models are kept in it, by version.
     state
-        The teacher's.
+        Of the teacher.
     """
     if next(model.parameters()).device.type == "cuda":
-        return ways_of_gpu(model, state.max_tokens)
-    ways = [
-        Way("torch float32", True, 16, lambda: _torch(model)),
-        Way("torch bfloat16", False, 16, lambda: _torch(_halved(model))),
+        return backends_of_gpu(model, state.max_tokens)
+    backends = [
+        Backend("torch float32", True, 16, lambda: _torch(model)),
+        Backend("torch bfloat16", False, 16, lambda: _torch(_halved(model))),
     ]
-    if model.pooling != "last" and _has_onnx():  # encoders: exported decoders were never tried
+    if model.pooling != "last" and _has_onnx():  # exported decoders were never tried
         exported = folder / f"onnx-{state.version}"
-        ways.append(Way("onnxruntime float32", True, 16, lambda: _onnx(_export(model, exported) / "model.onnx")))
-        ways.append(Way("onnxruntime int8", False, 8, lambda: _onnx(_quantise(_export(model, exported)))))
-    return ways
+        backends.append(
+            Backend("onnxruntime float32", True, 16, lambda: _onnx(_export(model, exported) / "model.onnx"))
+        )
+        backends.append(Backend("onnxruntime int8", False, 8, lambda: _onnx(_quantise(_export(model, exported)))))
+    return backends
 
 
-def ways_of_gpu(model: Model, max_tokens: int) -> list[Way]:
-    """Return the ways of a GPU. They have run on an H200; what is tested of them is tested on a CPU.
+def backends_of_gpu(model: Model, max_tokens: int) -> list[Backend]:
+    """Return the backends of a GPU. They have run on an H200; the tests run them on a CPU.
 
-    What is compiled is compiled for each shape, tens of seconds the first time: so there are few, one for each width,
-    and none that is not among them.
+    Compiling takes tens of seconds for each shape, the first time. So there are few shapes, one for each width, and no
+    batch has another.
     """
     eights = (*range(8, max_tokens, 8), max_tokens)
     doubled = (*(16 << n for n in range(16) if 16 << n < max_tokens), max_tokens)
     return [
-        Way("torch float32", True, 256, lambda: _torch(model), eights),
-        Way("torch.compile float32", True, _COMPILED_ROWS, lambda: _compiled(model), doubled, True),
-        Way("torch bfloat16", False, 256, lambda: _torch(_halved(model)), eights),
-        Way("torch.compile bfloat16", False, _COMPILED_ROWS, lambda: _compiled(_halved(model)), doubled, True),
+        Backend("torch float32", True, 256, lambda: _torch(model), eights),
+        Backend("torch.compile float32", True, _COMPILED_ROWS, lambda: _compiled(model), doubled, True),
+        Backend("torch bfloat16", False, 256, lambda: _torch(_halved(model)), eights),
+        Backend("torch.compile bfloat16", False, _COMPILED_ROWS, lambda: _compiled(_halved(model)), doubled, True),
     ]
 
 
 def fastest(
-    ways: Sequence[Way],
+    backends: Sequence[Backend],
     columns: Sequence[str],
     timer: Callable[[], float],
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     together: int,
-) -> tuple[Way, Forward, Timings]:
-    """Return the fastest way for so many pairs at once, ready, and the pairs a second of each.
+) -> tuple[Backend, Forward, Timings]:
+    """Return the fastest backend for so many pairs at once, ready to run, and the pairs a second of each backend.
 
-    A pass of a GPU that is not compiled takes as long for ten pairs as for a hundred: timed with more pairs than it
-    will be given, such a way seems faster than it is. A way that cannot be prepared or run on this machine is passed
-    over, and so is one that is to be exact and is not; its figure is why.
+    A pass of a GPU that is not compiled takes as long for ten pairs as for a hundred. Timed with more pairs than it
+    will be given, such a backend would seem faster than it is. A backend is passed over if it cannot be prepared or run
+    on this machine, or should be exact and is not; then the reason stands in the place of its pairs a second.
 
     Parameters
     ----------
-    ways
-        To choose from; the first has to work, and exact is what agrees with it.
+    backends
+        To choose from. The first one has to work, and the exact ones have to agree with it.
     columns
-        What the model takes.
+        Names of the model's inputs.
     timer
         Seconds, of any origin.
     logits
-        What the heads make of vectors [B, D].
+        From vectors [B, D] to the logits of the heads.
     together
-        Pairs that are scored together; a way is timed with as many, or with a full batch where it holds fewer.
+        Pairs that are scored together; a backend is timed with as many, or with a full batch where it holds fewer.
     """
-    ready: list[tuple[Way, Forward]] = []
-    said: Timings = {}
+    ready: list[tuple[Backend, Forward]] = []
+    timings: Timings = {}
     plain: list[NDArray[np.float32]] = []
-    for way in ways:
+    for backend in backends:
         try:
-            forward = way.prepare()
-            rows = min(way.batch, together)
-            found = [forward(_made_up(columns, way, tokens, rows)) for tokens in _TIMED_TOKENS]  # compiles, allocates
+            forward = backend.prepare()
+            rows = min(backend.batch, together)
+            found = [
+                forward(_made_up(columns, backend, tokens, rows)) for tokens in _TIMED_TOKENS
+            ]  # compiles, allocates
         except Exception as error:
-            if way is ways[0]:
+            if backend is backends[0]:
                 raise
-            said[way.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            timings[backend.name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
         plain = plain or found
         difference = max(_difference(logits(one), logits(two)) for one, two in zip(found, plain, strict=True))
-        if way.exact and way is not ways[0] and not difference <= _EXACT:
-            said[way.name] = f"not exact: a logit differs by {difference:.1e}"
+        if backend.exact and backend is not backends[0] and not difference <= _EXACT:
+            timings[backend.name] = f"not exact: a logit differs by {difference:.1e}"
             continue
-        ready.append((way, forward))
-    seconds: dict[str, list[float]] = {way.name: [] for way, _ in ready}
+        ready.append((backend, forward))
+    seconds: dict[str, list[float]] = {backend.name: [] for backend, _ in ready}
     for _ in range(_ROUNDS):
-        for way, forward in ready:
-            rows = min(way.batch, together)
+        for backend, forward in ready:
+            rows = min(backend.batch, together)
             begun = timer()
             for tokens in _TIMED_TOKENS:
-                forward(_made_up(columns, way, tokens, rows))
-            seconds[way.name].append((timer() - begun) / (rows * len(_TIMED_TOKENS)))
+                forward(_made_up(columns, backend, tokens, rows))
+            seconds[backend.name].append((timer() - begun) / (rows * len(_TIMED_TOKENS)))
     best = min(ready, key=lambda each: min(seconds[each[0].name]))
-    said |= {name: 1.0 / max(min(each), 1e-9) for name, each in seconds.items()}
-    return (*best, said)
+    timings |= {name: 1.0 / max(min(each), 1e-9) for name, each in seconds.items()}
+    return (*best, timings)
 
 
-def run_through(way: Way, forward: Forward, columns: Sequence[str]) -> None:
-    """Compute a batch of each width that a way is compiled for: now, and not while pairs wait."""
-    for width in way.widths if way.compiled else ():
-        forward(_made_up(columns, way, width, way.batch))
+def run_through(backend: Backend, forward: Forward, columns: Sequence[str]) -> None:
+    """Compute a batch of each width that a backend is compiled for: compiling now spares the pairs that come a wait."""
+    for width in backend.widths if backend.compiled else ():
+        forward(_made_up(columns, backend, width, backend.batch))
 
 
 def _difference(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
@@ -166,14 +180,14 @@ def _difference(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
 
 
 Timings: TypeAlias = dict[str, float | str]
-"""Pairs a second of each way; of one that does not work here, why."""
+"""Pairs a second of each backend; in their place the reason, if it does not work here."""
 
 
-def _made_up(columns: Sequence[str], way: Way, tokens: int, rows: int) -> dict[str, NDArray[np.int64]]:
-    """A batch of texts as long as that, if there may be such, and of some half as long."""
-    if way.widths:
-        tokens = min(tokens, way.widths[-1])
-    width = padded(tokens, way.widths)
+def _made_up(columns: Sequence[str], backend: Backend, tokens: int, rows: int) -> dict[str, NDArray[np.int64]]:
+    """Return a batch of texts of so many tokens, or of the most that there may be; every other text is half as long."""
+    if backend.widths:
+        tokens = min(tokens, backend.widths[-1])
+    width = padded(tokens, backend.widths)
     lengths = np.where(np.arange(rows) % 2, max(1, tokens // 2), tokens)
     mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
     values = {"input_ids": 5 * mask, "attention_mask": mask, "token_type_ids": 0 * mask}
@@ -197,7 +211,7 @@ def _halved(model: Model) -> Model:
 
 
 class _Vectors(nn.Module):
-    """The model as a function of its columns in order, for what traces it."""
+    """The model as a function of its inputs in order, as tracing needs it."""
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__()
@@ -208,11 +222,11 @@ class _Vectors(nn.Module):
 
 
 def _compiled(model: Model) -> Forward:
-    """CUDA graphs of fixed shapes: batches that are not full are filled up.
+    """Run the model as CUDA graphs of fixed shapes; batches that are not full are filled up.
 
-    What cannot be compiled whole is an error here: left alone, it would run as if nothing had been compiled. So it was
-    for most shapes when there were more than eight: that many versions of a function are compiled, and the models of
-    all ways and of all teachers that a process has had share this one.
+    A model that cannot be compiled whole is an error here: otherwise torch would run it without compiling, silently.
+    It did so from the ninth shape on: it compiles eight versions of a function unless the limit is raised, and the
+    models of all backends and of all teachers of a process share this function.
     """
     device = next(model.parameters()).device
     names = input_names(model)
@@ -226,7 +240,7 @@ def _compiled(model: Model) -> Forward:
         vectors = run(*(torch.from_numpy(each).to(device) for each in filled))[:n]
         return np.asarray(vectors.float().cpu().numpy())
 
-    # CUDA graphs belong to the thread that recorded them, and a teacher may be made in another than it scores in.
+    # CUDA graphs work only in the thread that recorded them; a teacher may be made in one thread and score in another.
     thread = ThreadPoolExecutor(1, "compiled", _let_graphs_be_recorded)
     return lambda columns: thread.submit(forward, columns).result()
 
@@ -244,7 +258,7 @@ def _let_graphs_be_recorded() -> None:
 
 
 def input_names(model: Model) -> list[str]:
-    """Return the columns that a model takes."""
+    """Return the names of the inputs that a model takes."""
     typed = getattr(model.encoder.config, "type_vocab_size", 0)
     return ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
 
@@ -256,15 +270,15 @@ def _has_onnx() -> bool:
 
 
 def _export(model: Model, folder: Path) -> Path:
-    """Return the folder with the exported model; other versions' make way for it."""
+    """Return the folder with the exported model, which replaces those of other versions."""
     if (folder / "model.onnx").exists():
         return folder
     names = input_names(model)
     example = tuple(torch.from_numpy(np.full((2, 8), 1, np.int64)) for _ in names)
     axes = tuple({0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")} for _ in names)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what else it could export if more were installed
-    with _whole_or_not(folder) as unfinished, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that are not needed
+    with _complete_or_absent(folder) as unfinished, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
         torch.onnx.export(
             _Vectors(copy.deepcopy(model), names).eval(),
             example,
@@ -279,7 +293,7 @@ def _export(model: Model, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _whole_or_not(folder: Path) -> Iterator[Path]:
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
     unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
     unfinished.mkdir()
     try:
@@ -293,20 +307,20 @@ def _whole_or_not(folder: Path) -> Iterator[Path]:
 
 
 def _quantise(folder: Path) -> Path:
-    """Return the model with 8-bit weights, a scale for each channel; activations are scaled as they come."""
+    """Return the model with 8-bit weights, one scale for each channel; activations are scaled while it runs."""
     path = folder / "model.int8.onnx"
     if not path.exists():
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         part = folder / ".model.int8.onnx"
-        with _without_words_about("pre-processing"):
+        with _without_messages_about("pre-processing"):
             quantize_dynamic(str(folder / "model.onnx"), str(part), per_channel=True, weight_type=QuantType.QInt8)
         part.rename(path)
     return path
 
 
 @contextlib.contextmanager
-def _without_words_about(what: str) -> Iterator[None]:
+def _without_messages_about(what: str) -> Iterator[None]:
     def filter(record: logging.LogRecord) -> bool:
         return what not in record.getMessage()
 

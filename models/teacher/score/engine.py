@@ -1,4 +1,4 @@
-"""Scoring, the hot path: pairs of texts in, quantised logits out, computed the fastest way that this machine has."""
+"""Scoring, the hot path: pairs of texts in, quantised logits out, on the fastest backend of this machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from heft.models.teacher.text_vectors import TextVectors, Vector, read_texts
 if TYPE_CHECKING:
     from heft.models.teacher.score.model_reader import ModelReader
 
-_REMEMBERED = 100_000  # texts whose vectors are kept; a teacher comes with half as many at most
+_REMEMBERED = 100_000  # texts whose vectors are kept; a teacher comes with at most half as many
 _READ_TOGETHER = 4_096
 _LEAST_LENGTH = 1e-12
 
 
 class LastLayer(NamedTuple):
-    """What the last layer alone says of labelled pairs: importance without a backward pass. Float64 [N] each."""
+    """How labelled pairs look to the last layer alone: importance without a backward pass. Float64 [N] each."""
 
     probability: NDArray[np.float64]
     loss: NDArray[np.float64]
@@ -35,15 +35,24 @@ class LastLayer(NamedTuple):
     el2n: NDArray[np.float64]
     """|p - y|."""
     gradient_norm: NDArray[np.float64]
-    """Of the log loss, in the weights and bias of the calibrated head: |p - y| (|v|^2 + 1)^(1/2)."""
+    """Of the log loss by the weights and the bias of the calibrated head: |p - y| (|v|^2 + 1)^(1/2)."""
 
 
 class Engine:
     """A teacher that scores.
 
-    ``version`` and ``template`` are those of its scores; ``way`` is the one taken, ``timings`` says how fast each was;
-    ``apart``: it reads the two texts of a pair apart, and remembers them (`at_once`); ``read_ahead``: those of its own
-    log, which it has read when it is made; ``static``: no model runs, and it reads any text at once.
+    Attributes
+    ----------
+    version, template
+        Those that its scores carry.
+    backend, timings
+        The name of the backend that was chosen, and how fast each was.
+    apart
+        Whether it reads the two texts of a pair apart, and remembers them (`at_once`).
+    static
+        Whether no model runs, so that it reads any text at once.
+    read_ahead
+        Texts of its own log, which it has read before it scores.
 
     Parameters
     ----------
@@ -51,26 +60,33 @@ class Engine:
         Of the teacher.
     device
         ``cpu``, ``cuda``, or ``auto``.
-    ways
-        ``exact`` or ``any``, to be timed, or the name of one.
+    backends
+        ``exact`` or ``any`` of them are timed; or the name of one.
     timer
-        Seconds, of any origin; None: nothing is timed, the first way is taken.
+        Returns seconds, from any origin. None: nothing is timed, and the first backend is taken.
     together
-        Pairs that are scored together: the way that is the fastest for so many is taken.
+        Pairs that are scored together: the backend that is the fastest for so many is taken.
     """
 
     def __init__(
         self,
         folder: Path,
         device: str = "auto",
-        ways: Literal["exact", "any"] | str = "exact",
+        backends: Literal["exact", "any"] | str = "exact",
         timer: Callable[[], float] | None = None,
         together: int = 64,
     ) -> None:
-        folder = folder.resolve()  # all files of one teacher, even where a link is turned to another meanwhile
-        self.static = require_state(folder).pooling == STATIC
-        self._reader = StaticReader(folder) if self.static else _model_reader(folder, device, ways, timer, together)
-        self.state, self.way, self.timings = self._reader.state, self._reader.way, self._reader.timings
+        folder = folder.resolve()  # all files are then of one teacher, even if the link changes meanwhile
+        self.state = require_state(folder)
+        self.static = self.state.pooling == STATIC
+        self._reader: StaticReader | ModelReader
+        if self.static:
+            self._reader = StaticReader(folder, self.state)
+        else:
+            from heft.models.teacher.score.model_reader import ModelReader  # torch
+
+            self._reader = ModelReader(folder, self.state, device, backends, timer, together)
+        self.backend, self.timings = self._reader.backend, self._reader.timings
         self.version = wire_version(self.state.version, self.state.data_ends_ms)
         self.template = Template(self.state.template)
         self.apart = self.state.pooling in (STATIC, TOWERS)
@@ -97,21 +113,21 @@ class Engine:
         return self._quantised(self.logits(pairs))
 
     def at_once(self, pairs: Sequence[Pair]) -> list[Logits | None]:
-        """Return what `score` would of pairs whose texts have both been read, None of others: the model is not asked.
+        """Return what `score` would of pairs whose texts have both been read, and None of others; no model runs.
 
-        One that is ``static`` reads the others too. May be called from any thread, and waits for nothing: a text that
-        is new to a static one takes some ten microseconds, a long one a millisecond.
+        A ``static`` teacher scores all pairs. May be called from any thread, and waits for nothing: a text that is new
+        to a static teacher takes some ten microseconds, a long one a millisecond.
         """
         if self.static:
             return self.score(pairs)
         read = self._remembered(pairs)
         ready = [pair for pair in pairs if pair.query in read and pair.item in read]
-        said = dict(zip(ready, self._quantised(self._said(_products(ready, read))), strict=True)) if ready else {}
-        return [said.get(pair) for pair in pairs]
+        known = dict(zip(ready, self._quantised(self._logits(_products(ready, read))), strict=True)) if ready else {}
+        return [known.get(pair) for pair in pairs]
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the calibrated logits [N, heads] of pairs."""
-        return self._said(self.vectors(pairs))
+        return self._logits(self.vectors(pairs))
 
     def vectors(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the vectors [N, D] of pairs that the heads read."""
@@ -135,10 +151,11 @@ class Engine:
         found = {text: self._texts.get(text) for text in dict.fromkeys(chain(*pairs))}
         return {text: vector for text, vector in found.items() if vector is not None}
 
-    def _said(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the calibrated logits [N, heads] of vectors: each row by itself, to the last bit.
+    def _logits(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the calibrated logits [N, heads] of vectors, each row computed by itself.
 
-        A matrix product would add in another order for another N, and a pair get another score at once than later.
+        A matrix product would add in another order for another N: the same pair would then get another last bit in
+        another batch.
         """
         logits: NDArray[np.float64] = np.vecdot(vectors[:, None], self._weights.T) + self._bias
         return logits
@@ -148,21 +165,13 @@ class Engine:
         return [quantise(float(row[self._click]), None if order is None else float(row[order])) for row in z]
 
     def examine(self, pairs: Sequence[Pair], labels: NDArray[np.float64]) -> LastLayer:
-        """Return what the last layer says of labelled pairs, with the one forward pass that their score takes."""
+        """Return how labelled pairs look to the last layer, at the cost of the forward pass that scores them."""
         vectors = self.vectors(pairs)
         z = vectors @ self._weights[:, self._click] + self._bias[self._click]
         p = 1 / (1 + np.exp(-z))
         error = np.abs(p - labels)
         norm = np.sqrt((vectors**2).sum(1) + 1)
         return LastLayer(p, np.logaddexp(0, z) - labels * z, error, error * norm)
-
-
-def _model_reader(
-    folder: Path, device: str, ways: Literal["exact", "any"] | str, timer: Callable[[], float] | None, together: int
-) -> ModelReader:
-    from heft.models.teacher.score.model_reader import ModelReader  # torch
-
-    return ModelReader(folder, device, ways, timer, together)
 
 
 def _products(pairs: Sequence[Pair], read: dict[str, Vector]) -> NDArray[np.float64]:

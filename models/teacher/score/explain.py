@@ -1,4 +1,4 @@
-"""What a teacher looked at in one sample: for each token the attention it got, and its gradient times input."""
+"""What a teacher looked at in one sample: the attention to each token, and its gradient times input."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from heft.models.teacher.template import Pair
 
 
 class TokenShare(NamedTuple):
-    """What one token had to do with a prediction."""
+    """How much one token counted in a prediction."""
 
     token: str
     attention: float
-    """Share of the last layer's attention, mean over its heads and the tokens that are pooled; they sum to 1 a text."""
+    """Share of the last layer's attention: the mean over its heads and the pooled tokens. Shares of a text sum to 1."""
     gradient_input: float
-    """Gradient of the logit by the token's embedding, times the embedding: > 0 speaks for a click."""
+    """Gradient of the logit by the token's embedding, times the embedding; above 0 it raises the prediction."""
 
 
 class Explanation(NamedTuple):
-    """Why a head says what it says of a pair."""
+    """A prediction of a head for a pair, and what counted in it."""
 
     head: str
     version: str
@@ -38,8 +38,8 @@ class Explanation(NamedTuple):
 def explain(folder: Path, pair: Pair, head: str | None = None, device: str = "auto") -> Explanation:
     """Return what one head of a teacher looked at.
 
-    Attention tells where information went, not what it was for; gradient times input is right for small changes of the
-    text only. Neither is a cause.
+    Attention tells where information went, not what it was used for. Gradient times input holds only for small changes
+    of the text. Neither proves a cause.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def explain(folder: Path, pair: Pair, head: str | None = None, device: str = "au
     pair
         The texts of the sample.
     head
-        Its name; None: the first.
+        Name of the head; None: the first one.
     device
         ``cpu``, ``cuda``, or ``auto``.
 
@@ -63,7 +63,7 @@ def explain(folder: Path, pair: Pair, head: str | None = None, device: str = "au
         msg = f"the teacher has no head {name!r}; it has {', '.join(state.heads)}"
         raise TeacherError(msg)
     if hasattr(model.encoder, "set_attn_implementation"):
-        model.encoder.set_attn_implementation("eager")  # the fused ones keep no attention
+        model.encoder.set_attn_implementation("eager")  # fused attention does not keep its weights
     model.requires_grad_(False)
     encoded = encode(tokenizer, [pair], state.max_tokens, state.pooling)
     inputs = encoded.batch(np.array([0]), next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Pairs of texts to vectors by running the model, the fastest way that this machine has."""
+"""Pairs of texts to vectors by running the model, on the fastest backend of this machine."""
 
 from __future__ import annotations
 
@@ -12,59 +12,65 @@ from numpy.typing import NDArray
 
 from heft.models.teacher.network.teacher_folder import load_teacher
 from heft.models.teacher.network.tokens import Tokens
-from heft.models.teacher.score.backends import Timings, fastest, input_names, run_through, ways_of
-from heft.models.teacher.state import TOWERS
+from heft.models.teacher.score.backends import Timings, backends_of, fastest, input_names, run_through
+from heft.models.teacher.state import TOWERS, TeacherState
 from heft.models.teacher.template import Pair
 
 
 class ModelReader:
-    """A teacher's model at work.
+    """A teacher's model, loaded and ready to read.
 
-    ``way`` is the name of the one taken, ``timings`` says how fast each was; ``weight`` [heads, D] and ``bias``
+    ``backend`` names the one that was chosen, ``timings`` says how fast each was. ``weight`` [heads, D] and ``bias``
     [heads] are those of the heads.
 
     Parameters
     ----------
-    folder, device, ways, timer, together
+    folder
+        Of the teacher, links resolved.
+    state
+        What was read from the folder.
+    device, backends, timer, together
         As those of `models.teacher.score.engine.Engine`.
     """
 
     def __init__(
         self,
         folder: Path,
+        state: TeacherState,
         device: str,
-        ways: Literal["exact", "any"] | str,
+        backends: Literal["exact", "any"] | str,
         timer: Callable[[], float] | None,
         together: int,
     ) -> None:
-        model, tokenizer, self.state = load_teacher(folder, device)
+        self.state = state
+        model, tokenizer, _ = load_teacher(folder, device, state)
         self._tokens = Tokens(tokenizer, self.state.max_tokens)
         with torch.inference_mode():
             linear = model.linear.float().cpu()
             self.weight, self.bias = linear.weight.numpy().copy(), linear.bias.numpy().copy()
         allowed = [
-            way
-            for way in ways_of(model, folder, self.state)
-            if ways == "any" or (ways == "exact" and way.exact) or way.name == ways
+            backend
+            for backend in backends_of(model, folder, self.state)
+            if backends == "any" or (backends == "exact" and backend.exact) or backend.name == backends
         ]
         self.timings: Timings = {}
         columns = input_names(model)
         if timer is None or len(allowed) == 1:
-            self._way, self._forward = allowed[0], allowed[0].prepare()
+            self._chosen, self._forward = allowed[0], allowed[0].prepare()
         else:
-            self._way, self._forward, self.timings = fastest(allowed, columns, timer, self._logits, together)
-        run_through(self._way, self._forward, columns)
-        self.way = self._way.name
+            self._chosen, self._forward, self.timings = fastest(allowed, columns, timer, self._logits, together)
+        run_through(self._chosen, self._forward, columns)
+        self.backend = self._chosen.name
 
     def read(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """Return the pooled vectors [N, D] of pairs."""
         out = np.zeros((len(pairs), self.weight.shape[1]))
-        for rows, columns in self._tokens.batches(pairs, self._way.batch, self._way.widths):
+        for rows, columns in self._tokens.batches(pairs, self._chosen.batch, self._chosen.widths):
             out[rows] = self._forward(columns)
         return out
 
     def _logits(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the heads say of vectors [B, D]; of texts read apart, of each and the next."""
+        """Return the heads' logits of vectors [B, D]; where texts are read apart, of each text beside the next one."""
         if self.state.pooling == TOWERS:
             unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = unit[1:] * unit[:-1]

@@ -1,4 +1,4 @@
-"""The card of a teacher: what it was made of, until when, and how good it was on what it had not seen."""
+"""The card of a teacher: what it was made of, when its data ends, and how good it is on data it has not seen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def licence_of(base: Path | None) -> str:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write ``card.json``, ``card.md`` and the diagram that this shows, ``calibration.svg``."""
+    """Write ``card.json``, ``card.md`` and ``calibration.svg``, the diagram in the latter."""
     write_json(folder, card)
     heads = card["heads"].items()
     panels = [Panel(name, head["calibration_table_raw"], head["calibration_table"]) for name, head in heads]

@@ -1,4 +1,4 @@
-"""A reliability diagram as SVG: what was predicted against what happened, a panel for each head."""
+"""A reliability diagram as SVG: predictions against what happened, with a panel for each head."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-_SIDE = 260  # of a panel's square, in pixels; as all lengths here
+_SIDE = 260  # of the square of a panel; all lengths are in pixels
 _LEFT, _ABOVE, _BELOW, _BETWEEN = 62, 34, 62, 26
-_LARGEST = 5.0  # radius of the point with the most labels; areas are as labels are
+_LARGEST = 5.0  # radius of the point with the most labels; the areas of points are proportional to their labels
 _TICKS = 5
 _INK, _FAINT, _AFTER, _BEFORE = "#333333", "#dddddd", "#1f5fa8", "#b0662a"
 
 Rows = Sequence[Mapping[str, float]]
-"""Of `measure.calibration_table`: ``labels``, how many; ``predicted`` and ``actual``, mean and rate in [0, 1]."""
+"""From `measure.calibration_table`: the number of ``labels``, and their ``predicted`` and ``actual`` rate in [0, 1]."""
 
 
 class Panel(NamedTuple):
-    """What one head said of held-out labels, before it was calibrated and after."""
+    """Predictions of one head for held-out labels, before it was calibrated and after."""
 
     name: str
     before: Rows
@@ -28,7 +28,8 @@ class Panel(NamedTuple):
 def reliability(panels: Sequence[Panel]) -> str:
     """Return the diagram as the text of an SVG file.
 
-    A point on the diagonal was right; one below it predicted too much. Both axes of a panel end at the same number.
+    A point on the diagonal was predicted right; one below it was predicted too high. Both axes of a panel end at the
+    same number.
     """
     width, height = (_LEFT + _SIDE + _BETWEEN) * len(panels), _ABOVE + _SIDE + _BELOW
     view = {"width": f"{width}", "height": f"{height}", "viewBox": f"0 0 {width} {height}"}
@@ -62,8 +63,8 @@ def _draw(group: Element, panel: Panel) -> None:
             x, y = (row[of] / end * _SIDE for of in ("predicted", "actual"))
             radius = _LARGEST * math.sqrt(row["labels"] / most)
             point = _put(group, "circle", cx=round(x, 2), cy=round(_SIDE - y, 2), r=round(radius, 2), **look)
-            said = f"predicted {row['predicted']:.4f}, actual {row['actual']:.4f}, {row['labels']:,.0f} labels"
-            _put(point, "title", f"{when} calibration: {said}")
+            title = f"predicted {row['predicted']:.4f}, actual {row['actual']:.4f}, {row['labels']:,.0f} labels"
+            _put(point, "title", f"{when} calibration: {title}")
         key = _SIDE * (0.08 + 0.47 * n)
         _put(group, "rect", x=key - 4, y=_SIDE + 46, width=8, height=8, rx=4, **look)
         _put(group, "text", f"{when} calibration", x=key + 10, y=_SIDE + 54)
@@ -80,6 +81,6 @@ def _put(parent: Element, tag: str, content: str | None = None, **attributes: An
 
 
 def _end(largest: float) -> float:
-    """Return where an axis ends: a round number that is no less than the largest on it."""
+    """Return where an axis ends: a round number, not less than the largest value on it."""
     power = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
     return next(power * times for times in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if power * times >= largest * (1 - 1e-9))

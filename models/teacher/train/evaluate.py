@@ -23,16 +23,16 @@ def evaluate(
     -------
     dict
         ``heads``: by name, metrics of the calibrated probability (see `measure.metrics`) and a calibration table; and
-        the metrics of the first of them at the top. Clicks are predicted at the position shown; their
-        ``auc_without_position`` is that of the text alone. A teacher without a head for judgements is measured on them
-        by its first head.
+        those of the first of them, again, at the top. Clicks are predicted at the position shown; their
+        ``auc_without_position`` is that of the text alone. If a teacher has no relevance head, judgements measure its
+        first head.
 
     Raises
     ------
     TeacherError
-        If the folder is no teacher.
+        If the folder holds no finished teacher.
     DataError
-        If there are no labels that it could be measured by.
+        If there are no labels for any of its heads.
     """
     model, tokenizer, state = load_teacher(folder, device)
     z = predict(model, encode(tokenizer, examples.pairs, state.max_tokens, state.pooling), progress).astype(np.float64)

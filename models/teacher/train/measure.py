@@ -1,4 +1,4 @@
-"""How good logits are: metrics over examples with counts, and the calibration that is learned from held-out ones."""
+"""How good logits are: metrics over examples with counts, and calibration learned from held-out examples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sigmoid(z: Floats) -> Floats:
 def fit_platt(z: Floats, offset: Floats, trials: Floats, positives: Floats) -> tuple[float, float]:
     """Return a and b that minimise the log loss of sigmoid(a z + b + offset), by Newton's method.
 
-    One observation at the identity (a = 1, b = 0) is added, so that it exists for labels that separate.
+    A normal prior of variance 1 around a = 1, b = 0 keeps them finite even where a threshold separates the labels.
 
     References
     ----------
@@ -43,9 +43,9 @@ def fit_platt(z: Floats, offset: Floats, trials: Floats, positives: Floats) -> t
 
 
 def calibrate(z: Floats, offset: Floats, examples: Examples, head: int) -> tuple[float, float]:
-    """Return scale and shift of a head from held-out examples; 1 and 0 from too few queries or a single class.
+    """Return scale and shift of a head from held-out examples; 1 and 0 if queries are too few or all labels are equal.
 
-    Where all are of one query, as in a feed that has none, it is the items that must not be too few.
+    If all examples have the same query, as in a feed without queries, items are counted instead.
     """
     trials, positives = examples.trials[:, head], examples.positives[:, head]
     rows = trials > 0
@@ -78,7 +78,7 @@ def metrics(z: Floats, trials: Floats, positives: Floats, graded: bool = False) 
     -------
     dict
         ``spearman``: rank correlation with the share of positives; ``auc``; ``logloss`` in nats; ``ne``: log loss over
-        that of always saying the base rate; ``calibration``: predicted over actual positives; ``ece``.
+        that of always predicting the base rate; ``calibration``: predicted over actual positives; ``ece``.
     """
     rows = trials > 0
     z, trials, positives = z[rows], trials[rows], positives[rows]

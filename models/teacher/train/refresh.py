@@ -1,7 +1,7 @@
-"""Is a teacher made anew better than the one that runs? And if so, in its place with it.
+"""Whether a newly made teacher is better than the running one, and how it takes over.
 
-Both predict the slates that were shown after the data of either ended; the sums of their log losses per slate enter a
-confidence sequence: that of one candidate may be looked at as its slates come, each refresh has another one.
+Both predict the slates that were shown after the data of both ended. The differences of their log losses, summed per
+slate, enter a confidence sequence, which may be looked at after any slate. Each refresh begins a new sequence.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ def compare(
     running, candidate
         Folders.
     samples
-        The same samples twice, as each of the two reads them: their templates may differ.
+        The same samples twice, as each of the two teachers reads them: their templates may differ.
     after_ms
         All of them were shown after this time.
     device
-        Where to compute.
+        ``cpu``, ``cuda``, or ``auto``.
     fewest_positives
-        Clicks that are needed at least.
+        Fewest clicks for a promotion.
 
     Raises
     ------
     DataError
-        If a sample was shown before the data of either ended, or the two are not of the same samples.
+        If a sample was shown before the data of either ended, or the two do not hold the same samples.
     """
     states = [state for state in map(read_state, (running, candidate)) if state is not None]
     if len(states) < 2 or any(state.data_ends_ms is None or state.data_ends_ms > after_ms for state in states):
@@ -125,25 +125,27 @@ def _decide(sequence: ConfidenceSequence, heads: list[str], clicks: int, fewest:
         return False, f"{clicks:,} clicks after the data of both are too few; at least {fewest:,} are needed"
     at = heads.index("click")
     mean, half = sequence.mean, sequence.half_width
-    said = f"log loss of clicks a slate {mean[at]:+.5f} ± {half[at]:.5f} nats over {int(sequence.slates[0]):,} slates"
+    evidence = (
+        f"log loss of clicks a slate {mean[at]:+.5f} ± {half[at]:.5f} nats over {int(sequence.slates[0]):,} slates"
+    )
     if not sequence.below[at]:
-        return False, f"not surely better: {said}"
+        return False, f"not surely better: {evidence}"
     worse = [head for n, head in enumerate(heads) if sequence.above[n]]
     if worse:
-        return False, f"better on clicks and surely worse on {', '.join(worse)}: {said}"
-    return True, f"better: {said}"
+        return False, f"better on clicks and surely worse on {', '.join(worse)}: {evidence}"
+    return True, f"better: {evidence}"
 
 
 def promote(running: Path, candidate: Path) -> Path:
-    """Put the candidate in the place of the running teacher; return the folder it is in.
+    """Let the candidate replace the running teacher; return its folder.
 
-    ``running`` becomes a symbolic link to a folder beside it that is named by version. Links are replaced in one step:
-    who opens a file finds the one teacher or the other, and who resolves the link first finds all files of one.
+    ``running`` becomes a symbolic link to a folder beside it, named by version. A link is replaced in one step:
+    opening a file finds either teacher, and resolving the link first finds all files of one teacher.
 
     Raises
     ------
     TeacherError
-        If either is no finished teacher.
+        If one of the two is not a finished teacher.
     """
     states = read_state(running), read_state(candidate)
     if states[0] is None or states[1] is None:
@@ -157,6 +159,6 @@ def promote(running: Path, candidate: Path) -> Path:
     link.unlink(missing_ok=True)
     link.symlink_to(beside.name, target_is_directory=True)
     if not running.is_symlink():
-        running.rename(home)  # once: from then on there is a link, and the step is one
+        running.rename(home)  # only the first time: from then on it is a link
     link.replace(running)
     return beside

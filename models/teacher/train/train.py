@@ -1,8 +1,8 @@
-"""The training loop: batches, steps, early stopping, and a checkpoint that a killed run goes on from.
+"""The training loop: batches, steps, early stopping, and a checkpoint from which a killed run goes on.
 
-What happens at a step depends on the seed and the number of the step alone (order of the examples, dropout), so a run
-that was killed and goes on ends with the weights of one that was not. Several processes share each batch and add their
-gradients, so that, dropout aside, they end with the weights of one, up to rounding.
+Order of examples and dropout at a step depend only on the seed and the number of the step. So a run that was killed
+and goes on ends with the same weights as one that was not killed. Several processes share each batch and add
+their gradients: without dropout, they end with the weights of a single process, up to rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from heft.models.teacher.network.model import Progress
 from heft.models.teacher.settings import TrainSettings
 from heft.models.teacher.state import OtherRunError, write_atomically
 
-_POOL = 50  # batches among which examples are sorted by length, so that little is padded and order stays random
+_POOL = 50  # batches whose examples are sorted by length together: little padding, and still a random order
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -38,7 +38,7 @@ class Best(msgspec.Struct):
 
 
 class Trainer:
-    """Trains the parameters of a model that ask for gradients.
+    """Trains the parameters of a model that require gradients.
 
     Parameters
     ----------
@@ -47,12 +47,14 @@ class Trainer:
     encoded
         The training texts.
     loss
-        From a model's input rows to the loss of a batch, whose mean over all examples is the objective.
+        From rows of ``encoded`` to the loss of this batch.
     validate
-        The validation loss of the model as it is, and further numbers for the log. None: all steps are done, and the
-        last weights are kept.
+        Returns the validation loss of the model as it is, and further numbers for the log. None: all steps are done,
+        and the last weights are kept.
+    settings
+        How to train.
     fast
-        Names of parameters that begin at nothing: they learn at 1e-3 at least.
+        Beginnings of the names of parameters that start at 0: their learning rate is at least 1e-3.
     """
 
     def __init__(
@@ -88,21 +90,21 @@ class Trainer:
         self._worse = 0
 
     def run(self, out: Path, identity: str, progress: Progress | None = None) -> None:
-        """Train until the steps are done or nothing gets better; leave the best weights in the model.
+        """Train until the steps are done or the validation loss stops falling; leave the best weights in the model.
 
         Parameters
         ----------
         out
             Folder of the checkpoint and of ``tensorboard/``.
         identity
-            Of data and settings; a checkpoint of another is refused.
+            Digest of data and settings; a checkpoint with another one is refused.
         progress
-            TeacherScores every step.
+            Called after every step.
 
         Raises
         ------
         OtherRunError
-            If the folder has the checkpoint of another run.
+            If the folder holds the checkpoint of another run.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -133,7 +135,7 @@ class Trainer:
                 self._trainable[name].copy_(tensor)
 
     def _remaining_steps(self) -> Iterator[list[NDArray[np.int64]]]:
-        """The rows of each step of this epoch that is still to do."""
+        """Yield the batches of each step that is left in this epoch."""
         epoch, done = divmod(self.step, self.steps_an_epoch)
         rng = np.random.default_rng((self.settings.seed, epoch))
         order = rng.permutation(len(self._encoded.lengths))
@@ -225,7 +227,7 @@ class Trainer:
 
 
 def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameters of equal settings in one group: the optimizer then updates them together."""
+    """Return the groups with those of equal settings merged: the optimizer updates a group at once."""
     merged: dict[tuple[float, float], dict[str, Any]] = {}
     for group in groups:
         key = (group["initial_lr"], group["weight_decay"])

@@ -1,4 +1,4 @@
-"""The same in other words: texts through a user's own translation models, there and back."""
+"""Texts in other words: translated into another language and back, by models that the user names."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _TOKENS = 64
 
 @torch.inference_mode()
 def back_translate(texts: Iterable[str], folders: Sequence[str], device: str = "auto") -> dict[str, str]:
-    """Return what each text becomes once it has gone through all models, one after the other.
+    """Return what each text becomes after all models have translated it, one after the other.
 
     Parameters
     ----------
     texts
-        Each is translated once, however often it comes.
+        May repeat; each is translated once.
     folders
-        Of encoder-decoders that transformers loads: into another language, and back from it; or one that paraphrases.
+        Of encoder-decoder models: one into another language and one back, or a single one that paraphrases.
     device
-        Where to compute.
+        ``cpu``, ``cuda``, or ``auto``.
 
     Raises
     ------
