@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.places import ROOT
 
 FORBIDDEN = "import faust\nimport prometheus_client\n\nfrom heft.stream.cli import main\n"
 """What no new file in any room may import; Faust and prometheus_client have their places, in files that exist."""

@@ -16,8 +16,8 @@ from heft.stream.config.as_toml import to_toml
 from heft.stream.config.settings import Config, load
 from heft.stream.events.mapping import MappingTable
 from heft.stream.events.wire import Click, Impression, Order, decode, encode
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

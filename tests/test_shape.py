@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.places import ROOT
+
 CODE = sorted([*(ROOT / "stream").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
 
 ONLY_IN = {

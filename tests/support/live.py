@@ -27,8 +27,8 @@ from heft.stream.join.joiner import Joiner
 from heft.stream.kafka.partition_log import Owner, OwnerFilter
 from heft.stream.learn.learner import Learner
 from heft.stream.state.store import SnapshotStore
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 INPUTS = ("impressions", "clicks", "orders", "actions")
 TOPICS = (*INPUTS, "samples", "scored", "rejected")
 TOPIC_OF: dict[type, str] = {Impression: "impressions", Click: "clicks", Order: "orders", Action: "actions"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +19,7 @@ from heft.stream.join.config import JoinConfig
 from heft.stream.join.joiner import Joiner
 from heft.stream.state import codec
 from tests.support.builders import DAY, HOUR, MINUTE, SECOND, T0, action, click, crowd, impression, joined, order
+from tests.support.places import GOLDEN
 
 END = crowd(3 * DAY)
 
@@ -510,7 +510,7 @@ def test_equal_states_of_a_joiner_are_equal_bytes() -> None:
     assert state["frontier"] == joiner.frontier
 
 
-GOLDEN = Path(__file__).parent / "golden" / "joiner_v1.bin"
+STORED = GOLDEN / "joiner_v1.bin"
 BEFORE = [
     *(impression(f"r{n}", f"u{n % 3}", at=n * MINUTE, event_id=f"e{n}") for n in range(1, 16)),
     impression("bot", "u9", at=15 * MINUTE, bot=True),
@@ -534,7 +534,7 @@ AFTER = [
 def test_a_joiner_saved_today_goes_on_tomorrow() -> None:
     """The file holds `state` after the events before, with slates, clicks, orders, acts and ids that still matter."""
     records, whole = joined([*BEFORE, *AFTER])
-    raw = GOLDEN.read_bytes()
+    raw = STORED.read_bytes()
     joiner = Joiner.restore(JoinConfig(), ["log"], codec.decode(raw))
     assert codec.encode(joiner.state()) == raw
     assert (joiner.open_slates, joiner.open_clicks, joiner.frontier) == (10, 8, T0 + 16 * MINUTE - 10 * SECOND)

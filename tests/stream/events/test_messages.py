@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,6 +11,7 @@ from heft.models.records import FIRST_KEY, Clicked, Closed, Key, Record, Referen
 from heft.stream.events import messages
 from heft.stream.events.messages import GapError, Mark, Message, MessageError, ScoredReader
 from tests.support.builders import T0, click, crowd, impression, joined, order
+from tests.support.places import GOLDEN
 
 RECORDS, _ = joined([impression(), click(), order(), *crowd(3 * 86_400_000)])
 
@@ -131,7 +130,7 @@ def test_people_can_read_a_message_as_json() -> None:
 
 
 def test_messages_of_today_are_read_tomorrow() -> None:
-    golden = Path(__file__).parent / "golden" / "message_v1.bin"
+    golden = GOLDEN / "message_v1.bin"
     assert messages.decode(golden.read_bytes()) == message(RECORDS, marks=[Mark(1, True, (3, 4))])
 
 

@@ -20,9 +20,9 @@ from kafka.structs import OffsetAndMetadata
 from heft.stream.kafka.batch_consumer import TP
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.offsets import Bounds, OffsetGoneError
+from tests.support.places import ROOT
 
 pytestmark = pytest.mark.kafka
-ROOT = Path(__file__).parent.parent
 PARTITIONS = 2
 
 
@@ -71,7 +71,15 @@ class Scene:
             (self.folder / name).write_text(str(offset))
 
     def worker(self, mode: str = "read") -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.test_driver", self.broker, self.topic, str(self.folder), mode]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.live.test_batch_consumer",
+            self.broker,
+            self.topic,
+            str(self.folder),
+            mode,
+        ]
         with (self.folder / f"errors{len(self.workers)}").open("wb") as errors:
             process = subprocess.Popen(command, cwd=ROOT, stderr=errors, stdout=errors)
         self.workers.append(process)

@@ -25,7 +25,7 @@ from heft.stream.config.settings import ConfigError
 from heft.stream.score.teacher import Answer, ScorerError, ScorerTimeoutError
 from heft.stream.serve.teacher import application
 from heft.stream.teacher.clients import LocalTeacher, RemoteTeacher
-from tests.support.live import ROOT
+from tests.support.places import ROOT
 
 TEACHER = TeacherDescription("v1@17", "{query}")
 PAIRS = [Pair("shoe", "red shoe"), Pair("naïve", "")]

@@ -14,8 +14,8 @@ from heft.stream.events import wire
 from heft.stream.events.log import open_log, read_lines
 from heft.stream.events.wire import EventError, decode, encode
 from tests.support.builders import T0, action, click, impression, order
+from tests.support.places import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 SLATE = (
     b'{"type":"impression","request_id":"r","user_id":"u","at_ms":1541548939000,'
     b'"items":[{"item_id":"a","features":{"price":1.5}}]}'

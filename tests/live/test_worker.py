@@ -15,8 +15,9 @@ from heft.stream.kafka.local_broker import running_broker
 from heft.stream.state.codec import SnapshotError
 from heft.stream.state.store import SnapshotStore
 from tests.support.libraries import LOOK_UP, TORCH, heft_without
-from tests.support.live import NEVER_IDLE, ROOT, Shop
+from tests.support.live import NEVER_IDLE, Shop
 from tests.support.live_traffic import traffic
+from tests.support.places import ROOT
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from heft.stream.cli.main import app
 from heft.stream.events.wire import encode
 from tests.support.builders import HOUR, T0
 from tests.support.libraries import LOOK_UP, TORCH, without
+from tests.support.places import DATA
 from tests.support.teacher_command import run
 from tests.support.teacher_log import events, judged
-
-DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
 
 
 @pytest.fixture(scope="module")

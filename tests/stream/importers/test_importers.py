@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,7 @@ from heft.stream.importers import open_bandit, trivago
 from heft.stream.importers.ordered import in_order, write_log
 from heft.stream.importers.table import SourceError, Table
 from tests.support.builders import T0, action
-
-DATA = Path(os.environ.get("HEFT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # noqa: TID251
+from tests.support.places import DATA
 
 TRIVAGO = ",".join(trivago.COLUMNS)
 CLICKOUT = 'v1,s1,1541548955,3,clickout item,b,CH,"Zurich, Switzerland",mobile,Pool|Best Value,a|b|c,77|88|99.5'

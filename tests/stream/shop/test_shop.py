@@ -27,6 +27,7 @@ from heft.stream.shop.judge import Judge
 from heft.stream.shop.simulate import judgements_path, truth_path, write_log
 from heft.stream.shop.traffic import Shop, ShopConfig
 from heft.stream.shop.truth import SlateTruth, encode_truth, read_truth
+from tests.support.places import GOLDEN
 
 SMALL = ShopConfig(products=300, new_each_day=20, shoppers=100, requests_per_day=400)
 REQUESTS = 30_000  # of ten items: 300,000 samples
@@ -87,7 +88,7 @@ def test_no_event_tells_the_truth_and_the_file_beside_the_log_tells_all(tmp_path
 
 
 def test_truths_of_today_are_read_tomorrow() -> None:
-    golden = Path(__file__).parent / "golden" / "truth_v1.jsonl"
+    golden = GOLDEN / "truth_v1.jsonl"
     world, slates = read_truth(golden)
     assert world == Shop(SMALL).world
     slate = SlateTruth(

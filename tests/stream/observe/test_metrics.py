@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import msgspec
 from prometheus_client import generate_latest
@@ -19,8 +18,8 @@ from heft.stream.observe.exporter import Metrics, Observed, Scores
 from heft.stream.observe.families import TeacherNow
 from heft.stream.score.requests import Clocks, ScoreRequests
 from tests.support.builders import click, crowd, impression, joined
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 SMALL = LearnerConfig(
     features=FeatureConfig(history_bits=8),
     ranker=RankerConfig(click_bits=10, conversion_bits=10, click_arms=(Arm("uniform"), Arm("thinned", keep=0.5))),

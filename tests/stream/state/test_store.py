@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from heft.stream.state import codec
 from heft.stream.state.codec import SnapshotError
 from heft.stream.state.store import Name, SnapshotStore, StoreError
+from tests.support.places import GOLDEN
 
 STATE: dict[str, Any] = {
     "text": "ü",
@@ -267,7 +268,7 @@ def test_what_another_worker_is_just_writing_is_not_cleaned_away(tmp_path: Path)
 
 
 def test_the_format_of_today_is_read_tomorrow() -> None:
-    golden = Path(__file__).parent / "golden" / "snapshot_v1.heft"
+    golden = GOLDEN / "snapshot_v1.heft"
     again = codec.unpack(golden.read_bytes(), golden.name)
     assert codec.digest(again) == codec.digest(STATE)
 

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -26,6 +25,7 @@ from heft.stream.learn.learner import LearnConfig, Learner, LearnerConfig
 from heft.stream.state import codec
 from tests.support.builders import DAY, MINUTE, SECOND, T0, click, crowd, impression, joined, order
 from tests.support.logs import traffic
+from tests.support.places import GOLDEN, ROOT
 
 ARMS = (Arm("uniform", alpha=0.1), Arm("thinned", alpha=0.1, keep=0.5))
 SMALL = LearnerConfig(
@@ -259,7 +259,7 @@ AFTER_THE_WARM_UP = """
 import sys
 from numba.core.dispatcher import Dispatcher
 from heft.stream.learn.learner import warm_up
-from tests.test_learn import RECORDS, SMALL, learned
+from tests.stream.learn.test_learner import RECORDS, SMALL, learned
 
 def loaded():
     ours = [vars(module) for name, module in sys.modules.items() if name.startswith("heft.models.")]
@@ -273,15 +273,13 @@ print(before > 10, loaded() - before)
 
 
 def test_after_the_warm_up_learning_compiles_and_loads_nothing() -> None:
-    fresh = subprocess.run(
-        [sys.executable, "-c", AFTER_THE_WARM_UP], cwd=Path(__file__).parent.parent, capture_output=True, text=True
-    )
+    fresh = subprocess.run([sys.executable, "-c", AFTER_THE_WARM_UP], cwd=ROOT, capture_output=True, text=True)
     assert fresh.stdout.split() == ["True", "0"], fresh.stdout + fresh.stderr
 
 
 def test_a_learner_saved_today_goes_on_tomorrow() -> None:
     """The file holds `state` and its segments after the first 200 records, packed as a snapshot."""
-    golden = Path(__file__).parent / "golden" / "learner_v1.heft"
+    golden = GOLDEN / "learner_v1.heft"
     saved = codec.unpack(golden.read_bytes(), golden.name)
     learner = Learner.restore(SMALL, saved["state"], saved["segments"])
     assert (learner.samples, learner.open_slates, learner.open_clicks) == (232, 34, 24)
