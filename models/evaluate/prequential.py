@@ -99,10 +99,10 @@ class Prequential:
         self._counters = self._block.counters()
         self._surfaces = BoundedNames(_MOST_SURFACES)
         slices = len(SLICES) + _MOST_SURFACES
-        self._slices = SliceCounters(
-            counts=np.zeros((slices, 2), np.int64),
-            sums=np.zeros((slices, 2, K), np.int64),
-            histogram=np.zeros((slices, K, 2, _SLICE_BINS), np.uint32),
+        self._slices: SliceCounters = (
+            np.zeros((slices, 2), np.int64),
+            np.zeros((slices, 2, K), np.int64),
+            np.zeros((slices, K, 2, _SLICE_BINS), np.uint32),
         )
         # The last samples, and the slates they came in; rows that nothing needs any more go when room runs out.
         self._labels = np.zeros(0, np.uint8)
@@ -264,17 +264,18 @@ class Prequential:
 
     def slices(self) -> dict[str, dict[str, Any]]:
         """Return, by slice that has samples: counts, and log loss, NE, calibration and AUC by arm."""
+        counts, sums, histogram = self._slices
         names = [*SLICES, *(f"surface {surface or '(none)'}" for surface in self._surfaces.names)]
         out: dict[str, dict[str, Any]] = {}
         for s, name in enumerate(names):
-            n, positives = (int(each) for each in self._slices.counts[s])
+            n, positives = (int(each) for each in counts[s])
             if not n:
                 continue
             entropy = formulas.entropy(positives / n)
             arms = {}
             for k, arm in enumerate(self.arms):
-                loss, predicted = self._slices.sums[s, :, k] / UNIT
-                negative, positive = self._slices.histogram[s, k, :, ::-1].astype(np.float64)
+                loss, predicted = sums[s, :, k] / UNIT
+                negative, positive = histogram[s, k, :, ::-1].astype(np.float64)
                 arms[arm] = {
                     "logloss": float(loss / n),
                     "ne": float(loss / n / entropy),
@@ -317,15 +318,16 @@ class Prequential:
     def state(self) -> dict[str, Any]:
         """Return everything, as plain values and arrays. Resting blocks are shared, since they never change."""
         kept = self._kept_from()
+        slice_counts, slice_sums, slice_histogram = (each.copy() for each in self._slices)
         return {
             "arms": list(self.arms),
             "block_size": self._block_size,
             "blocks": [block.state() for block in self._blocks],
             "block": self._block.state(),
             "surfaces": self._surfaces.names,
-            "slice_counts": self._slices.counts.copy(),
-            "slice_sums": self._slices.sums.copy(),
-            "slice_histogram": self._slices.histogram.copy(),
+            "slice_counts": slice_counts,
+            "slice_sums": slice_sums,
+            "slice_histogram": slice_histogram,
             "tail": {name: each.copy() for name, each in self._tail(kept).items()},
             "grouped": self._grouped - kept,
         }
@@ -346,9 +348,7 @@ class Prequential:
         self._block = Tally.of(state["block"], resting=False)
         self._counters = self._block.counters()
         self._surfaces = BoundedNames(_MOST_SURFACES, state["surfaces"])
-        self._slices = SliceCounters(
-            state["slice_counts"].copy(), state["slice_sums"].copy(), state["slice_histogram"].copy()
-        )
+        self._slices = state["slice_counts"].copy(), state["slice_sums"].copy(), state["slice_histogram"].copy()
         self._load(state["tail"], int(state["grouped"]))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heft.models.features import fields, slots
-from heft.models.features.config import POSITION, ROW, FeatureConfig, expand, matches
+from heft.models.features.config import FeatureConfig, expand, matches
 from heft.models.features.history import History
 from heft.models.features.vectors import Vectors
 from heft.models.hashing import TextHashes, TripleHashes, hash_text, words
@@ -29,6 +29,7 @@ _MAX_CACHED_ITEMS = 1 << 15
 _MAX_NAMES = 1 << 12
 
 _as_bytes = msgspec.msgpack.Encoder().encode
+_before_slate = struct.Struct("=3q").pack  # when it was shown, user, query
 
 
 def _words(item: int, pairs: list[int], number_fields: list[int], letters: list[int], numbers: list[float]) -> bytes:
@@ -88,7 +89,8 @@ class Featurizer:
         hashes, items, known = self._hashes, slate.items, self._known_words
         n, query = len(items), slate.query.strip().lower()
         key = _as_bytes((slate.surface, query, slate.context))
-        words = [known.get(key) or self._slate_words(slate, query, key)]
+        user, query_hash = hash_text(slate.user_id), hashes[query]
+        words = [_before_slate(slate.at_ms, user, query_hash), known.get(key) or self._slate_words(slate, query, key)]
         for item in items:
             item_words = None if item.text else self._number_words(item)
             if item_words is None:
@@ -102,16 +104,15 @@ class Featurizer:
             positions += (hashes[act.item_id], hashes[act.kind], act.at_ms)
         words.append(array("q", positions).tobytes())
         packed = b"".join(words)
-        user = hash_text(slate.user_id) % 2**64
-        query_hash = hashes[query] % 2**64
-        rows = slots.Rows.empty(n)
-        filled = slots.fill(
-            np.frombuffer(packed, np.int64), np.frombuffer(packed, np.float64), slate.at_ms, np.uint64(user),
-            np.uint64(query_hash), self._features, self.history.tables, rows,
+        history, row_items, row_positions = self.history, np.empty(n, np.uint64), np.empty(n, np.uint16)
+        new = np.empty(n, np.bool_)
+        indptr, filled = slots.fill(
+            np.frombuffer(packed, np.int64), np.frombuffer(packed, np.float64), self._features,
+            history.keys, history.entries, history.totals, row_items, row_positions, new,
         )  # fmt: skip
         request = hash_text(slate.request_id) % 2**64
         return Vectors(
-            slate.at_ms, request, user, query_hash, rows.items, rows.positions, seen, rows.new, rows.indptr, filled
+            slate.at_ms, request, user % 2**64, query_hash % 2**64, row_items, row_positions, seen, new, indptr, filled
         )  # fmt: skip
 
     def clicked(self, vectors: Vectors, row: int) -> None:
@@ -258,21 +259,17 @@ class Featurizer:
         """Expand the wildcards over the names known so far."""
         index = {name: field for field, name in enumerate(self._names)}
         features = expand(self.config.features, self._names)
-        terms = np.full((len(features), 3), -1, np.int64)
+        compiled: NDArray[Any] = np.full(len(features), -1, slots.FEATURE)
+        compiled["kind"] = [kind for kind, _ in features]
+        compiled["salt"] = [hash_text(" * ".join(feature)) % 2**64 for _, feature in features]
         for row, (_, feature) in enumerate(features):
-            terms[row, : len(feature)] = [index[name] for name in feature]
-        kinds = np.array([kind for kind, _ in features], np.int64)
-        needed = np.zeros(fields.MAX_FIELDS, np.bool_)
-        needed[terms[terms >= 0]] = True
-        self._features = slots.Features(
-            terms=terms,
-            salts=np.array([hash_text(" * ".join(feature)) % 2**64 for _, feature in features], np.uint64),
-            bounds=np.searchsorted(kinds, [ROW, POSITION]).astype(np.int64),
-            needed=needed,
-        )
+            compiled["terms"][row, : len(feature)] = [index[name] for name in feature]
+        self._features = compiled
         self._declared = {term for feature in self.config.features for term in feature.split(" * ")}
-        self._reads_letters = bool(needed[fields.MATCH_LETTERS])
-        of_words = [fields.QUERY_WORDS, fields.TEXT_WORDS, fields.MATCH, fields.MATCH_LETTERS]
-        self._reads_words = bool(needed[of_words].any())
+        read = set(compiled["terms"].reshape(-1).tolist())
+        self._reads_letters = fields.MATCH_LETTERS in read
+        self._reads_words = not read.isdisjoint(
+            (fields.QUERY_WORDS, fields.TEXT_WORDS, fields.MATCH, fields.MATCH_LETTERS)
+        )
         self._texts.clear()
         self._known_words.clear()

@@ -8,12 +8,13 @@ small number of a bucket. Equal bucket numbers of two fields are no clash: each 
 from __future__ import annotations
 
 from math import floor, log2
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from heft.models.features.history import CLICKS, EXPECTED, SHOWS, Tables, decay, find
+from heft.models.features.history import decay, find
 from heft.models.hashing import mix
 
 FIXED = (
@@ -82,27 +83,26 @@ def put_past(
     values: NDArray[np.uint64],
     many: NDArray[np.int64],
     field: int,
-    tables: Tables,
-    relation: int,
+    keys: NDArray[np.uint64],
+    entries: NDArray[Any],
+    totals: NDArray[Any],
     key: np.uint64,
     at_ms: int,
 ) -> float:
-    """Put the three fields of a key of a relation: rate, count, since; return its (faded) impressions."""
-    place = find(tables.keys[relation], key)
+    """Put the three fields of a key of one relation: rate, count, since; return its (faded) impressions."""
+    place = find(keys, key)
     if place < 0:
         return 0.0
-    left = decay(at_ms - tables.times[relation, place], tables.half_life_ms)
-    clicks = float(tables.counts[relation, place, CLICKS] * left)
-    shows = float(tables.counts[relation, place, SHOWS] * left)
-    expected = float(tables.counts[relation, place, EXPECTED] * left)
+    entry = entries[place]
+    left = decay(at_ms - entry.touched_ms, totals[0].half_life_ms)
+    clicks, shows, expected = entry.clicks * left, float(entry.shows * left), entry.expected * left
     if shows > 0.0:
         # Clicks over what the positions promised, shrunk by one of each; three buckets to the octave.
         lift = floor(3.0 * log2((clicks + 1.0) / (expected + 1.0)))
         put(values, many, field, np.uint64(_LIFT_ZERO + lift))
         put(values, many, field + 1, np.uint64(octave(2.0 * clicks) * 64 + octave(shows)))
-    clicked_ms = tables.clicked_ms[relation, place]
-    if clicked_ms > 0:
-        put(values, many, field + 2, np.uint64(octave(max(at_ms - clicked_ms, 0) / 1000.0)))
+    if entry.clicked_ms > 0:
+        put(values, many, field + 2, np.uint64(octave(max(at_ms - entry.clicked_ms, 0) / 1000.0)))
     return shows
 
 

@@ -7,7 +7,7 @@ So what is forgotten depends on the events alone. Time is the time of the slates
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -16,39 +16,36 @@ from numpy.typing import NDArray
 from heft.models.hashing import mix
 
 ITEM, USER, QUERY_ITEM, USER_ITEM = range(4)
-CLICKS, SHOWS, EXPECTED = range(3)
 POSITIONS = 128
 """Positions from here on count as one."""
 
 _WAYS = 8
+_COUNTS = ("clicks", "shows", "expected")
 _PRIOR_SHOWS = 20.0
 _PRIOR_RATE = 0.05
 _SALTS = np.array([0x11, 0x22, 0x33, 0x44], dtype=np.uint64)
 
 
-class Tables(NamedTuple):
-    """The tables of the four relations: what compiled functions read and write. Built once, changed in place."""
+ENTRY = np.dtype(
+    [
+        ("touched_ms", np.int64),  # when the key was last touched, in milliseconds since the epoch; 0 for never
+        ("clicked_ms", np.int64),  # the last click, likewise
+        ("clicks", np.float64),  # these three as they were at touched_ms
+        ("shows", np.float64),
+        ("expected", np.float64),
+    ]
+)
+"""What is known of a key."""
 
-    keys: NDArray[np.uint64]
-    """[4, places]; 0 where empty."""
-    times: NDArray[np.int64]
-    """[4, places] when the key was last touched, in milliseconds since the epoch; 0 for never."""
-    counts: NDArray[np.float64]
-    """[4, places, 3] clicks, impressions and expected clicks, as they were at ``times``."""
-    clicked_ms: NDArray[np.int64]
-    """[4, places] the last click, in milliseconds since the epoch; 0 for never."""
-    evicted: NDArray[np.int64]
-    """[1] how many keys have been dropped for newer ones."""
-    half_life_ms: float
-
-
-class PositionCounts(NamedTuple):
-    """Clicks and impressions by position, over all items: what a position promises. Changed in place."""
-
-    counts: NDArray[np.float64]
-    """[POSITIONS, 2] clicks and impressions."""
-    time: NDArray[np.int64]
-    """[1] when they were last touched, in milliseconds since the epoch; 0 for never."""
+TOTALS = np.dtype(
+    [
+        ("half_life_ms", np.float64),
+        ("evicted", np.int64),  # how many keys have been dropped for newer ones
+        ("touched_ms", np.int64),  # when the positions were last touched; 0 for never
+        ("by_position", np.float64, (POSITIONS, 2)),  # clicks and impressions over all items
+    ]
+)
+"""What is not kept by key."""
 
 
 @njit(cache=True)
@@ -79,9 +76,8 @@ def find(keys: NDArray[np.uint64], key: np.uint64) -> int:
 
 
 @njit(cache=True)
-def _claim(tables: Tables, relation: int, key: np.uint64) -> int:
-    """Return the place of a key in the tables of a relation; a new key takes an empty place, or the oldest one's."""
-    keys, times = tables.keys[relation], tables.times[relation]
+def _claim(keys: NDArray[np.uint64], entries: NDArray[Any], totals: NDArray[Any], key: np.uint64) -> int:
+    """Return the place of a key in one relation; a new key takes an empty place, or the oldest one's."""
     start = int(key & np.uint64(keys.size // _WAYS - 1)) * _WAYS
     victim = start
     for place in range(start, start + _WAYS):
@@ -90,15 +86,14 @@ def _claim(tables: Tables, relation: int, key: np.uint64) -> int:
         if keys[place] == np.uint64(0):
             victim = place
             break
-        if times[place] < times[victim]:
+        if entries[place].touched_ms < entries[victim].touched_ms:
             victim = place
     if keys[victim] != np.uint64(0):
-        tables.evicted[0] += 1
+        totals[0].evicted += 1
     keys[victim] = key
-    times[victim] = 0
-    for which in range(3):
-        tables.counts[relation, victim, which] = 0.0
-    tables.clicked_ms[relation, victim] = 0
+    entry = entries[victim]
+    entry.touched_ms = entry.clicked_ms = 0
+    entry.clicks = entry.shows = entry.expected = 0.0
     return victim
 
 
@@ -109,63 +104,70 @@ def decay(elapsed_ms: int, half_life_ms: float) -> float:
 
 
 @njit(cache=True)
-def _age(tables: Tables, relation: int, place: int, at_ms: int) -> None:
-    """Bring the counts of a place to the time ``at_ms``; a time before theirs changes nothing."""
-    touched_ms = tables.times[relation, place]
-    if at_ms > touched_ms:
-        if touched_ms > 0:
-            left = decay(at_ms - touched_ms, tables.half_life_ms)
-            for which in range(3):
-                tables.counts[relation, place, which] *= left
-        tables.times[relation, place] = at_ms
+def _age(entry: Any, at_ms: int, half_life_ms: float) -> None:
+    """Bring the counts of an entry to the time ``at_ms``; a time before theirs changes nothing."""
+    if at_ms > entry.touched_ms:
+        if entry.touched_ms > 0:
+            left = decay(at_ms - entry.touched_ms, half_life_ms)
+            entry.clicks *= left
+            entry.shows *= left
+            entry.expected *= left
+        entry.touched_ms = at_ms
 
 
 @njit(cache=True)
 def _close(
-    tables: Tables,
-    by_position: PositionCounts,
+    keys: NDArray[np.uint64],
+    entries: NDArray[Any],
+    totals: NDArray[Any],
     at_ms: int,
     user: np.uint64,
     query: np.uint64,
     items: NDArray[np.uint64],
     positions: NDArray[np.uint16],
-    seen: NDArray[np.bool_],
     labels: NDArray[np.uint8],
 ) -> None:
-    """Count a slate whose labels are known, see `History.closed`."""
-    of_position = by_position.counts
-    if at_ms > by_position.time[0]:
-        if by_position.time[0] > 0:
-            of_position *= decay(at_ms - by_position.time[0], tables.half_life_ms)
-        by_position.time[0] = at_ms
+    """Count the rows of a slate that were on screen and whose labels are known, see `History.closed`."""
+    half_life_ms, of_position = totals[0].half_life_ms, totals[0].by_position
+    if at_ms > totals[0].touched_ms:
+        if totals[0].touched_ms > 0:
+            of_position *= decay(at_ms - totals[0].touched_ms, half_life_ms)
+        totals[0].touched_ms = at_ms
     for relation in range(4):
         place = -1
         for row in range(items.size):
-            if not (seen[row] or labels[row]):
-                continue
             position = min(int(positions[row]), POSITIONS - 1)
             clicked, shown = of_position[position, 0], of_position[position, 1]
             expected = (clicked + _PRIOR_RATE * _PRIOR_SHOWS) / (shown + _PRIOR_SHOWS)
             if relation != USER or place < 0:  # a slate has one user
-                place = _claim(tables, relation, _key_of(relation, user, query, items[row]))
-                _age(tables, relation, place, at_ms)
-            tables.counts[relation, place, CLICKS] += float(labels[row])
-            tables.counts[relation, place, SHOWS] += 1.0
-            tables.counts[relation, place, EXPECTED] += expected
+                key = _key_of(relation, user, query, items[row])
+                place = _claim(keys[relation], entries[relation], totals, key)
+                _age(entries[relation, place], at_ms, half_life_ms)
+            entry = entries[relation, place]
+            entry.clicks += float(labels[row])
+            entry.shows += 1.0
+            entry.expected += expected
     for row in range(items.size):
-        if seen[row] or labels[row]:
-            position = min(int(positions[row]), POSITIONS - 1)
-            of_position[position, 0] += float(labels[row])
-            of_position[position, 1] += 1.0
+        position = min(int(positions[row]), POSITIONS - 1)
+        of_position[position, 0] += float(labels[row])
+        of_position[position, 1] += 1.0
 
 
 @njit(cache=True)
-def _click(tables: Tables, at_ms: int, user: np.uint64, query: np.uint64, item: np.uint64) -> None:
+def _click(
+    keys: NDArray[np.uint64],
+    entries: NDArray[Any],
+    totals: NDArray[Any],
+    at_ms: int,
+    user: np.uint64,
+    query: np.uint64,
+    item: np.uint64,
+) -> None:
     """Note the time of a click, see `History.clicked`."""
     for relation in range(4):
-        place = _claim(tables, relation, _key_of(relation, user, query, item))
-        _age(tables, relation, place, at_ms)
-        tables.clicked_ms[relation, place] = max(tables.clicked_ms[relation, place], at_ms)
+        place = _claim(keys[relation], entries[relation], totals, _key_of(relation, user, query, item))
+        _age(entries[relation, place], at_ms, totals[0].half_life_ms)
+        entries[relation, place].clicked_ms = max(entries[relation, place].clicked_ms, at_ms)
 
 
 class History:
@@ -188,33 +190,28 @@ class History:
 
     Attributes
     ----------
-    tables, by_position
-        The arrays that hold it all, for compiled functions; nobody else changes them.
+    keys, entries, totals
+        All that is held, for compiled functions; nobody else changes it: keys [4, places], 0 where empty; what is known
+        of each, `ENTRY` [4, places]; one `TOTALS`.
     """
 
     def __init__(self, bits: int, half_life_ms: float) -> None:
         if bits < 3:
             msg = f"history_bits is {bits}; at least 3 is needed, a set has {_WAYS} places"
             raise ValueError(msg)
-        places = 1 << bits
-        self.tables = Tables(
-            keys=np.zeros((4, places), np.uint64),
-            times=np.zeros((4, places), np.int64),
-            counts=np.zeros((4, places, 3), np.float64),
-            clicked_ms=np.zeros((4, places), np.int64),
-            evicted=np.zeros(1, np.int64),
-            half_life_ms=float(half_life_ms),
-        )
-        self.by_position = PositionCounts(np.zeros((POSITIONS, 2), np.float64), np.zeros(1, np.int64))
+        self.keys = np.zeros((4, 1 << bits), np.uint64)
+        self.entries: NDArray[Any] = np.zeros((4, 1 << bits), ENTRY)
+        self.totals: NDArray[Any] = np.zeros(1, TOTALS)
+        self.totals["half_life_ms"] = half_life_ms
 
     @property
     def evicted(self) -> int:
         """How many keys have been dropped for newer ones."""
-        return int(self.tables.evicted[0])
+        return int(self.totals["evicted"][0])
 
     def clicked(self, at_ms: int, user: np.uint64, query: np.uint64, item: np.uint64) -> None:
         """Note the time of a click; rates move only when the slate closes."""
-        _click(self.tables, at_ms, user, query, item)
+        _click(self.keys, self.entries, self.totals, at_ms, user, query, item)
 
     def closed(
         self,
@@ -239,48 +236,52 @@ class History:
         items, positions, seen, labels
             [n] hashes of the items, positions they were shown at, whether they were on screen, 1 where clicked.
         """
-        _close(self.tables, self.by_position, at_ms, user, query, items, positions, seen, labels)
+        if not seen.all():
+            rows = seen | (labels > 0)
+            items, positions, labels = items[rows], positions[rows], labels[rows]
+        _close(self.keys, self.entries, self.totals, at_ms, user, query, items, positions, labels)
 
     def shows_of(self, items: NDArray[np.uint64], at_ms: int) -> NDArray[np.float64]:
         """Return how often items [n], given by their hashes, had been shown as of ``at_ms``."""
-        return np.asarray(_shows(self.tables, items, at_ms))
+        return np.asarray(_shows(self.keys[ITEM], self.entries[ITEM], self.totals, items, at_ms))
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything: which places are in use, and what is in them."""
-        tables = self.tables
-        places = np.flatnonzero(tables.keys)
+        places = np.flatnonzero(self.keys)
+        entries = self.entries.take(places)
         return {
             "places": places,
-            "keys": tables.keys.take(places),
-            "times": tables.times.take(places),
-            "counts": tables.counts.reshape(-1, 3).take(places, axis=0),
-            "clicked_ms": tables.clicked_ms.take(places),
-            "by_position": self.by_position.counts.copy(),
-            "position_ms": int(self.by_position.time[0]),
+            "keys": self.keys.take(places),
+            "times": entries["touched_ms"].copy(),
+            "counts": np.stack([entries[name] for name in _COUNTS], axis=1),
+            "clicked_ms": entries["clicked_ms"].copy(),
+            "by_position": self.totals["by_position"][0].copy(),
+            "position_ms": int(self.totals["touched_ms"][0]),
             "evicted": self.evicted,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned, under the same ``bits``."""
-        tables = self.tables
-        for table in (tables.keys, tables.times, tables.counts, tables.clicked_ms):
-            table.fill(0)
-        relation, place = np.divmod(state["places"], tables.keys.shape[1])
-        tables.keys[relation, place] = state["keys"]
-        tables.times[relation, place] = state["times"]
-        tables.counts[relation, place] = state["counts"]
-        tables.clicked_ms[relation, place] = state["clicked_ms"]
-        tables.evicted[0] = state["evicted"]
-        self.by_position.counts[:] = state["by_position"]
-        self.by_position.time[0] = state["position_ms"]
+        self.keys.fill(0)
+        self.entries.fill(0)
+        place = np.divmod(state["places"], self.keys.shape[1])
+        self.keys[place] = state["keys"]
+        self.entries["touched_ms"][place] = state["times"]
+        self.entries["clicked_ms"][place] = state["clicked_ms"]
+        for which, name in enumerate(_COUNTS):
+            self.entries[name][place] = state["counts"][:, which]
+        self.totals["evicted"] = state["evicted"]
+        self.totals["by_position"][0] = state["by_position"]
+        self.totals["touched_ms"] = state["position_ms"]
 
 
 @njit(cache=True)
-def _shows(tables: Tables, items: NDArray[np.uint64], at_ms: int) -> NDArray[np.float64]:
+def _shows(
+    keys: NDArray[np.uint64], entries: NDArray[Any], totals: NDArray[Any], items: NDArray[np.uint64], at_ms: int
+) -> NDArray[np.float64]:
     out = np.zeros(items.size)
     for row in range(items.size):
-        place = find(tables.keys[ITEM], relation_key(ITEM, items[row], np.uint64(0)))
+        place = find(keys, relation_key(ITEM, items[row], np.uint64(0)))
         if place >= 0:
-            left = decay(at_ms - tables.times[ITEM, place], tables.half_life_ms)
-            out[row] = tables.counts[ITEM, place, SHOWS] * left
+            out[row] = entries[place].shows * decay(at_ms - entries[place].touched_ms, totals[0].half_life_ms)
     return out

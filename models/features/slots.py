@@ -8,15 +8,16 @@ with every row at position 0, for a score that does not depend on where an item 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from heft.models.features import fields
+from heft.models.features.config import POSITION, ROW
 from heft.models.features.fields import MAX_FIELDS, MAX_VALUES
-from heft.models.features.history import ITEM, QUERY_ITEM, USER, USER_ITEM, Tables, relation_key
+from heft.models.features.history import ITEM, QUERY_ITEM, USER, USER_ITEM, relation_key
 from heft.models.hashing import mix
 
 NEW_BELOW = 20.0
@@ -25,36 +26,18 @@ NEW_BELOW = 20.0
 _32 = np.uint64(32)
 _26 = np.uint32(26)
 _FEW = 16
+_BEFORE_SLATE = 3  # words before those of the slate itself
 _HEAD = 4  # words before the pairs of an item
 
 
-class Features(NamedTuple):
-    """F features as compiled functions read them; made once for all names that are known."""
-
-    terms: NDArray[np.int64]
-    """[F, 3] the fields that are crossed, -1 for none."""
-    salts: NDArray[np.uint64]
-    """[F] what tells the slots of one feature from those of another."""
-    bounds: NDArray[np.int64]
-    """[2] features before the first bound depend on the slate alone, those before the second on the row, the rest on
-    its position."""
-    needed: NDArray[np.bool_]
-    """[MAX_FIELDS] whether any feature reads the field."""
-
-
-class Rows(NamedTuple):
-    """What `fill` fills in for the n rows of a slate: fields of `models.features.vectors.Vectors`, named as there."""
-
-    items: NDArray[np.uint64]
-    positions: NDArray[np.uint16]
-    new: NDArray[np.bool_]
-    indptr: NDArray[np.int32]
-    """[3 n + 1]; the others [n]."""
-
-    @classmethod
-    def empty(cls, n: int) -> Rows:
-        """Return room for n rows, not filled yet."""
-        return cls(np.empty(n, np.uint64), np.empty(n, np.uint16), np.empty(n, np.bool_), np.empty(3 * n + 1, np.int32))
+FEATURE = np.dtype(
+    [
+        ("kind", np.int64),  # what it depends on, as `models.features.config` numbers it; features come in this order
+        ("terms", np.int64, 3),  # the fields that are crossed, -1 for none
+        ("salt", np.uint64),  # tells the slots of one feature from those of another
+    ]
+)
+"""A feature as compiled functions read it."""
 
 
 @njit(cache=True)
@@ -63,18 +46,15 @@ def _emit(
     size: int,
     values: NDArray[np.uint64],
     many: NDArray[np.int64],
-    terms: NDArray[np.int64],
-    salts: NDArray[np.uint64],
-    first: int,
-    end: int,
+    features: NDArray[Any],
 ) -> int:
-    """Append the slots of the features from ``first`` to ``end``; return the new size."""
-    for feature in range(first, end):
-        a, b, c = terms[feature, 0], terms[feature, 1], terms[feature, 2]
+    """Append the slots of some features; return the new size."""
+    for feature in features:
+        a, b, c = feature.terms[0], feature.terms[1], feature.terms[2]
         if many[a] == 0 or (b >= 0 and many[b] == 0) or (c >= 0 and many[c] == 0):
             continue
         for i in range(many[a]):
-            one = mix(salts[feature], values[a, i])
+            one = mix(feature.salt, values[a, i])
             if b < 0:
                 out[size] = np.uint32(one >> _32)
                 size += 1
@@ -92,16 +72,26 @@ def _emit(
 
 
 @njit(cache=True)
-def _room(many: NDArray[np.int64], terms: NDArray[np.int64]) -> int:
+def _room(many: NDArray[np.int64], features: NDArray[Any]) -> int:
     """Return the most slots that `_emit` can append for one row."""
     total = 0
-    for feature in range(terms.shape[0]):
+    for feature in features:
         product = 1
-        for term in range(3):
-            if terms[feature, term] >= 0:
-                product *= max(many[terms[feature, term]], 1)
+        for term in feature.terms:
+            if term >= 0:
+                product *= max(many[term], 1)
         total += product
     return total
+
+
+@njit(cache=True)
+def _reads(features: NDArray[Any], first: int) -> bool:
+    """Return whether any feature reads the past of a relation, whose three fields begin at ``first``."""
+    for feature in features:
+        for term in feature.terms:
+            if first <= term < first + 3:
+                return True
+    return False
 
 
 @njit(cache=True)
@@ -196,14 +186,15 @@ def _numbers(
 def fill(
     packed: NDArray[np.int64],
     reals: NDArray[np.float64],
-    at_ms: int,
-    user: np.uint64,
-    query: np.uint64,
-    features: Features,
-    tables: Tables,
-    rows: Rows,
-) -> NDArray[np.uint32]:
-    """Return all slots of a slate of n rows, and fill ``rows``.
+    features: NDArray[Any],
+    keys: NDArray[np.uint64],
+    entries: NDArray[Any],
+    totals: NDArray[Any],
+    items: NDArray[np.uint64],
+    positions: NDArray[np.uint16],
+    new: NDArray[np.bool_],
+) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Return ``indptr`` [3 n + 1] and all slots of a slate of n rows; fill ``items``, ``positions`` and ``new`` [n].
 
     Row r has the slots it has at any position in ``indptr[3r]:indptr[3r+1]``, then those of the position shown, then
     those of position 0.
@@ -211,27 +202,29 @@ def fill(
     Parameters
     ----------
     packed, reals
-        The same words, as int64 and as float64: those of the slate itself and of each of its items, as
-        `models.features.featurizer` lays them out; positions [n]; three to an act, oldest first (item, kind, time).
-    at_ms
-        When the slate was shown, in milliseconds since the epoch.
-    user, query
-        Their hashes.
-    features, tables
-        What to make slots of; the history that it reads and never changes.
-    rows
-        Room for n rows.
+        The same words, as int64 and as float64: when the slate was shown, in milliseconds since the epoch; the hashes
+        of user and query; the words of the slate itself and of each of its items, as `models.features.featurizer` lays
+        them out; positions [n]; three to an act, oldest first (item, kind, time).
+    features
+        What to make slots of, `FEATURE` [F].
+    keys, entries, totals
+        The history, as in `models.features.history.History`; read and never changed.
+    items, positions, new
+        Fields of `models.features.vectors.Vectors`, named as there.
     """
     zero = np.uint64(0)
-    n = rows.items.size
-    terms, salts, needed = features.terms, features.salts, features.needed
-    of_slate_end, of_row_end = features.bounds[0], features.bounds[1]
+    n = items.size
+    at_ms, user, query = packed[0], np.uint64(packed[1]), np.uint64(packed[2])
+    packed, reals = packed[_BEFORE_SLATE:], reals[_BEFORE_SLATE:]
+    of_slate_end = np.searchsorted(features["kind"], ROW)
+    of_row_end = np.searchsorted(features["kind"], POSITION)
+    of_slates, of_rows, of_positions = features[:of_slate_end], features[of_slate_end:of_row_end], features[of_row_end:]
     starts = _starts(packed, n)
     number_fields, numbers, number_ends = _numbers(packed, reals, starts)
     shown_at, acts = packed[starts[n + 1] : starts[n + 1] + n], packed[starts[n + 1] + n :]
     for row in range(n):
-        rows.items[row] = np.uint64(packed[starts[row + 1]])
-        rows.positions[row] = np.uint16(min(shown_at[row], 65_535))
+        items[row] = np.uint64(packed[starts[row + 1]])
+        positions[row] = np.uint16(min(shown_at[row], 65_535))
 
     values = np.empty((MAX_FIELDS, MAX_VALUES), np.uint64)
     many_of_slate = np.zeros(MAX_FIELDS, np.int64)
@@ -241,23 +234,24 @@ def fill(
         fields.put(values, many_of_slate, number_fields[i] + 1, np.uint64(fields.log_bucket(numbers[i])))
     fields.put(values, many_of_slate, fields.USER_ID, user)
     fields.put(values, many_of_slate, fields.SLATE_SIZE, np.uint64(fields.log_bucket(float(n))))
-    last = fields.last_acts(rows.items, acts)
+    last = fields.last_acts(items, acts)
     touched = fields.put_session(values, many_of_slate, at_ms, acts, last)
-    if needed[fields.USER_PAST : fields.USER_PAST + 3].any():
+    if _reads(features, fields.USER_PAST):
         key = relation_key(USER, user, zero)
-        fields.put_past(values, many_of_slate, fields.USER_PAST, tables, USER, key, at_ms)
+        fields.put_past(values, many_of_slate, fields.USER_PAST, keys[USER], entries[USER], totals, key, at_ms)
     beside = fields.compare(number_fields, numbers, number_ends, touched)
-    reads_query_item = needed[fields.QUERY_ITEM_PAST : fields.QUERY_ITEM_PAST + 3].any()
-    reads_user_item = needed[fields.USER_ITEM_PAST : fields.USER_ITEM_PAST + 3].any()
+    reads_query_item = _reads(features, fields.QUERY_ITEM_PAST)
+    reads_user_item = _reads(features, fields.USER_ITEM_PAST)
 
     many = np.empty(MAX_FIELDS, np.int64)
-    of_slate = np.empty(_room(many_of_slate, terms[:of_slate_end]), np.uint32)
-    slate_size = _emit(of_slate, 0, values, many_of_slate, terms, salts, 0, of_slate_end)
-    out = np.empty(n * (2 * salts.size + 8), np.uint32)
+    of_slate = np.empty(_room(many_of_slate, of_slates), np.uint32)
+    slate_size = _emit(of_slate, 0, values, many_of_slate, of_slates)
+    out = np.empty(n * (2 * features.size + 8), np.uint32)
     size = 0
-    rows.indptr[0] = 0
+    indptr = np.empty(3 * n + 1, np.int32)
+    indptr[0] = 0
     for row in range(n):
-        item = rows.items[row]
+        item = items[row]
         many[:] = many_of_slate
         fields.put(values, many, fields.ITEM_ID, item)
         _put_pairs(values, many, packed, starts[row + 1])
@@ -269,20 +263,22 @@ def fill(
             fields.put_matches(values, many, of_query, _letters(packed, starts[row + 1]))
         fields.put_acts(values, many, row, item, at_ms, acts, last, touched)
         key = relation_key(ITEM, item, zero)
-        shows = fields.put_past(values, many, fields.ITEM_PAST, tables, ITEM, key, at_ms)
-        rows.new[row] = shows < NEW_BELOW
-        if rows.new[row]:
+        shows = fields.put_past(values, many, fields.ITEM_PAST, keys[ITEM], entries[ITEM], totals, key, at_ms)
+        new[row] = shows < NEW_BELOW
+        if new[row]:
             fields.put(values, many, fields.ITEM_NEW, zero)
         if reads_query_item:
             key = relation_key(QUERY_ITEM, query, item)
-            fields.put_past(values, many, fields.QUERY_ITEM_PAST, tables, QUERY_ITEM, key, at_ms)
+            past = keys[QUERY_ITEM], entries[QUERY_ITEM]
+            fields.put_past(values, many, fields.QUERY_ITEM_PAST, past[0], past[1], totals, key, at_ms)
         if reads_user_item:
             key = relation_key(USER_ITEM, user, item)
-            fields.put_past(values, many, fields.USER_ITEM_PAST, tables, USER_ITEM, key, at_ms)
+            past = keys[USER_ITEM], entries[USER_ITEM]
+            fields.put_past(values, many, fields.USER_ITEM_PAST, past[0], past[1], totals, key, at_ms)
         gap = shown_at[row] - shown_at[touched] if touched >= 0 else 0
         fields.put_position(values, many, shown_at[row], gap, touched)
 
-        room = size + slate_size + 2 * _room(many, terms)
+        room = size + slate_size + 2 * _room(many, features)
         if room > out.size:
             grown = np.empty(2 * room, np.uint32)
             grown[:size] = out[:size]
@@ -290,13 +286,13 @@ def fill(
         start = size
         out[size : size + slate_size] = of_slate[:slate_size]
         size += slate_size
-        size = _sort(out, start, _emit(out, size, values, many, terms, salts, of_slate_end, of_row_end))
-        rows.indptr[3 * row + 1] = common = size
-        size = _sort(out, common, _emit(out, size, values, many, terms, salts, of_row_end, salts.size))
+        size = _sort(out, start, _emit(out, size, values, many, of_rows))
+        indptr[3 * row + 1] = common = size
+        size = _sort(out, common, _emit(out, size, values, many, of_positions))
         size = _without(out, common, size, start, common)
-        rows.indptr[3 * row + 2] = at_zero = size
+        indptr[3 * row + 2] = at_zero = size
         fields.put_position(values, many, 0, 0, -1)
-        size = _sort(out, at_zero, _emit(out, size, values, many, terms, salts, of_row_end, salts.size))
+        size = _sort(out, at_zero, _emit(out, size, values, many, of_positions))
         size = _without(out, at_zero, size, start, common)
-        rows.indptr[3 * row + 3] = size
-    return out[:size].copy()
+        indptr[3 * row + 3] = size
+    return indptr, out[:size].copy()

@@ -178,13 +178,11 @@ class Importance:
             )
             raise ValueError(msg)
         slices = self.gate.slices(evidence.counts, evidence.surface)
-        samples = Samples(
-            evidence.items, evidence.labels, evidence.q, r, why, evidence.counts, evidence.learned, slices
-        )  # fmt: skip
+        samples = evidence.items, evidence.labels, evidence.q, r, why, evidence.counts, evidence.learned, slices
         weights = Weights.empty(evidence.q.shape)
         _weigh(
-            self._rules, self.normaliser.statistics, self.gate.open, self._remembered, self.missing,
-            self._seed, np.uint64(evidence.request), samples, weights,
+            self._rules, tuple(self.normaliser.statistics), self.gate.open, self._remembered, self.missing,
+            self._seed, np.uint64(evidence.request), samples, tuple(weights),
         )  # fmt: skip
         if len(self._gated):
             judged = evidence.learned & ((why == Missing.PRESENT) | (why == Missing.LATE))
@@ -240,10 +238,14 @@ def _sift(q: NDArray[Any], learned: NDArray[Any], r: NDArray[Any], why: NDArray[
 
 @njit(cache=True)
 def _weigh(
-    rules: NDArray[Any], statistics: Statistics, gates: NDArray[Any], remembered: NDArray[Any], missing: NDArray[Any],
-    seed: np.uint64, request: np.uint64, samples: Samples, out: Weights,
+    rules: NDArray[Any], of_statistics: tuple[Any, ...], gates: NDArray[Any], remembered: NDArray[Any],
+    missing: NDArray[Any], seed: np.uint64, request: np.uint64, of_samples: tuple[Any, ...], of_out: tuple[Any, ...],
 ) -> None:  # fmt: skip
-    """Fill ``out``; add to ``statistics``, ``missing`` and ``remembered``. The module's docstring lists the steps."""
+    """Fill the `Weights`; add to `Statistics`, ``missing`` and ``remembered``. The module's docstring lists the steps.
+
+    The three bundles get their names here: numba takes microseconds to look at a named tuple that comes from Python.
+    """
+    statistics, samples, out = Statistics(*of_statistics), Samples(*of_samples), Weights(*of_out)
     n, weightings = samples.q.shape
     stream, around = mix(seed, request), odds(samples.r, samples.why)
     for k in range(weightings):

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-
-
-class _Filters(NamedTuple):
-    """What K calibrators have learned, and how fast they forget; the arrays are changed in place."""
-
-    a: NDArray[np.float64]
-    b: NDArray[np.float64]
-    """Scale and shift [K]."""
-    information: NDArray[np.float64]
-    """About both [K, 2, 2]."""
-    prior: NDArray[np.float64]
-    """The information that never fades [2, 2]."""
-    fade: float
-    """Factor on the rest with each sample."""
 
 
 class Platt:
@@ -45,11 +31,11 @@ class Platt:
     """
 
     def __init__(self, arms: int, half_life: float = 100_000.0, prior: tuple[float, float] = (100.0, 10.0)) -> None:
-        self.a = np.ones(arms)
-        self.b = np.zeros(arms)
+        self._ab = np.stack([np.ones(arms), np.zeros(arms)])
+        self.a, self.b = self._ab
         self._prior = np.diag(prior)
         self._information = np.repeat(self._prior[None], arms, axis=0)
-        self._filters = _Filters(self.a, self.b, self._information, self._prior, 0.5 ** (1.0 / half_life))
+        self._fade = 0.5 ** (1.0 / half_life)
 
     def learn(
         self,
@@ -66,7 +52,9 @@ class Platt:
         """
         if input_missing is None or reads_teacher is None:
             input_missing, reads_teacher = ~learned, np.zeros(len(self.a), np.bool_)
-        _learn(self._filters, q, labels, learned, input_missing, reads_teacher)
+        _learn(
+            self._ab, self._information, self._prior, self._fade, q, labels, learned, input_missing, reads_teacher
+        )  # fmt: skip
 
     def reset_arms(self, to_identity: NDArray[np.bool_], like_first: NDArray[np.bool_]) -> None:
         """Let some arms [K] begin at identity again, and others go on as the first is calibrated now."""
@@ -86,14 +74,22 @@ class Platt:
 
 @njit(cache=True)
 def _learn(
-    filters: _Filters,
+    ab: NDArray[np.float64],
+    information: NDArray[np.float64],
+    prior: NDArray[np.float64],
+    fade: float,
     q: NDArray[np.float32],
     labels: NDArray[np.uint8],
     learned: NDArray[np.bool_],
     input_missing: NDArray[np.bool_],
     reads_teacher: NDArray[np.bool_],
 ) -> None:
-    a, b, prior = filters.a, filters.b, filters.prior
+    """Take a step of each arm's filter.
+
+    Scale and shift lie in ``ab`` [2, K], the information about both in ``information`` [K, 2, 2]. What never fades of
+    it is ``prior`` [2, 2]; ``fade`` is the factor on the rest with each sample.
+    """
+    a, b = ab[0], ab[1]
     n, arms = q.shape
     rows, rows_with_input = 0, 0
     for row in range(n):
@@ -103,7 +99,7 @@ def _learn(
         samples = rows_with_input if reads_teacher[k] else rows
         if samples == 0:
             continue
-        kept = filters.fade**samples
+        kept = fade**samples
         ga, gb, haa, hab, hbb = 0.0, 0.0, 0.0, 0.0, 0.0
         for row in range(n):
             if learned[row] and not (reads_teacher[k] and input_missing[row]):
@@ -115,7 +111,7 @@ def _learn(
                 haa += v * x * x
                 hab += v * x
                 hbb += v
-        i = filters.information[k]
+        i = information[k]
         i[0, 0] = prior[0, 0] + (i[0, 0] - prior[0, 0]) * kept + haa
         i[0, 1] = i[0, 1] * kept + hab
         i[1, 0] = i[0, 1]

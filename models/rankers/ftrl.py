@@ -21,7 +21,7 @@ factor on all structural weights changes nothing, and one on all importance weig
 from __future__ import annotations
 
 from math import exp, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -39,44 +39,27 @@ INVERSE_ALPHA, BETA, L1, L2, KEEP = range(5)
 """Rows of the hyper-parameters; the last is the factor by which an accumulator fades with each update."""
 
 
-class Parameters(NamedTuple):
-    """All that K arms have learned, and the numbers by which they learn; the arrays are changed in place."""
+INPUT = np.dtype(
+    [
+        ("cells", np.float64, (4, 3)),  # z, root of n and weight of each of the teacher's numbers
+        ("learned", np.int64),  # how many of the numbers the arm learns a weight for
+        ("stacked", np.bool_),  # whether it adds to the logit of the first arm, and has no weights for slots
+    ],
+    align=True,
+)
+"""How an arm reads the teacher."""
 
-    shift: np.uint32
-    """A slot lies at the place ``slot >> shift``."""
-    cells: NDArray[np.float64]
-    """z, root of n and weight by slot and arm, as the module says."""
-    touched: NDArray[np.bool_]
-    """Which places were ever updated [slots + 1]."""
-    hyper: NDArray[np.float64]
-    """Hyper-parameters by arm [5, lanes]; lanes without an arm have 1."""
-    input_counts: NDArray[np.int64]
-    """How many of the teacher's numbers each arm learns a weight for [K]."""
-    stacked: NDArray[np.bool_]
-    """Which arms add to the logit of the first, and have no weights for slots [K]."""
-    input_cells: NDArray[np.float64]
-    """z, root of n and weight of each arm and number [K, J, 3]."""
-
-
-class Batch(NamedTuple):
-    """The n rows of a slate that is learned."""
-
-    indptr: NDArray[np.int32]
-    slots: NDArray[np.uint32]
-    """Both as in `Vectors`."""
-    labels: NDArray[np.uint8]
-    """0 or 1 [n]."""
-    targets: NDArray[np.float64]
-    """What stands in for the labels [n, K]; empty: nothing does."""
-    importance: NDArray[np.float64]
-    structural: NDArray[np.float64]
-    """The two kinds of weight [n, K]."""
-    offsets: NDArray[np.float64]
-    """Added to the logits [n, K]."""
-    active: NDArray[np.bool_]
-    """Whether an arm learns a row [n, K]."""
-    inputs: NDArray[np.float64]
-    """The teacher's numbers [n, J]; empty where no arm reads any."""
+SAMPLE = np.dtype(
+    [
+        ("target", np.float64),  # the label, or what stands in for it: 0 to 1
+        ("importance", np.float64),
+        ("structural", np.float64),  # the two kinds of weight
+        ("offset", np.float64),  # added to the logit
+        ("active", np.bool_),  # whether the arm learns the row
+    ],
+    align=True,
+)
+"""What an arm learns of a row."""
 
 
 class Rates(NamedTuple):
@@ -182,29 +165,53 @@ def _add_weights(
 
 
 @njit(cache=True)
-def learn(parameters: Parameters, batch: Batch) -> int:
+def learn(
+    shift: np.uint32,
+    cells: NDArray[np.float64],
+    touched: NDArray[np.bool_],
+    hyper: NDArray[np.float64],
+    inputs: NDArray[Any],
+    indptr: NDArray[np.int32],
+    slots: NDArray[np.uint32],
+    samples: NDArray[Any],
+    numbers: NDArray[np.float64],
+) -> int:
     """Update every active arm on every row in turn; return -1, or ``row * K + arm`` of a weight that is none.
 
-    Nothing is changed when a weight is refused. ``batch.targets`` stand in for the labels where they are not empty. An
-    arm takes in the first ``input_counts`` of its numbers beside its slots. One that is ``stacked`` adds them to the
-    logit of the first arm as it is, and moves nothing else.
+    Nothing is changed when a weight is refused. An arm takes in the first ``learned`` of the teacher's numbers beside
+    its slots. One that is ``stacked`` adds them to the logit of the first arm as it is, and moves nothing else.
+
+    Parameters
+    ----------
+    shift
+        A slot lies at the place ``slot >> shift``.
+    cells
+        z, root of n and weight by slot and arm, as the module says.
+    touched
+        Which places were ever updated [slots + 1].
+    hyper
+        Hyper-parameters by arm [5, lanes]; lanes without an arm have 1.
+    inputs
+        `INPUT` [K].
+    indptr, slots
+        As in `Vectors`.
+    samples
+        `SAMPLE` [n, K].
+    numbers
+        The teacher's numbers [n, 4]; empty where no arm reads any.
     """
-    indptr, slots, shift, cells = batch.indptr, batch.slots, parameters.shift, parameters.cells
-    weights, structural, inputs, offsets = batch.importance, batch.structural, batch.inputs, batch.offsets
-    stacked, input_counts, input_cells = parameters.stacked, parameters.input_counts, parameters.input_cells
-    rows, many = weights.shape
-    soft = batch.targets.size > 0
+    rows, many = samples.shape
     for row in range(rows):
         for k in range(many):
-            if not (0.0 <= weights[row, k] <= MAX_STEPS and 0.0 <= structural[row, k] < np.inf):
+            sample = samples[row, k]
+            if not (0.0 <= sample.importance <= MAX_STEPS and 0.0 <= sample.structural < np.inf):
                 return int(row * many + k)
-    hyper = parameters.hyper
     lanes = hyper.shape[1]
     blocks = lanes // LANES
     none = np.zeros(lanes)
     rates = Rates(hyper[INVERSE_ALPHA], hyper[BETA], hyper[L1], hyper[L2])
     bias_rates = Rates(hyper[INVERSE_ALPHA], hyper[BETA], none, none)  # the bias is not regularised
-    bias = parameters.touched.size - 1
+    bias = touched.size - 1
     places = np.empty(slots.size + 1, np.int64)
     margin, share, slope = np.empty(lanes), np.zeros(lanes), np.zeros(lanes)
     push, grow = np.zeros(lanes), np.zeros(lanes)
@@ -212,10 +219,11 @@ def learn(parameters: Parameters, batch: Batch) -> int:
     for row in range(rows):
         most = 0
         for k in range(many):
+            sample = samples[row, k]
             steps[k] = 0
-            if batch.active[row, k] and structural[row, k] > 0.0:
-                steps[k] = np.int64(np.ceil(weights[row, k]))
-            share[k] = weights[row, k] / steps[k] if steps[k] > 0 else 0.0
+            if sample.active and sample.structural > 0.0:
+                steps[k] = np.int64(np.ceil(sample.importance))
+            share[k] = sample.importance / steps[k] if steps[k] > 0 else 0.0
             most = max(most, steps[k])
         if most == 0:
             continue
@@ -224,38 +232,37 @@ def learn(parameters: Parameters, batch: Batch) -> int:
         x = 1.0 / sqrt(max(size, 1.0))
         places[size] = bias
         for e in range(size + 1):
-            parameters.touched[places[e]] = True
-        label = float(batch.labels[row])
+            touched[places[e]] = True
         for step in range(most):
             margin[:] = 0.0
             _add_weights(cells, places, 0, size, blocks, margin)
             fades = False
             for k in range(many):
+                sample, stacked = samples[row, k], inputs[k].stacked
                 if step >= steps[k]:
                     share[k] = 0.0
                 fades |= share[k] > 0.0 and hyper[KEEP, k] < 1.0
                 base = cells[(bias * blocks + k // LANES) * CELL + _WEIGHT + k % LANES]
-                q = margin[k] * x + base + offsets[row, k]
-                if stacked[k]:
-                    q = margin[0] * x + cells[bias * blocks * CELL + _WEIGHT] + offsets[row, k]
-                for j in range(input_counts[k]):
-                    q += input_cells[k, j, 2] * inputs[row, j]
-                target = batch.targets[row, k] if soft else label
-                slope[k] = (sigmoid(q) - target) * structural[row, k] if share[k] > 0.0 else 0.0
-                push[k] = 0.0 if stacked[k] else share[k] * (slope[k] * x)
+                q = margin[k] * x + base + sample.offset
+                if stacked:
+                    q = margin[0] * x + cells[bias * blocks * CELL + _WEIGHT] + sample.offset
+                for j in range(inputs[k].learned):
+                    q += inputs[k].cells[j, 2] * numbers[row, j]
+                slope[k] = (sigmoid(q) - sample.target) * sample.structural if share[k] > 0.0 else 0.0
+                push[k] = 0.0 if stacked else share[k] * (slope[k] * x)
                 grow[k] = push[k] * (slope[k] * x)
             if fades:
                 _fade(cells, places, size, share, hyper)
             _move(cells, places, 0, size, push, grow, rates)
             for k in range(many):
-                push[k] = 0.0 if stacked[k] else share[k] * slope[k]
+                push[k] = 0.0 if inputs[k].stacked else share[k] * slope[k]
                 grow[k] = push[k] * slope[k]
             _move(cells, places, size, size + 1, push, grow, bias_rates)
             for k in range(many):
                 if share[k] > 0.0:
-                    for j in range(input_counts[k]):
-                        gradient = slope[k] * inputs[row, j]
-                        _move_one(input_cells[k, j], share[k], gradient, hyper[INVERSE_ALPHA, k], hyper[BETA, k])
+                    for j in range(inputs[k].learned):
+                        gradient = slope[k] * numbers[row, j]
+                        _move_one(inputs[k].cells[j], share[k], gradient, hyper[INVERSE_ALPHA, k], hyper[BETA, k])
     return -1
 
 
@@ -267,6 +274,26 @@ def _move_one(cell: NDArray[np.float64], share: float, gradient: float, inverse_
     cell[0] += share * gradient - (cell[1] - before) * inverse_alpha * cell[2]
     pull = (beta + cell[1]) * inverse_alpha
     cell[2] = -cell[0] / pull if pull > 0.0 else 0.0  # beta is 0, and nothing but zeros came yet
+
+
+@njit(cache=True)
+def numbers_of(
+    logits: NDArray[np.float32], rows: int, without_query: bool
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the numbers that arms which read the teacher take in [rows, 4], and where they are missing [rows].
+
+    The teacher's logit; the logit again, but 0 where the slate has a query; and likewise twice the number 1. A reader
+    of query and item says something else where there is no query, so that is weighed apart. All four are 0 where the
+    logit is missing: where it is NaN, or everywhere if ``logits`` is empty.
+    """
+    numbers, missing = np.zeros((rows, 4)), np.ones(rows, np.bool_)
+    for row in range(logits.size):
+        if not np.isnan(logits[row]):
+            missing[row] = False
+            numbers[row, 0], numbers[row, 2] = logits[row], 1.0
+            if without_query:
+                numbers[row, 1], numbers[row, 3] = logits[row], 1.0
+    return numbers, missing
 
 
 @njit(cache=True)

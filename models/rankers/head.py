@@ -189,8 +189,9 @@ class Head:
             )  # fmt: skip
 
     def _judge_mixture(self, slate: LabelledSlate) -> None:
-        p, labels = slate.shown.p[slate.vectors.seen], slate.labels[slate.vectors.seen]
-        self.hedge.learn(p[:, :-1], labels, p[:, -1], slate.vectors.at_ms, slate.shown.changes)
+        seen = slate.vectors.seen
+        p = slate.shown.p[seen]
+        self.hedge.learn(p[:, :-1], slate.labels[seen], p[:, -1], slate.vectors.at_ms, slate.shown.changes)
 
     def _calibrate(self, slate: LabelledSlate, input_missing: NDArray[np.bool_]) -> None:
         # Not while it abstained: the raw logits were those of a model that knew nothing. Bringing them to the base rate

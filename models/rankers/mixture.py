@@ -222,7 +222,7 @@ class Hedge:
         if not len(labels):
             return
         mixed = self.mix(p) if mixture is None else mixture
-        _learn(self._belief, p, mixed, labels, self.changes if changes is None else changes)
+        _learn(tuple(self._belief), p, mixed, labels, self.changes if changes is None else changes)
         self.sequence.add(self._belief.differences)
         self.samples += len(labels)
         self._slates += 1
@@ -338,13 +338,14 @@ def _serve(belief: _Belief) -> None:
 
 @njit(cache=True)
 def _learn(
-    belief: _Belief, p: NDArray[Any], mixture: NDArray[Any], labels: NDArray[np.uint8], changes: int
+    of_belief: tuple[Any, ...], p: NDArray[Any], mixture: NDArray[Any], labels: NDArray[np.uint8], changes: int
 ) -> None:  # fmt: skip
     """Bayes' rule on a slate, in logarithms, then sharing: w <- kept w + (1 - kept) prior, kept = exp(-share loss).
 
     Probations that had begun when the slate was shown, as ``changes`` tells, come nearer to their end. Then fill the
     differences and the served weights.
     """
+    belief = _Belief(*of_belief)  # by name only from here on: numba takes long to look at one that comes from Python
     weights, differences = belief.weights, belief.differences
     arms = p.shape[1]
     log_likelihood = np.zeros(arms + 1)

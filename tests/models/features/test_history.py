@@ -16,11 +16,12 @@ T0 = 1_600_000_000_000
 
 def counts_of(history: History, relation: int, a: int, b: int, at_ms: int) -> tuple[float, float, float]:
     """Clicks, shows and expected clicks of a pair of hashes as of ``at_ms``; zeros if unknown."""
-    place = find(history.tables.keys[relation], np.uint64(relation_key(relation, np.uint64(a), np.uint64(b))))
+    place = find(history.keys[relation], np.uint64(relation_key(relation, np.uint64(a), np.uint64(b))))
     if place < 0:
         return 0.0, 0.0, 0.0
-    left = decay(at_ms - int(history.tables.times[relation, place]), history.tables.half_life_ms)
-    clicks, shows, expected = (history.tables.counts[relation, place] * left).tolist()
+    entry = history.entries[relation, place]
+    left = decay(at_ms - int(entry["touched_ms"]), float(history.totals["half_life_ms"][0]))
+    clicks, shows, expected = (float(entry[name] * left) for name in ("clicks", "shows", "expected"))
     return clicks, shows, expected
 
 
@@ -155,5 +156,5 @@ def test_clicks_are_remembered_by_their_time_and_move_no_rate() -> None:
     history = History(bits=8, half_life_ms=DAY)
     history.clicked(MIN_AT_MS + 5, np.uint64(7), np.uint64(8), np.uint64(1))
     history.clicked(MIN_AT_MS + 3, np.uint64(7), np.uint64(8), np.uint64(1))
-    assert int(history.tables.clicked_ms.max()) == MIN_AT_MS + 5
+    assert int(history.entries["clicked_ms"].max()) == MIN_AT_MS + 5
     assert counts_of(history, ITEM, 1, 0, MIN_AT_MS + 5)[:2] == (0.0, 0.0)
