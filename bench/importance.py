@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.importance import weightings
 from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.records import Closed, Record, Shown, data_ends_ms
@@ -73,7 +73,7 @@ def run(records: Iterable[Record], truths: dict[str, SlateTruth], ranker: Ranker
         if outcome.head != "click" or vectors.at_ms < from_ms or not outcome.measured:
             return
         seen = vectors.seen
-        p = np.clip(outcome.shown.p[seen].astype(np.float64), exact.LEAST_P, 1.0 - exact.LEAST_P)
+        p = np.clip(outcome.shown.p[seen].astype(np.float64), formulas.LEAST_P, 1.0 - formulas.LEAST_P)
         truth = truths.get(outcome.request_id)
         target = outcome.labels[seen].astype(np.float64) if truth is None else np.array(truth.human)[seen]
         loss = -(target[:, None] * np.log(p) + (1.0 - target[:, None]) * np.log1p(-p))
@@ -96,7 +96,7 @@ def run(records: Iterable[Record], truths: dict[str, SlateTruth], ranker: Ranker
         counts[block[n]] += its
     names = (*(arm.name for arm in ranker.click_arms), "mixture")
     p, y = np.concatenate(said), np.concatenate(clicked)
-    auc = {name: exact.auc(y, p[:, k]) for k, name in enumerate(names)}
+    auc = {name: formulas.auc(y, p[:, k]) for k, name in enumerate(names)}
     return Losses(names, loss, counts, auc)
 
 
@@ -104,7 +104,7 @@ def ne(losses: Losses, name: str, part: int = 0, blocks: NDArray[np.int64] | Non
     """Return the normalised entropy of an arm over all samples (0) or new items (1), over some blocks."""
     some = slice(None) if blocks is None else blocks
     n, clicks = losses.counts[some, part].sum(axis=0)
-    return float(losses.loss[some, part, losses.names.index(name)].sum() / (n * exact.entropy(clicks / n)))
+    return float(losses.loss[some, part, losses.names.index(name)].sum() / (n * formulas.entropy(clicks / n)))
 
 
 def best(losses: Losses, weighting: str) -> str:

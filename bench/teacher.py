@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from heft.models.records import Slate
 from heft.models.teacher.template import Pair, TeacherConfig, Template
 from heft.stream.config.settings import environment
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.events.log import read_lines
 
 _ROUNDS = 5
@@ -89,7 +89,7 @@ def _last_layer(engine: Any, pairs: list[Pair], labels: NDArray[np.float64]) -> 
 
 def _cache(log: Path) -> None:
     """Print how many scores of a log's items one computed score serves: the speed-up of a cache that holds them all."""
-    slates = [event for event in map(events.decode, read_lines(log)) if isinstance(event, Slate) and not event.bot]
+    slates = [event for event in map(wire.decode, read_lines(log)) if isinstance(event, Slate) and not event.bot]
     for text in (TeacherConfig().template, "{query} | {item.text}"):
         template, seen, items, new = Template(text), set[Pair](), 0, [0, 0]
         for n, slate in enumerate(slates):

@@ -10,12 +10,12 @@ import pytest
 
 from bench.fields import Act, Fields
 from bench.peers import River, auc
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.features.config import DEFAULT_FEATURES, FeatureConfig
 from heft.models.features.featurizer import Featurizer
 from heft.models.records import Act as SessionAct
 from heft.models.records import Slate
-from heft.stream.events import wire as events
+from heft.stream.events import wire
 from heft.stream.shop.traffic import Shop
 
 
@@ -26,9 +26,9 @@ def slates(many: int) -> Iterator[tuple[Slate, list[Act]]]:
         event = arrival.event
         if isinstance(event, Slate):
             yield event, sorted(act for act in acts.get(event.user_id, ()) if act[0] < event.at_ms)
-        elif isinstance(event, events.Click):
+        elif isinstance(event, wire.Click):
             acts.setdefault(event.user_id, []).append((event.at_ms, event.item_id, "click"))
-        elif isinstance(event, events.Action):
+        elif isinstance(event, wire.Action):
             acts.setdefault(event.user_id, []).append((event.at_ms, event.item_id, event.kind))
 
 
@@ -66,4 +66,4 @@ def test_a_field_that_the_peers_lack_is_named() -> None:
 def test_the_peers_auc_is_the_exact_one() -> None:
     chance = np.random.default_rng(1)
     labels, said = chance.integers(0, 2, 500).astype(np.uint8), chance.integers(0, 50, 500) / 50
-    assert auc(labels.tolist(), said.tolist()) == pytest.approx(exact.auc(labels, said), abs=1e-12)
+    assert auc(labels.tolist(), said.tolist()) == pytest.approx(formulas.auc(labels, said), abs=1e-12)

@@ -18,8 +18,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
 from heft.models.records import FIRST_KEY
-from heft.stream.events import due_header as due
-from heft.stream.events import messages
+from heft.stream.events import due_header, messages
 from heft.stream.events.messages import Message
 from heft.stream.kafka.batch_consumer import TP, Received
 from heft.stream.kafka.offsets import PATIENCE_SECONDS, Bounds, OffsetGoneError, bounds_of, settled
@@ -110,7 +109,7 @@ class Cursor:
                 raise MissingRecordsError(msg) from None
             for each in taken:
                 if each.offset < end:
-                    yield Received(each.offset, each.timestamp, each.key, each.value, due.since_ms(each))
+                    yield Received(each.offset, each.timestamp, each.key, each.value, due_header.since_ms(each))
 
 
 class Writer:
@@ -182,7 +181,7 @@ class Writer:
 
     async def _send(self, value: bytes, due_since_ms: int | None = None) -> int:
         sent = await self._producer.send_and_wait(
-            self.tp.topic, value, partition=self.tp.partition, headers=due.headers(due_since_ms)
+            self.tp.topic, value, partition=self.tp.partition, headers=due_header.headers(due_since_ms)
         )
         return int(sent.offset)
 

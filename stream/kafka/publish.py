@@ -15,8 +15,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from heft.stream.config.settings import Config
-from heft.stream.events import messages
-from heft.stream.events import wire as events
+from heft.stream.events import messages, wire
 from heft.stream.events.log import new_log, read_lines
 from heft.stream.events.wire import Event, EventError
 from heft.stream.kafka.bulk_reader import Ended, Merged, connect, read_inputs, read_partition
@@ -46,17 +45,17 @@ class Publisher:
         settings, topics = client_settings(config.kafka), config.kafka.topics
         self.sent: Counter[str] = Counter()
         self._topics: dict[type, str] = {
-            events.Impression: topics.impressions,
-            events.Click: topics.clicks,
-            events.Order: topics.orders,
-            events.Action: topics.actions,
+            wire.Impression: topics.impressions,
+            wire.Click: topics.clicks,
+            wire.Order: topics.orders,
+            wire.Action: topics.actions,
         }
         self._failed: list[BaseException] = []
         require_reachable(settings)
         try:
             # The default partitioner is the Java client's (murmur2 of the key).
             self._producer = KafkaProducer(
-                **settings, acks="all", linger_ms=20, batch_size=1 << 18, max_request_size=events.MAX_EVENT_BYTES + 1024
+                **settings, acks="all", linger_ms=20, batch_size=1 << 18, max_request_size=wire.MAX_EVENT_BYTES + 1024
             )
         except (KafkaError, OSError, ValueError) as error:
             raise unreachable(settings, error) from None
@@ -66,9 +65,9 @@ class Publisher:
         self._raise_failed()
         topic = self._topics[type(event)]
         if not topic:
-            msg = f"the log holds an event for a topic that kafka.topics leaves out: {events.encode(event)[:120]!r}"
+            msg = f"the log holds an event for a topic that kafka.topics leaves out: {wire.encode(event)[:120]!r}"
             raise TopicError(msg)
-        value = raw if raw is not None else events.encode(event)
+        value = raw if raw is not None else wire.encode(event)
         self._put(topic, value, event.user_id.encode())
 
     def flush(self) -> None:
@@ -123,7 +122,7 @@ def publish(log: Path, config: Config, speed: float | None = None, progress: Pro
     try:
         for number, raw in enumerate(read_lines(log), 1):
             try:
-                event = events.decode(raw)
+                event = wire.decode(raw)
             except EventError as error:
                 msg = f"{log}, event {number}: {error}"
                 raise EventError(msg) from None
@@ -189,7 +188,7 @@ def _lines(merged: Merged, mapped: set[str]) -> list[bytes]:
         # It stays no event; only its line ends must go.
         return [raw.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"] if raw.strip() else []
     if merged.record.topic in mapped or b"\n" in raw or b"\r" in raw:
-        return [events.encode(event) + b"\n" for event in merged.events]
+        return [wire.encode(event) + b"\n" for event in merged.events]
     return [raw + b"\n"]
 
 

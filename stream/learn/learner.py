@@ -84,8 +84,8 @@ class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
     vectors: Vectors
     order: Prediction
     click: Prediction
-    told: TeacherScores
-    """What the teacher had said in time."""
+    teacher_scores: TeacherScores
+    """The teacher's scores that had come in time."""
 
 
 class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -97,8 +97,8 @@ class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
     measured: bool
     vectors: Vectors
     order: Prediction
-    told: TeacherScores
-    """All that the teacher had said by the time the slate closed."""
+    teacher_scores: TeacherScores
+    """All scores of the teacher that had come when the slate closed."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -197,16 +197,16 @@ class Learner:
             return
         vectors = self.featurizer.shown(slate, record.session)
         measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
-        told = scores_on_time(vectors.items, record.scores) if self._taught else ()
+        scores = scores_on_time(vectors.items, record.scores) if self._taught else ()
         shown = _Slate(
             self._slates.next_number,
             slate.request_id,
             slate.surface,
             measured,
             vectors,
-            self.order.predict(vectors, told),
-            self.click.predict(vectors, told),
-            told,
+            self.order.predict(vectors, scores),
+            self.click.predict(vectors, scores),
+            scores,
         )
         self._open[slate.request_id] = shown
         self._slates.add(shown)
@@ -242,21 +242,21 @@ class Learner:
         self.counts["unseen"] += len(vectors) - int(seen.sum())
         if self._observer is not None:
             self._observer(Outcome("click", slate.request_id, vectors, slate.click, labels, slate.measured))
-        told = scores_at_close(slate.told, vectors.items, record.scores) if self._taught else ()
+        scores = scores_at_close(slate.teacher_scores, vectors.items, record.scores) if self._taught else ()
         counts = self._counts(self.click, vectors)
-        self.click.observe(LabelledSlate(vectors, slate.click, labels, slate.surface, slate.measured, told, counts))
+        self.click.observe(LabelledSlate(vectors, slate.click, labels, slate.surface, slate.measured, scores, counts))
         self.featurizer.closed(vectors, labels)
         expected = slate.click.p[seen, -1].astype(np.float64) @ slate.order.p[seen, -1]
         counted = slate.measured and not np.isnan(expected)
         if counted:
             self.cohorts.shown(vectors.at_ms, float(expected), len(rows))
         for row in rows:
-            self._keep_click(slate, row, counted, told)
+            self._keep_click(slate, row, counted, scores)
 
-    def _keep_click(self, slate: _Slate, row: int, counted: bool, told: TeacherScores) -> None:
+    def _keep_click(self, slate: _Slate, row: int, counted: bool, scores: TeacherScores) -> None:
         number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
-        its = tuple(scores.one(row) for scores in told)
-        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, its)
+        of_row = tuple(each.one(row) for each in scores)
+        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, of_row)
         dropped = self._clicks.pop(click.key, None)  # of a slate long closed whose id has come again
         self._clicks[click.key] = click
         self._clicked_items.add(click)
@@ -277,13 +277,15 @@ class Learner:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
         counts = self._counts(self.order, click.vectors)
         self.order.observe(
-            LabelledSlate(click.vectors, click.order, labels, click.surface, click.measured, click.told, counts)
+            LabelledSlate(
+                click.vectors, click.order, labels, click.surface, click.measured, click.teacher_scores, counts
+            )
         )
         if click.measured:
             self.cohorts.matured(click.vectors.at_ms, record.converted)
 
     def _counts(self, head: Head, vectors: Vectors) -> NDArray[np.float64] | None:
-        """Return how often each item had been shown [n], where a arm of the head asks."""
+        """Return how often each item had been shown [n], where an arm of the head asks."""
         return self.featurizer.history.shows_of(vectors.items, vectors.at_ms) if head.importance else None
 
     # ---------------------------------------------------------------- what is known
@@ -381,9 +383,9 @@ def warm_up(config: LearnerConfig) -> None:
 
 
 def _plain(each: _Slate | _Click) -> tuple[Any, ...]:
-    told = tuple(scores.state() for scores in each.told)
+    scores = tuple(version.state() for version in each.teacher_scores)
     plain = (
-        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), told,
+        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), scores,
     )  # fmt: skip
     return (*plain, each.click.state()) if isinstance(each, _Slate) else plain
 
@@ -393,14 +395,14 @@ def _plain_all(things: Sequence[_Slate] | Sequence[_Click]) -> list[tuple[Any, .
 
 
 def _slate(plain: list[Any]) -> _Slate:
-    number, request, surface, measured, vectors, order, told, click = plain
+    number, request, surface, measured, vectors, order, scores, click = plain
     return _Slate(
         number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click),
-        tuple(VersionScores(*scores) for scores in told),
+        tuple(VersionScores(*version) for version in scores),
     )  # fmt: skip
 
 
 def _click(plain: list[Any]) -> _Click:
-    number, request, surface, measured, vectors, order, told = plain
-    its = tuple(VersionScores(*scores) for scores in told)
-    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), its)
+    number, request, surface, measured, vectors, order, scores = plain
+    scores = tuple(VersionScores(*version) for version in scores)
+    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), scores)

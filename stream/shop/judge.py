@@ -43,7 +43,7 @@ class Verdict(NamedTuple):
     """
 
     def closed(self, arm: str = "mixture") -> Measured:
-        """Return how much of the way from the base rate (0) to the truth (1) a arm has made."""
+        """Return how much of the way from the base rate (0) to the truth (1) an arm has made."""
         ne = self.arms[arm]
         return Measured(
             (1.0 - ne.expected) / (1.0 - self.oracle.expected), (1.0 - ne.realised) / (1.0 - self.oracle.realised)

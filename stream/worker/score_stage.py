@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from heft.stream.events import due_header as due
-from heft.stream.events import messages
+from heft.stream.events import due_header, messages
 from heft.stream.events.messages import Message, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch, Received
 from heft.stream.score.scorer import Scorer
@@ -121,7 +120,7 @@ class ScoreStage:
 
     async def _send(self, shard: int, message: Message, due_since_ms: int) -> None:
         await self.connections.producer.send_and_wait(
-            self._scored, messages.encode(message), partition=shard, headers=due.headers(due_since_ms)
+            self._scored, messages.encode(message), partition=shard, headers=due_header.headers(due_since_ms)
         )
 
     async def pending(self) -> PendingSnapshot:

@@ -44,7 +44,7 @@ def race(*told: str) -> dict[str, str]:
     return {runner.name: runner.state for runner in runners(Scrape("".join(told)), TAUGHT)}
 
 
-def test_a_policy_without_weight_says_why() -> None:
+def test_an_arm_without_weight_says_why() -> None:
     scores = "heft_reference_samples_total"
     states = race(
         *(of_arm(name, weight=0.9 if name == "uniform" else 0.0) for name in NAMES),
@@ -62,7 +62,7 @@ def test_a_policy_without_weight_says_why() -> None:
     assert states["mixture"] == "is served"
 
 
-def test_a_score_that_never_came_leaves_the_policies_of_the_teacher_asleep() -> None:
+def test_a_score_that_never_came_leaves_the_arms_of_the_teacher_asleep() -> None:
     states = race(of_arm("uniform", 1.0))
     assert {states[name] for name in ("feature", "stacked", "distill", "rho_gate")} == {"asleep"}
     assert states["slower"] == "waiting"

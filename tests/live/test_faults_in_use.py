@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.importance.weightings import Input
 from heft.models.records import Closed, Record, Shown
 from heft.models.teacher.template import Pair, Template
@@ -113,7 +113,7 @@ class Again:
         if outcome.head != "click" or not outcome.measured or truth is None:
             return
         seen = outcome.vectors.seen
-        p = np.clip(outcome.shown.p[seen].astype(np.float64)[:, [0, -1]], exact.LEAST_P, 1.0 - exact.LEAST_P)
+        p = np.clip(outcome.shown.p[seen].astype(np.float64)[:, [0, -1]], formulas.LEAST_P, 1.0 - formulas.LEAST_P)
 
         def losses(y: NDArray[np.float64]) -> tuple[float, float]:
             uniform, mixture = -(y @ np.log(p) + (1.0 - y) @ np.log1p(-p))
@@ -138,7 +138,7 @@ class Again:
         more = float(expected[1] / expected[0] - 1.0)
         print(
             f"{name:32} {samples:6} samples, {clicks:4.0f} clicks: NE of uniform "
-            f"{logged[0] / (samples * exact.entropy(clicks / samples)):.4f}, of the mixture {100 * more:+.3f} % "
+            f"{logged[0] / (samples * formulas.entropy(clicks / samples)):.4f}, of the mixture {100 * more:+.3f} % "
             f"(by the clicks logged {100 * (logged[1] / logged[0] - 1.0):+.3f} %)"
         )
         return more

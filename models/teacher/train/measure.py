@@ -7,7 +7,7 @@ from math import nan
 import numpy as np
 from numpy.typing import NDArray
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.teacher.data.examples import FEWEST_QUERIES, Examples
 
 Floats = NDArray[np.float64]
@@ -89,18 +89,20 @@ def metrics(z: Floats, trials: Floats, positives: Floats, graded: bool = False) 
     starts = np.flatnonzero(np.diff(z[order], prepend=np.nan) != 0)
     p = sigmoid(z)
     loss, total = cross_entropy(z, trials, positives), positives.sum()
-    base = exact.entropy(float(total / trials.sum()))
+    base = formulas.entropy(float(total / trials.sum()))
     by_p = np.argsort(p, kind="stable")
     return {
         "examples": float(len(z)),
         "labels": float(trials.sum()),
         "positives": float(total),
         "spearman": _spearman(z, positives / trials),
-        "auc": exact.auc_of_groups(np.add.reduceat(top[order], starts), np.add.reduceat((trials - top)[order], starts)),
+        "auc": formulas.auc_of_groups(
+            np.add.reduceat(top[order], starts), np.add.reduceat((trials - top)[order], starts)
+        ),
         "logloss": loss,
         "ne": loss / base if base else nan,
         "calibration": float((p * trials).sum() / total) if total else nan,
-        "ece": exact.ece_of_groups(trials[by_p], positives[by_p], p[by_p]),
+        "ece": formulas.ece_of_groups(trials[by_p], positives[by_p], p[by_p]),
     }
 
 

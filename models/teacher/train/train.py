@@ -1,8 +1,9 @@
 """The training loop: batches, steps, early stopping, and a checkpoint from which a killed run goes on.
 
 Order of examples and dropout at a step depend only on the seed and the number of the step. So a run that was killed
-and goes on ends with the same weights as one that was not killed. Several processes share each batch and add
-their gradients: without dropout, they end with the weights of a single process, up to rounding.
+and goes on ends with the same weights as one that was not killed: to the bit with one torch thread, up to rounding with
+more, since threads add in any order. Several processes share each batch and add their gradients: without dropout, they
+end with the weights of a single process, up to rounding.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def test_under_the_null_it_is_seldom_wrong_however_often_one_looks() -> None:
     assert fixed.mean() > 0.25  # what looking at a fixed interval each time does
 
 
-def test_a_policy_against_itself_differs_by_exactly_nothing() -> None:
+def test_an_arm_against_itself_differs_by_exactly_nothing() -> None:
     sequence = ConfidenceSequence(1)
     for _ in range(1_000):
         sequence.add(np.zeros(1))

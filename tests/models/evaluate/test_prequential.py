@@ -326,7 +326,7 @@ def test_nothing_measured_is_not_a_number_and_never_an_error() -> None:
     assert metrics.window()["arms"]["uniform"]["logloss"] == pytest.approx(np.log(2))
 
 
-def test_a_state_of_other_policies_is_refused_by_name() -> None:
+def test_a_state_of_other_arms_is_refused_by_name() -> None:
     state = Prequential(("uniform",)).state()
     with pytest.raises(ValueError, match="uniform, shifted, mixture"):
         Prequential(NAMES).restore(state)

@@ -70,7 +70,7 @@ def test_counts_fall_into_doubling_ranges_and_surfaces_stay_apart_up_to_a_bound(
     assert gate.slices(counts[:1], "browse").tolist() == [COUNTS]
 
 
-def test_each_policy_is_judged_by_its_own_student() -> None:
+def test_each_weighting_is_judged_by_its_own_student() -> None:
     gate = Gate(2)
     labels = (np.arange(SIZE) % 10 == 0).astype(np.uint8)
     slices = gate.slices(np.zeros(SIZE), "search")

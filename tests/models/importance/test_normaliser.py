@@ -95,7 +95,7 @@ def test_weights_that_leave_too_little_in_effect_are_switched_off_until_warm_aga
     assert strengths == pytest.approx([0.0, 0.0, 0.2, 0.4, 0.4])
 
 
-def test_a_policy_that_nothing_was_measured_for_waits() -> None:
+def test_a_weighting_that_nothing_was_measured_for_waits() -> None:
     normaliser = Normaliser((RHO,))
     for _ in range(6):
         normaliser.turn(EPOCH)

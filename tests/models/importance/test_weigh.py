@@ -598,7 +598,7 @@ def test_permuted_weights_keep_the_distribution_by_label_and_lose_the_sample() -
             assert abs(np.corrcoef(a[rows], b[rows])[0, 1]) < 5 / sqrt(rows.sum())
 
 
-def test_permuted_needs_an_earlier_policy_that_weighs() -> None:
+def test_permuted_needs_an_earlier_weighting_that_weighs() -> None:
     for weightings in (
         (
             Weighting("p", Measure.PERMUTED, source="rho", diagnostic=True),
@@ -716,7 +716,7 @@ def test_a_selection_goes_on_bit_for_bit_and_keeps_all_where_nothing_is_to_be_ch
     assert np.isfinite(constant.normaliser.statistics.bars).all()
 
 
-def test_a_linear_policy_weighs_through_the_structural_channel_alone() -> None:
+def test_a_linear_weighting_weighs_through_the_structural_channel_alone() -> None:
     weightings = tuple(
         Weighting(update.value, Measure.RHO, 1.0, update=update, diagnostic=True, pipeline=AS_WRITTEN)
         for update in (Update.SUB_STEPS, Update.LINEAR)

@@ -99,7 +99,7 @@ def test_a_pipeline_out_of_range_is_refused(settings: dict[str, Any]) -> None:
         Pipeline(**settings)
 
 
-def test_the_recommended_policies_have_names_of_their_own_and_uniform_comes_first() -> None:
+def test_the_recommended_weightings_have_names_of_their_own_and_uniform_comes_first() -> None:
     names = [weighting.name for weighting in WEIGHTINGS]
     assert names[0] == "uniform"
     assert len(set(names)) == len(names)
@@ -113,7 +113,7 @@ def test_every_reading_of_the_recipe_runs_and_only_as_a_diagnostic() -> None:
     assert [weighting.sees is Sees.LABEL for weighting in weightings] == [False] * 3 + [True] * 5
 
 
-def test_a_policy_is_written_in_a_configuration_by_value() -> None:
+def test_a_weighting_is_written_in_a_configuration_by_value() -> None:
     weighting = msgspec.convert({"name": "p", "measure": "rho", "gated": True, "pipeline": {"mix": 0.5}}, Weighting)
     assert (weighting.measure, weighting.pipeline.mix, weighting.pipeline.high) == (Measure.RHO, 0.5, 5.0)
     with pytest.raises(msgspec.ValidationError, match=r"sees the label"):

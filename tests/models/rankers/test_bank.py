@@ -92,7 +92,7 @@ class Textbook:
 
 
 @pytest.mark.parametrize("arm", [UNIFORM, Arm("uniform", alpha=0.1, beta=1.0, l1=0.4, l2=0.5)])
-def test_a_policy_is_the_textbooks_ftrl(arm: Arm) -> None:
+def test_an_arm_is_the_textbooks_ftrl(arm: Arm) -> None:
     bank, book = Bank([arm], BITS), Textbook(arm)
     for vectors, y in stream(seed=1):
         rows = [
@@ -105,7 +105,7 @@ def test_a_policy_is_the_textbooks_ftrl(arm: Arm) -> None:
             book.learn(row, label)
 
 
-def test_a_policy_is_rivers_ftrl_without_its_lag() -> None:
+def test_an_arm_is_rivers_ftrl_without_its_lag() -> None:
     # river derives its weights before it adds a gradient: it is a step behind until a sample of weight 0 comes.
     arm = Arm("uniform", alpha=0.3, beta=0.7, l1=0.0, l2=0.0)
     bank = Bank([arm], BITS)
@@ -191,7 +191,7 @@ def test_weight_zero_is_nothing_bit_for_bit() -> None:
         assert same(bank, untouched)
 
 
-def test_a_policy_beside_others_is_what_it_is_alone_bit_for_bit() -> None:
+def test_an_arm_beside_others_is_what_it_is_alone_bit_for_bit() -> None:
     alone, bank = Bank([UNIFORM], BITS), Bank([UNIFORM, Arm("b", alpha=1.0), Arm("c", keep=0.5), Arm("d")], BITS)
     rng = np.random.default_rng(7)
     for vectors, y in stream(seed=7):
@@ -212,7 +212,7 @@ def test_a_fractional_weight_lies_between_its_neighbours() -> None:
     assert len(set(moved)) == len(moved)
 
 
-def test_structural_weights_are_linear_in_the_gradient_and_policy_weights_are_not() -> None:
+def test_structural_weights_are_linear_in_the_gradient_and_importance_weights_are_not() -> None:
     linear, stepped = Bank([Arm("uniform", beta=1e6)], BITS), Bank([Arm("uniform", beta=1e-3)], BITS)
     one = np.array([[1.0]])
     linear.learn(Samples(slate([[3]]), labels(0), structural=10 * one))
@@ -261,7 +261,7 @@ def stepped(arm: Arm, past: float, label: int, importance: float = 1.0, structur
 
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("factor", [0.9, 0.25, 0.01])
-def test_a_factor_on_all_policy_weights_multiplies_the_steps_of_a_warm_model_by_its_root(
+def test_a_factor_on_all_importance_weights_multiplies_the_steps_of_a_warm_model_by_its_root(
     factor: float, label: int
 ) -> None:
     # n grows by h g^2: a past of weights that are all `factor` leaves factor n. Structural ones leave factor^2 n.
@@ -279,7 +279,7 @@ def test_a_factor_on_all_policy_weights_multiplies_the_steps_of_a_warm_model_by_
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), -0.1, float("inf"), 1e6])
-def test_a_weight_that_is_none_is_refused_by_row_and_policy_and_nothing_is_learned(wrong: float) -> None:
+def test_a_weight_that_is_none_is_refused_by_row_and_arm_and_nothing_is_learned(wrong: float) -> None:
     bank, untouched = Bank(CLICK_ARMS, BITS), Bank(CLICK_ARMS, BITS)
     weights = np.ones((2, len(CLICK_ARMS)))
     weights[1, 2] = wrong
@@ -395,7 +395,7 @@ def test_wherever_it_begins_the_offset_ends_at_that_shift(keep: float) -> None:
     assert offset == pytest.approx(np.log(truth / (1 - truth))[:, 0], abs=1e-6)
 
 
-def test_a_thinned_policy_ends_where_all_samples_would() -> None:
+def test_a_thinned_arm_ends_where_all_samples_would() -> None:
     rng = np.random.default_rng(10)
     arms = (Arm("uniform", alpha=0.05), Arm("thin", alpha=0.05, keep=0.2))
     bank, thinning = Bank(arms, BITS), Thinning(arms, seed=1)
@@ -467,7 +467,7 @@ def test_fading_halves_the_accumulator_and_leaves_the_weight() -> None:
     assert bank.predict(slate([[3]]))[0][0, 0] == pytest.approx(before, abs=1e-9)
 
 
-def test_after_five_million_samples_a_fading_policy_follows_drift_and_a_plain_one_lags() -> None:
+def test_after_five_million_samples_a_fading_arm_follows_drift_and_a_plain_one_lags() -> None:
     rng = np.random.default_rng(12)
     bank = Bank([Arm("uniform", alpha=0.05), Arm("fading", alpha=0.05, half_life=20_000)], BITS)
     rows = 1_000
@@ -581,7 +581,7 @@ def test_when_a_teacher_takes_over_the_feature_goes_on_from_uniform_and_the_offs
     assert again.predict(vectors, said)[0] == pytest.approx(bank.predict(vectors, said)[0], abs=1e-9)
 
 
-def test_an_arm_names_a_policy_and_one_that_is_none_is_refused_with_those_there_are() -> None:
+def test_an_arm_names_a_weighting_and_one_that_is_none_is_refused_with_those_there_are() -> None:
     own = Weighting("mine", measure=Measure.NOVELTY, strength=0.1)
     config = RankerConfig(click_arms=(Arm("uniform"), Arm("n", weighting="mine")), weightings=(own,))
     assert config.weightings_of(config.click_arms)[1] == Weighting("n", measure=Measure.NOVELTY, strength=0.1)
@@ -592,7 +592,7 @@ def test_an_arm_names_a_policy_and_one_that_is_none_is_refused_with_those_there_
         RankerConfig(click_arms=(Arm("uniform", weighting="rho_gate"),))
 
 
-def test_what_is_stacked_adds_to_the_first_policys_logit_and_learns_only_what_it_adds() -> None:
+def test_what_is_stacked_adds_to_the_first_arms_logit_and_learns_only_what_it_adds() -> None:
     bank, plain = Bank([UNIFORM, Arm("s", alpha=0.3)], BITS, inputs=[Input.NONE, Input.STACKED]), Bank([UNIFORM], BITS)
     rng = np.random.default_rng(40)
     added = np.zeros(2)

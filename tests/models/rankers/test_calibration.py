@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.rankers.calibration import Platt
 
 DELAY = 40  # slates in flight: their labels are not known yet
@@ -63,7 +63,7 @@ def test_what_is_calibrated_already_loses_less_than_a_twentieth_of_a_percent(mea
     q, labels = stream(1.0, 0.0, 24_000, seed, mean)
     after, before = run(q, labels, Platt(1)), sigmoid(q.reshape(-1).astype(np.float64))
     flat = labels.ravel()
-    assert exact.logloss(flat, after) <= exact.logloss(flat, before) * 1.0005
+    assert formulas.logloss(flat, after) <= formulas.logloss(flat, before) * 1.0005
 
 
 def test_a_shift_of_the_truth_is_followed() -> None:
@@ -100,7 +100,7 @@ def test_it_agrees_with_the_mode_of_the_posterior_of_all_labels() -> None:
     assert [platt.a[0], platt.b[0]] == pytest.approx(theta, abs=0.01)
 
 
-def test_policies_do_not_see_each_other_and_rows_that_are_not_learned_do_not_count() -> None:
+def test_arms_do_not_see_each_other_and_rows_that_are_not_learned_do_not_count() -> None:
     q, labels = stream(0.7, 0.5, 500, seed=10)
     both = np.concatenate((q, q - 1), axis=2)
     alone, pair = Platt(1), Platt(2)

@@ -43,7 +43,7 @@ def learned(many: int, abstain_below: int = 0) -> Head:
     return head
 
 
-def test_what_is_served_is_the_mean_of_the_calibrated_policies_by_the_weights_of_the_mixture() -> None:
+def test_what_is_served_is_the_mean_of_the_calibrated_arms_by_the_weights_of_the_mixture() -> None:
     head = learned(6_000)  # past the probation of the mixture
     vectors, _ = slates(1, seed=2)[0]
     q, rank = head.models.predict(vectors)
@@ -187,7 +187,7 @@ def column(head: Head, k: int) -> NDArray[np.float64]:
     return np.asarray(head.models.state()["table"][:, :, k])
 
 
-def test_without_a_score_every_policy_of_the_teacher_is_uniform_bit_for_bit() -> None:
+def test_without_a_score_every_arm_of_the_teacher_is_uniform_bit_for_bit() -> None:
     silent, plain = head(), plain_head((Arm("uniform", alpha=0.2),))
     World(1).teach(silent, 500, versions=())
     World(1).teach(plain, 500, versions=())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from heft.models.evaluate import formulas as exact
+from heft.models.evaluate import formulas
 from heft.models.rankers.mixture import Hedge
 
 SIZE = 25
@@ -40,7 +40,7 @@ def serve(p: NDArray[np.float64], labels: NDArray[np.uint8], hedge: Hedge, fligh
 
 
 def loss(labels: NDArray[np.uint8], p: NDArray[np.float64]) -> float:
-    return exact.logloss(labels.ravel(), p.ravel())
+    return formulas.logloss(labels.ravel(), p.ravel())
 
 
 def test_half_the_prior_is_on_uniform_and_weights_sum_to_one() -> None:
@@ -153,7 +153,7 @@ def test_a_million_slates_leave_the_weights_sound() -> None:
     assert weights[3] > 0.99  # the arm that was right of late, after half a million times wrong
 
 
-def test_an_empty_slate_changes_nothing_and_a_single_policy_is_served_as_it_is() -> None:
+def test_an_empty_slate_changes_nothing_and_a_single_arm_is_served_as_it_is() -> None:
     hedge = Hedge(("uniform",))
     p = np.array([[0.3], [0.2]])
     hedge.learn(p[:0], np.zeros(0, np.uint8))
@@ -188,7 +188,7 @@ def test_after_each_slate_a_share_for_each_nat_that_uniform_lost_flows_back_to_t
 # -------------------------------------------------------------------- who is believed
 
 
-def test_a_policy_that_never_is_to_be_served_has_no_weight_however_good_it_is() -> None:
+def test_an_arm_that_never_is_to_be_served_has_no_weight_however_good_it_is() -> None:
     p, labels = world(3_000, seed=9)
     hedge = Hedge(ARMS, served=np.array([True, False, True, True]))
     served = serve(p, labels, hedge, flight=0)
@@ -263,7 +263,7 @@ def test_what_happens_on_probation_benches_nobody() -> None:
     assert hedge.sequence.slates[1:4].tolist() == [0, 0, 0]
 
 
-def test_a_newborn_policy_waits_is_charged_nothing_and_enters_with_its_prior() -> None:
+def test_a_newborn_arm_waits_is_charged_nothing_and_enters_with_its_prior() -> None:
     p, labels = world(3_000, seed=14)
     hedge = Hedge(ARMS, probation=10_000)
     serve(p[:1_000], labels[:1_000], hedge, flight=0)
@@ -278,7 +278,7 @@ def test_a_newborn_policy_waits_is_charged_nothing_and_enters_with_its_prior() -
     assert not hedge.benched[3]
 
 
-def test_what_was_shown_before_a_policy_was_born_is_no_part_of_its_probation() -> None:
+def test_what_was_shown_before_an_arm_was_born_is_no_part_of_its_probation() -> None:
     p, labels = world(3_000, seed=14)
     hedge = Hedge(ARMS, probation=2_000)
     serve(p[:1_000], labels[:1_000], hedge, flight=0)
@@ -318,7 +318,7 @@ def test_one_bad_stretch_convicts_a_mixture_once_however_much_is_in_flight(fligh
     assert len(convicted(flight, 30_000)) == 1
 
 
-def test_a_policy_born_while_the_mixture_is_on_probation_does_not_have_it_convicted_again() -> None:
+def test_an_arm_born_while_the_mixture_is_on_probation_does_not_have_it_convicted_again() -> None:
     assert len(convicted(0, 12_000, born_at=1_000)) == 1
 
 

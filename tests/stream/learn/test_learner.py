@@ -355,7 +355,7 @@ def test_a_learner_whose_teacher_is_in_use_is_the_same_learned_again_or_cut_and_
     assert straight.click.teacher.version == VERSION
 
 
-def test_scores_change_nothing_of_uniform_and_reach_the_policies_that_read_them() -> None:
+def test_scores_change_nothing_of_uniform_and_reach_the_arms_that_read_them() -> None:
     plain, taught = learned(RECORDS), learned(scored(RECORDS), TAUGHT)
     for head, other in ((plain.click, taught.click), (plain.order, taught.order)):
         assert np.array_equal(head.models.state()["table"][:, :, 0], other.models.state()["table"][:, :, 0])
