@@ -18,7 +18,7 @@ from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 
 from heft.stream.kafka.batch_consumer import TP
-from heft.stream.kafka.local_broker import running_broker
+from heft.stream.kafka.local_broker import kafka_available, running_broker
 from heft.stream.kafka.offsets import Bounds, OffsetGoneError
 from tests.support.places import ROOT
 
@@ -28,7 +28,8 @@ PARTITIONS = 2
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[str]:
-    with running_broker("tansu") as bootstrap:
+    # Tansu was seen to keep a killed member's partition for longer than a minute: who tests rebalances tests Kafka's.
+    with running_broker("kafka" if kafka_available() else "tansu") as bootstrap:
         yield bootstrap
 
 
@@ -194,14 +195,13 @@ def test_an_offset_that_retention_took_names_what_is_there() -> None:
 @pytest.mark.slow
 def test_partitions_move_between_workers_that_are_killed_and_no_record_is_taken_twice_or_left_out(scene: Scene) -> None:
     scene.worker()
-    other = scene.worker()
     for _ in range(3):
-        before = len(scene.notes())
+        other = scene.worker()
+        _until(lambda pid=other.pid: any(note["pid"] == pid and note.get("assigned") for note in scene.notes()), 60)
         scene.publish(2000)
-        _until(lambda before=before: len(scene.notes()) > before + 2)
+        _until(lambda pid=other.pid: any(note["pid"] == pid and "partition" in note for note in scene.notes()))
         other.kill()
         other.wait()
-        other = scene.worker()
     scene.publish(2000)
     scene.read_to(6000, 60)
     assert [scene.seen(p) for p in range(PARTITIONS)] == [list(range(6000))] * PARTITIONS
@@ -260,9 +260,9 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
     @app.timer(0.1)
     async def note_what_is_left() -> None:
         consumer = consumer_of(app)
-        left = {
-            tp: end - consumer.next_offset(tp) for tp, end in (await consumer.end_offsets(consumer.assigned)).items()
-        }
+        ends = await consumer.end_offsets(consumer.assigned)
+        # A rebalance may have come while the ends were fetched.
+        left = {tp: end - consumer.next_offset(tp) for tp, end in ends.items() if tp in consumer.assigned}
         note(behind=[left[tp] for tp in sorted(left)])
 
     @app.timer(0.1)
