@@ -1,8 +1,9 @@
 """Faust's Kafka consumer, in whole batches, from the offsets of our own snapshots.
 
 Faust's cost is per message, so a message here is a `Batch`: the records of one partition that have come. At every
-assignment the consumer asks the stages where to start. It hands out a partition only while that is not held and its
-last batches are done. It commits for lag tools alone: commits are never read back from the broker.
+assignment the stages are opened beside the consumer, which sends heartbeats from the first second on, however long that
+takes; a partition is read from when its stage says where. It is handed out only while it is not held and its last
+batches are done. The consumer commits for lag tools alone: commits are never read back from the broker.
 
 Faust's loop, the consumer's own thread (consumer_thread.py) and rebalances run side by side. Every seek raises an
 epoch, and records taken from aiokafka before the last seek are thrown away: none is handed out twice or left out.
@@ -41,6 +42,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+_SEEKING = -1
+"""Stands for the epoch while a seek is under way: nothing is handed out then."""
+
 BATCHES_AHEAD = 2
 """How many batches of one partition may be handed out and not done: one in work, one waiting."""
 
@@ -74,11 +78,18 @@ class App(faust.App):
         """Make none of Faust's folders: they are for tables, which stages do not have, and a kill would leave them."""
 
 
-OffsetsFor: TypeAlias = Callable[[set[TP]], Awaitable[Mapping[TP, int | None]]]
-"""Returns where to start each assigned partition; ``None`` or a negative number: at its beginning."""
+Starts: TypeAlias = Mapping[TP, int | None]
+"""Where to start partitions; ``None`` or a negative number: at their beginning."""
+
+OnAssigned: TypeAlias = Callable[[set[TP], int], Awaitable[Iterable[Coroutine[Any, Any, Starts]]]]
+"""Called with all partitions of this worker and the generation of the group; must not take long.
+
+Returns what opens them: each coroutine runs beside the others, and its partitions are read as soon as it returns. All
+that are not done are cancelled when the partitions are taken away.
+"""
 
 OnRevoked: TypeAlias = Callable[[set[TP]], Awaitable[None]]
-"""Awaited before the partitions go to another worker."""
+"""Awaited before the partitions may go to another worker, when none of their batches is handed out any more."""
 
 
 class BatchConsumer(faust_aiokafka.Consumer):
@@ -92,15 +103,16 @@ class BatchConsumer(faust_aiokafka.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         transport = cast(_Transport, self.transport)
-        self._offsets_for = transport.offsets_for
+        self._on_assigned = transport.on_assigned
         self._on_revoked = transport.on_revoked
         self._accept_loss = transport.accept_loss
         self.lost: Counter[TP] = Counter()
-        self._epoch = -1
+        self._epoch = _SEEKING
         self._positions: dict[TP, int] = {}
         self._held: set[TP] = set()
         self._in_hand: Counter[TP] = Counter()
         self._changed = asyncio.Event()
+        self._opening: list[asyncio.Task[None]] = []
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -148,8 +160,9 @@ class BatchConsumer(faust_aiokafka.Consumer):
     # ---------------------------------------------------------------- assignments
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Stop handing out, then let the stages finish what they have in hand and save it."""
+        """Stop handing out and opening, then let the stages finish what they have in hand."""
         await super().on_partitions_revoked(revoked)
+        await self._stop_opening()
         try:
             await self._on_revoked(set(revoked))
         except Exception as error:
@@ -159,25 +172,45 @@ class BatchConsumer(faust_aiokafka.Consumer):
         self._forget_hands()
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Ask the stages where to start, once for each generation of the group; later seeks go by memory."""
+        """Begin to open the stages: aiokafka sends the first heartbeat only when this has returned."""
+        await self._stop_opening()
         self._forget_hands()
         self._positions = {}
         try:
-            self._positions = await self._starts(set(assigned))
+            await self._in_thread(self._thread.hold(assigned))
+            opening = await self._on_assigned(set(assigned), generation_id)
         except Exception as error:
             # If raised here, aiokafka would only log it and read the partition from anywhere.
             await self.crash(error)
             return
         await super().on_partitions_assigned(assigned, generation_id)
+        self._opening = [asyncio.create_task(self._open_and_read(each)) for each in opening]
 
-    async def _starts(self, assigned: set[TP]) -> dict[TP, int]:
-        if not assigned:
-            return {}
-        wanted = await self._offsets_for(assigned)
-        beginnings = await self._in_thread(self._thread.beginnings(assigned))
+    async def on_stop(self) -> None:
+        """Leave nothing behind that is still opening."""
+        await self._stop_opening()
+        await super().on_stop()
+
+    async def _stop_opening(self) -> None:
+        opening, self._opening = self._opening, []
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
+
+    async def _open_and_read(self, opening: Coroutine[Any, Any, Starts]) -> None:
+        try:
+            starts = await self._starts(await opening)
+        except Exception as error:
+            await self.crash(error)
+            return
+        self._positions |= starts
+        await self.perform_seek()
+        self._changed.set()
+
+    async def _starts(self, wanted: Starts) -> dict[TP, int]:
+        beginnings = await self._in_thread(self._thread.beginnings(wanted))
         starts = {}
-        for tp in assigned:
-            offset = wanted.get(tp)
+        for tp, offset in wanted.items():
             if offset is None or offset < 0:
                 offset = beginnings[tp]
             elif offset < beginnings[tp]:  # beyond the end is noticed with the first fetch
@@ -201,7 +234,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
 
     async def perform_seek(self) -> None:
         """Seek to where the stages are. Faust calls this after every rebalance, before records flow."""
-        self._epoch = await self._in_thread(self._thread.seek_all(self._positions))
+        self._epoch = _SEEKING  # what was taken before is void from now on, and positions do not move meanwhile
+        self._epoch = await self._in_thread(self._thread.seek_all(dict(self._positions)))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek to where the stages are and return that: the broker's commits do not count here."""
@@ -321,7 +355,7 @@ class _Transport(faust_aiokafka.Transport):
     Consumer = BatchConsumer
     Producer = _Producer
     client: Mapping[str, Any]
-    offsets_for: OffsetsFor
+    on_assigned: OnAssigned
     on_revoked: OnRevoked
     accept_loss: bool
 
@@ -345,7 +379,7 @@ def faust_settings() -> dict[str, Any]:
 def drive(
     app: faust.App,
     client: Mapping[str, Any],
-    offsets_for: OffsetsFor,
+    on_assigned: OnAssigned,
     on_revoked: OnRevoked,
     *,
     accept_loss: bool = False,
@@ -359,16 +393,16 @@ def drive(
         ``consumer_of(app).done(batch)`` for every `Batch` they have dealt with.
     client
         How to connect: ``bootstrap_servers`` and security, as aiokafka's clients take them.
-    offsets_for
-        Returns where to start; called once for each generation of the group, with all partitions assigned.
+    on_assigned
+        Returns what opens the partitions; called once for each generation of the group, with all that are assigned.
     on_revoked
-        Awaited when partitions are taken away, after which none of their batches is handed out.
+        Awaited when partitions are taken away. None of their batches is handed out any more.
     accept_loss
         Whether to go on, and count in ``consumer.lost``, where records to go on from are gone.
     """
     transport = _Transport(app.conf.broker_consumer, app)
     transport.client, transport.accept_loss = client, accept_loss
-    transport.offsets_for, transport.on_revoked = offsets_for, on_revoked
+    transport.on_assigned, transport.on_revoked = on_assigned, on_revoked
     app.transport = transport
 
 

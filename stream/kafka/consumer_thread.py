@@ -105,12 +105,23 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         for waiter in list(fetcher._fetch_waiters):
             fetcher._notify(waiter)
 
-    async def seek_all(self, offsets: Mapping[TP, int]) -> int:
-        """Seek, and return the new epoch: what was taken in an older one is void."""
+    async def hold(self, tps: Iterable[TP]) -> None:
+        """Fetch nothing of these partitions until `seek_all` says from where; no committed offset counts meanwhile."""
         consumer = self._ensure_consumer()
         self.epoch += 1
+        for tp in tps:
+            consumer.pause(TopicPartition(*tp))
+            consumer.seek(tp, 0)
+
+    async def seek_all(self, offsets: Mapping[TP, int]) -> int:
+        """Seek and fetch, and return the new epoch: what was taken in an older one is void."""
+        consumer = self._ensure_consumer()
+        assigned = consumer.assignment()
+        self.epoch += 1
         for tp, offset in offsets.items():
-            consumer.seek(tp, offset)
+            if tp in assigned:
+                consumer.seek(tp, offset)
+                consumer.resume(TopicPartition(*tp))
         return self.epoch
 
     async def ends(self, tps: Iterable[TP]) -> dict[TP, int]:

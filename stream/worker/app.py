@@ -41,7 +41,7 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
         **faust_settings(),
     )
     worker = Worker(app, config, LossPolicy(accept_loss))
-    drive(app, worker.client, worker.offsets_for, worker.on_revoked, accept_loss=accept_loss)
+    drive(app, worker.client, worker.assigned, worker.revoked, accept_loss=accept_loss)
 
     async def run(stream: Any) -> None:
         try:

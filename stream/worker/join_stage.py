@@ -104,6 +104,10 @@ class JoinStage:
             await self._go_on_after(start, marker, owner)
         self.healthy, self.dirty = True, True  # the next snapshot saves repeating all this
         self._rollbacks += losses.of(*partitions) > gaps
+        return self.offsets()
+
+    def offsets(self) -> Mapping[TP, int | None]:
+        """Return where each input goes on."""
         return dict(zip(self.tps, self.joiner.offsets, strict=True))
 
     async def take(self, batch: Batch) -> None:
@@ -193,7 +197,9 @@ class JoinStage:
         if tuple(state["inputs"]) != self.inputs:
             msg = f"{name.file}: made from the topics {state['inputs']}, the configuration names {list(self.inputs)}"
             raise RecoveryError(msg)
-        self.joiner = Joiner.restore(self.config, self.inputs, state["joiner"], *self._decode)
+        self.joiner = await asyncio.to_thread(
+            Joiner.restore, self.config, self.inputs, state["joiner"], *self._decode
+        )  # fmt: skip
         self._keys = {shard: _key(key) for shard, key in state["keys"]}
         self._fingerprints = [TopicFingerprint(tp, *each) for tp, each in zip(self.tps, state["seen"], strict=True)]
         self._output_fingerprint = TopicFingerprint(self._samples, *state["written"])

@@ -47,7 +47,8 @@ class LearnStage:
         found = await self.connections.store.latest(f"learn-{self.shard}", self.config.lineage)
         if found is not None:
             name, state, segments = found
-            self.learner = Learner.restore(self.config, state["learner"], segments)
+            # Beside the event loop: the other stages, and the producer, go on meanwhile.
+            self.learner = await asyncio.to_thread(Learner.restore, self.config, state["learner"], segments)
             self.reader = ScoredReader.restore(state["reader"])
             self._fingerprint = TopicFingerprint(self.tp, *state["seen"])
             self._offset, self._rollbacks = state["offset"], name.rollbacks
@@ -55,6 +56,10 @@ class LearnStage:
         self._offset = await self._fingerprint.verify(self.connections, self._offset)
         self._rollbacks += self.connections.losses.of(self.tp) > gaps
         self.healthy = True
+        return self.offsets()
+
+    def offsets(self) -> Mapping[TP, int | None]:
+        """Return where the shard goes on."""
         return {self.tp: self._offset}
 
     async def take(self, batch: Batch) -> None:

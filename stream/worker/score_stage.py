@@ -90,6 +90,10 @@ class ScoreStage:
         self._rollbacks += self.connections.losses.of(self.tp) > gaps
         self._resume_points = [self._resume_point()]
         self.healthy = True
+        return self.offsets()
+
+    def offsets(self) -> Mapping[TP, int | None]:
+        """Return where the partition goes on."""
         return {self.tp: self._offset}
 
     async def take(self, batch: Batch) -> None:

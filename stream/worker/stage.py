@@ -119,6 +119,10 @@ class Stage(Protocol):
         """Restore the newest snapshot; return where to go on in each input."""
         ...
 
+    def offsets(self) -> Mapping[TP, int | None]:
+        """Return where each input goes on now."""
+        ...
+
     async def take(self, batch: Batch) -> None:
         """Pass a batch through the stage, and write what comes out."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from heft.stream.config.settings import Config
 from heft.stream.events.messages import MAX_MESSAGE_BYTES, ScoredReader
-from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, consumer_of
+from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
 from heft.stream.kafka.connect import client_settings
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
@@ -88,6 +88,9 @@ class Worker:
         self._ends: dict[TP, int] = {}
         self._connections: Connections | None = None
         self._changing = asyncio.Lock()  # assignments, revocations and the stop happen one after another
+        self._connecting = asyncio.Lock()
+        self._generation = -1
+        self._opening = 0
         self._stopping = False
         self._closed = False
         self._settled = False
@@ -103,39 +106,68 @@ class Worker:
 
     # ---------------------------------------------------------------- partitions come and go
 
-    async def offsets_for(self, assigned: set[TP]) -> dict[TP, int | None]:
-        """Open the stages of these partitions; return where each input goes on."""
+    async def assigned(self, tps: set[TP], generation: int) -> list[Coroutine[Any, Any, Starts]]:
+        """Take over an assignment; return what opens its stages, one after the other where that is due.
+
+        A stage that this worker had in the generation before stays open: nobody else can have had it in between. It is
+        read on from where it is, and only stages that are new here are restored.
+        """
         async with self._changing:
             if self._closed:
-                return {}
+                return []
+            keys = {self._key(tp) for tp in tps}
+            self._check_complete(tps, keys)
+            unbroken = generation == self._generation + 1
+            for key in sorted(self.open_stages):
+                if key not in keys or not unbroken or not self.open_stages[key].stage.healthy:
+                    self._forget(key)
+            self._generation, self._opening = generation, len(keys - self.open_stages.keys())
+            return [self._open_stage(key) for key in sorted(keys)]
+
+    async def _open_stage(self, key: StageKey) -> Starts:
+        """Open the stage of a partition, unless it is open; return where each of its inputs goes on."""
+        kept = self.open_stages.get(key)
+        if kept is not None:
+            kept.taken_at = dict.fromkeys(kept.taken_at, monotonic())
+            return kept.stage.offsets()
+        connections = await self._connect()
+        opened = OpenStage(self._new(key, connections))
+        gaps = self.losses.gaps.total()
+        try:
+            starts = await opened.stage.open()
+            if self.losses.gaps.total() > gaps:
+                # What is done from here on cannot be done again from older snapshots.
+                await self._save_at_once(opened.stage)
+        except StoreError:
+            if not self._stopping:
+                raise
+            return {}
+        opened.taken_at = dict.fromkeys(starts, monotonic())
+        self.open_stages[key] = opened
+        self._opening -= 1
+        if not self._opening:
+            self._settle()
+        return starts
+
+    async def _connect(self) -> Connections:
+        async with self._connecting:
             if self._connections is None:
                 producer = new_producer(self.client)
                 await producer.start()
                 self._connections = Connections(self.client, producer, self._store, self.losses)
-            keys = {self._key(tp) for tp in assigned}
-            self._check_complete(assigned, keys)
-            opened = {key: OpenStage(self._new(key, self._connections)) for key in sorted(keys)}
-            gaps = self.losses.gaps.total()
-            try:
-                starts = await asyncio.gather(*[each.stage.open() for each in opened.values()])
-                if self.losses.gaps.total() > gaps:
-                    # What is done from here on cannot be done again from older snapshots.
-                    await self._save_at_once([each.stage for each in opened.values()])
-            except StoreError:
-                if not self._stopping:
-                    raise
-                return {}
-            now = monotonic()
-            for each, offsets in zip(opened.values(), starts, strict=True):
-                each.taken_at = dict.fromkeys(offsets, now)
-            self.open_stages = opened
-            self._settle()
-            return {tp: offset for offsets in starts for tp, offset in offsets.items()}
+            return self._connections
 
-    async def on_revoked(self, revoked: set[TP]) -> None:
-        """Let each stage finish what it has in hand, save it, and forget it."""
+    async def revoked(self, tps: set[TP]) -> None:
+        """Let each stage finish what it has in hand. They stay open: the next assignment says which of them go."""
         async with self._changing:
-            await self._close({self._key(tp) for tp in revoked})
+            for key in {self._key(tp) for tp in tps} & self.open_stages.keys():
+                async with self.open_stages[key].lock:
+                    pass
+
+    def _forget(self, key: StageKey) -> None:
+        """Drop a stage that another worker has now, which goes on from the newest snapshot and the log."""
+        self.open_stages.pop(key)
+        self._store.forget(f"{key[0]}-{key[1]}")
 
     async def close(self) -> None:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
@@ -143,22 +175,20 @@ class Worker:
         self._store.stop_waiting()
         async with self._changing:
             self._closed = True
-            await self._close(set(self.open_stages))
+            await self._close_all()
             self._store.close()
             if self._scoring is not None:
                 self._scoring.stop()
             if self._connections is not None:
                 await self._connections.producer.stop()
 
-    async def _close(self, keys: set[StageKey]) -> None:
-        for key in sorted(keys):
-            closing = self.open_stages.pop(key, None)
-            if closing is not None:
-                async with closing.lock:
-                    if closing.stage.healthy and closing.stage.dirty:
-                        pending = await closing.stage.pending()
-                        await self._write(pending)  # where this fails, what came since the last one is done again
-                        self._store.forget(pending.name.owner)
+    async def _close_all(self) -> None:
+        for key in sorted(self.open_stages):
+            closing = self.open_stages.pop(key)
+            async with closing.lock:
+                if closing.stage.healthy and closing.stage.dirty:
+                    # Where this fails, what came since the last one is done again.
+                    await self._write(await closing.stage.pending())
 
     def _key(self, tp: TP) -> StageKey:
         return self._stage_of[tp.topic], tp.partition
@@ -224,7 +254,7 @@ class Worker:
             for opened in self.open_stages.values()
             if isinstance(opened.stage, JoinStage)
             for tp, at in opened.taken_at.items()
-            if monotonic() - at >= idle_after and self.consumer.idle_hand(tp) and not opened.stage.idle(tp)
+            if monotonic() - at >= idle_after and self._dry(tp) and not opened.stage.idle(tp)
         ]
         if not quiet:
             return
@@ -234,9 +264,12 @@ class Worker:
         for opened, stage, tp in quiet:
             async with opened.lock:
                 still = generation == self.app.consumer_generation_id and opened in self.open_stages.values()
-                if still and self.consumer.idle_hand(tp) and self.consumer.next_offset(tp) >= ends[tp]:
+                if still and self._dry(tp) and self.consumer.next_offset(tp) >= ends[tp]:
                     await stage.tick(tp, round(time() * 1000))
                     self._align(stage)
+
+    def _dry(self, tp: TP) -> bool:
+        return tp in self.consumer.assigned and self.consumer.idle_hand(tp)
 
     # ---------------------------------------------------------------- snapshots
 
@@ -260,10 +293,9 @@ class Worker:
         """Return how long to wait until `save`: the interval, or less where a failed snapshot is to be tried again."""
         return self._store.pause_seconds(self.config.snapshots.interval_ms / 1000)
 
-    async def _save_at_once(self, stages: Iterable[Stage]) -> None:
-        for stage in stages:
-            pending = await stage.pending()
-            await self._store.save(pending.name, pending.state, pending.segments)
+    async def _save_at_once(self, stage: Stage) -> None:
+        pending = await stage.pending()
+        await self._store.save(pending.name, pending.state, pending.segments)
 
     def _settle(self) -> None:
         """Spare the cyclic collector what stays for good: modules, compiled kernels, restored state.

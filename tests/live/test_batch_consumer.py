@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.structs import OffsetAndMetadata
 
-from heft.stream.kafka.batch_consumer import TP
+from heft.stream.kafka.batch_consumer import TP, Starts
 from heft.stream.kafka.local_broker import kafka_available, running_broker
 from heft.stream.kafka.offsets import Bounds, OffsetGoneError
 from tests.support.places import ROOT
@@ -171,6 +172,13 @@ def test_a_held_partition_waits_and_loses_nothing(scene: Scene) -> None:
 
 
 @pytest.mark.slow
+def test_a_partition_that_takes_longer_to_open_than_a_session_lasts_is_opened_once(scene: Scene) -> None:
+    scene.worker("slow")
+    scene.read_to(2000)
+    assert [note["assigned"] for note in scene.notes() if "assigned" in note] == [[0, 1]]
+
+
+@pytest.mark.slow
 def test_an_exception_in_an_agent_ends_the_process_with_its_traceback(scene: Scene) -> None:
     worker = scene.worker("fail")
     assert worker.wait(30) not in (0, None)
@@ -221,10 +229,16 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         with (folder / "notes").open("a") as notes:
             notes.write(json.dumps({"pid": os.getpid(), **fields}) + "\n")
 
-    async def offsets_for(tps: set[TP]) -> dict[TP, int | None]:
-        note(assigned=sorted(tp.partition for tp in tps))
-        files = {tp: folder / f"p{tp.partition}" for tp in tps}
-        return {tp: int(file.read_text()) if file.exists() else None for tp, file in files.items()}
+    async def open_one(tp: TP) -> Starts:
+        opened = time.monotonic()
+        while mode == "slow" and time.monotonic() < opened + 9:
+            await asyncio.sleep(0.1)  # longer than a session
+        file = folder / f"p{tp.partition}"
+        return {tp: int(file.read_text()) if file.exists() else None}
+
+    async def on_assigned(tps: set[TP], generation: int) -> list[Coroutine[Any, Any, Starts]]:
+        note(assigned=sorted(tp.partition for tp in tps), generation=generation)
+        return [open_one(tp) for tp in tps]
 
     async def on_revoked(tps: set[TP]) -> None:
         if tps:
@@ -246,7 +260,7 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         unfinished.write_text(str(batch.end_offset))
         unfinished.rename(file)
 
-    drive(app, {"bootstrap_servers": broker}, offsets_for, on_revoked)
+    drive(app, {"bootstrap_servers": broker}, on_assigned, on_revoked)
 
     @app.agent(app.topic(topic, acks=False))
     async def read(stream: Any) -> None:
