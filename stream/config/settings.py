@@ -82,6 +82,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Consumer group of the workers: those that share it share the work."""
     session_timeout_ms: Milliseconds = 6_000
     """A worker that is silent for so long has lost its partitions."""
+    patience_ms: Milliseconds = 600_000
+    """How long brokers may take no record before the worker ends; meanwhile each is sent again."""
     partitions: Positive = 4
     """Partitions of the inputs and of ``samples``, where heft makes the topics."""
     replication: Positive = 1

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
@@ -22,6 +22,7 @@ from heft.stream.events import due_header, messages
 from heft.stream.events.messages import Message
 from heft.stream.kafka.batch_consumer import TP, Received
 from heft.stream.kafka.offsets import PATIENCE_SECONDS, Bounds, OffsetGoneError, bounds_of, settled
+from heft.stream.kafka.patient_producer import PatientProducer
 
 
 class FencedError(RuntimeError):
@@ -120,12 +121,12 @@ class Writer:
     client
         The arguments that every aiokafka client is given.
     producer
-        Writes the messages; not idempotent.
+        Writes the messages.
     tp
         The partition to write.
     """
 
-    def __init__(self, client: Mapping[str, Any], producer: AIOKafkaProducer, tp: TP) -> None:
+    def __init__(self, client: Mapping[str, Any], producer: PatientProducer, tp: TP) -> None:
         self.owner = Owner()
         self.tp = tp
         self.next_offset = -1
@@ -180,10 +181,8 @@ class Writer:
         return at
 
     async def _send(self, value: bytes, due_since_ms: int | None = None) -> int:
-        sent = await self._producer.send_and_wait(
-            self.tp.topic, value, partition=self.tp.partition, headers=due_header.headers(due_since_ms)
-        )
-        return int(sent.offset)
+        headers = due_header.headers(due_since_ms)
+        return await self._producer.send(self.tp.topic, value, self.tp.partition, headers)
 
     async def _look_between(self, start: int, end: int) -> None:
         async with Cursor(self._client, self.tp, start) as log:

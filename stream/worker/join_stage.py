@@ -181,9 +181,8 @@ class JoinStage:
 
     async def _write_rejected(self) -> None:
         """Send all and wait for all at once: one by one, a shop that sends broken records would slow the join down."""
-        producer, topic = self.connections.producer, self._rejected_topic
         values = [rejected_record(self.tps[each.input], each) for each in self.joiner.rejected]
-        await asyncio.gather(*[await producer.send(topic, value) for value in values])
+        await self.connections.producer.send_all(self._rejected_topic, values)
         self.joiner.rejected.clear()
 
     # ---------------------------------------------------------------- recovery

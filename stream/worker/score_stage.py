@@ -123,9 +123,8 @@ class ScoreStage:
             await self._send(message.shard, scores, record.due_since_ms)
 
     async def _send(self, shard: int, message: Message, due_since_ms: int) -> None:
-        await self.connections.producer.send_and_wait(
-            self._scored, messages.encode(message), partition=shard, headers=due_header.headers(due_since_ms)
-        )
+        value, headers = messages.encode(message), due_header.headers(due_since_ms)
+        await self.connections.producer.send(self._scored, value, shard, headers)
 
     async def pending(self) -> PendingSnapshot:
         """Return the newest point before which no slate waits for scores."""

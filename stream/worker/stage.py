@@ -14,14 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from aiokafka import AIOKafkaProducer
-
 from heft.models.records import Record
 from heft.stream.events import messages
 from heft.stream.events.messages import GapError, Message, MessageError, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch, Received
 from heft.stream.kafka.offsets import OffsetGoneError
 from heft.stream.kafka.partition_log import Cursor
+from heft.stream.kafka.patient_producer import PatientProducer
 from heft.stream.state.codec import State
 from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import Name
@@ -73,7 +72,7 @@ class Connections(NamedTuple):
     """What the stages of a worker share: clients' settings, the producer, the snapshot store, and the loss policy."""
 
     client: Mapping[str, Any]
-    producer: AIOKafkaProducer
+    producer: PatientProducer
     store: PatientStore
     losses: LossPolicy
 

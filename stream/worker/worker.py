@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from heft.stream.config.settings import Config
-from heft.stream.events.messages import MAX_MESSAGE_BYTES, ScoredReader
+from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
 from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
 from heft.stream.score.requests import Clocks
@@ -37,17 +39,6 @@ StageKey: TypeAlias = tuple[StageName, int]
 
 _YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # Python's own defaults
 _ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is one in a quarter of an hour
-
-
-def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:
-    """Return the producer that all stages of a worker share, not started.
-
-    It is not idempotent: readers drop repeats themselves, and not every broker supports it. Its batches take as much
-    as our largest message: with aiokafka's 16 KB, rejected records of up to 64 KB would go one to a round trip.
-    """
-    return AIOKafkaProducer(
-        **client, acks="all", linger_ms=0, request_timeout_ms=30_000, max_batch_size=MAX_MESSAGE_BYTES
-    )
 
 
 class OpenStage:
@@ -152,7 +143,7 @@ class Worker:
     async def _connect(self) -> Connections:
         async with self._connecting:
             if self._connections is None:
-                producer = new_producer(self.client)
+                producer = PatientProducer(new_producer(self.client), self.config.kafka.patience_ms)
                 await producer.start()
                 self._connections = Connections(self.client, producer, self._store, self.losses)
             return self._connections
@@ -173,6 +164,8 @@ class Worker:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
         self._stopping = True
         self._store.stop_waiting()
+        if self._connections is not None:
+            self._connections.producer.stop_waiting()
         async with self._changing:
             self._closed = True
             await self._close_all()
@@ -260,7 +253,10 @@ class Worker:
             return
         generation = self.app.consumer_generation_id
         # Fetched after the wait: a record that was appended before it lies below these ends.
-        ends = await self.consumer.end_offsets([tp for _, _, tp in quiet])
+        try:
+            ends = await self.consumer.end_offsets([tp for _, _, tp in quiet])
+        except KafkaError:
+            return  # whether an input has run dry is not known while brokers are away
         for opened, stage, tp in quiet:
             async with opened.lock:
                 still = generation == self.app.consumer_generation_id and opened in self.open_stages.values()
@@ -321,7 +317,8 @@ class Worker:
         """Ask the broker how far the topics go, for the lag."""
         assigned = [tp for opened in list(self.open_stages.values()) for tp in opened.taken_at]
         if assigned:
-            self._ends = await self.consumer.end_offsets(assigned)
+            with contextlib.suppress(KafkaError):  # the lag stays as it was known; the consumer says what is wrong
+                self._ends = await self.consumer.end_offsets(assigned)
 
     def _observed(self) -> Observed:
         return Observed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -13,6 +14,7 @@ from aiokafka.errors import KafkaTimeoutError
 
 from heft.stream.join.config import JoinConfig
 from heft.stream.kafka.batch_consumer import TP, Batch, Received
+from heft.stream.kafka.patient_producer import BrokerAwayError, PatientProducer
 from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import SnapshotStore
 from heft.stream.worker.join_stage import JoinStage
@@ -28,9 +30,9 @@ class FarBroker:
         self.sent: list[bytes] = []
         self.round_trips = 0
         self._failing = failing
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[Any]] = []
 
-    async def send(self, topic: str, value: bytes) -> asyncio.Future[None]:
+    async def send(self, topic: str, value: bytes) -> asyncio.Future[Any]:
         assert topic == "rejected"
         loop = asyncio.get_running_loop()
         if not self._waiting:
@@ -39,8 +41,8 @@ class FarBroker:
         self.sent.append(value)
         return self._waiting[-1]
 
-    async def send_and_wait(self, topic: str, value: bytes) -> None:
-        await (await self.send(topic, value))
+    async def send_and_wait(self, topic: str, value: bytes, **_: Any) -> Any:
+        return await (await self.send(topic, value))
 
     def _acknowledge(self) -> None:
         self.round_trips += 1
@@ -49,14 +51,13 @@ class FarBroker:
             if number == self._failing:
                 future.set_exception(KafkaTimeoutError())
             else:
-                future.set_result(None)
+                future.set_result(SimpleNamespace(offset=number))
         self._waiting = []
 
 
 def stage(broker: Any, folder: Path) -> JoinStage:
-    connections = Connections(
-        {}, cast(AIOKafkaProducer, broker), PatientStore(SnapshotStore(str(folder)), 1_000), LossPolicy()
-    )
+    producer, store = PatientProducer(cast(AIOKafkaProducer, broker), 0), SnapshotStore(str(folder))
+    connections = Connections({}, producer, PatientStore(store, 1_000), LossPolicy())
     return JoinStage(connections, JoinConfig(), None, 0, ["clicks"], "samples", "rejected")
 
 
@@ -76,6 +77,6 @@ def test_all_rejected_records_of_a_batch_wait_for_one_round_trip_and_keep_their_
 
 def test_a_batch_is_done_only_when_every_rejected_record_is_acknowledged(tmp_path: Path) -> None:
     joining = stage(FarBroker(failing=3), tmp_path)
-    with pytest.raises(KafkaTimeoutError):
+    with pytest.raises(BrokerAwayError, match="rejected: the brokers took no record for"):
         asyncio.run(joining.take(wrong(5)))
     assert not joining.healthy

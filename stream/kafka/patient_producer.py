@@ -1,0 +1,125 @@
+"""The producer of a worker: what cannot be sent because brokers are away is sent again, until that lasts too long.
+
+A message may then lie in its topic twice. That is no harm: `stream.kafka.partition_log` and the readers of messages
+count a message once, and a broker that lost an acknowledgement does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from time import monotonic
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+
+from heft.stream.events.messages import MAX_MESSAGE_BYTES
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between two attempts, drawn from the upper half of a range that doubles."""
+
+_DOUBLINGS = 10
+_TIMEOUT_MS = 10_000  # of one attempt
+Headers = Sequence[tuple[str, bytes]]
+
+log = logging.getLogger("heft.producer")
+
+
+class BrokerAwayError(RuntimeError):
+    """Brokers took no record for too long. The message names the topic, the last error, and what to do."""
+
+
+def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:
+    """Return the producer that all stages of a worker share, not started; called in its event loop.
+
+    It is not idempotent: readers drop repeats themselves, and not every broker supports it. Its batches take as much as
+    our largest message: with aiokafka's 16 KB, rejected records of up to 64 KB would go one to a round trip.
+    """
+    return AIOKafkaProducer(
+        **client, acks="all", linger_ms=0, request_timeout_ms=_TIMEOUT_MS, max_batch_size=MAX_MESSAGE_BYTES
+    )
+
+
+class PatientProducer:
+    """Sends records and waits for all replicas, through the outages of brokers.
+
+    Parameters
+    ----------
+    producer
+        One of aiokafka, as `new_producer` makes it.
+    patience_ms
+        For how long a record may fail to be sent, in milliseconds.
+    clock
+        A monotonic clock in seconds.
+
+    Attributes
+    ----------
+    retries : int
+        How often a record was sent again.
+    """
+
+    def __init__(
+        self, producer: AIOKafkaProducer, patience_ms: int, clock: Callable[[], float] = monotonic
+    ) -> None:  # fmt: skip
+        self.retries = 0
+        self._producer = producer
+        self._patience = patience_ms / 1000
+        self._clock = clock
+        self._chance = Random()  # workers should not come back all at once
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._producer.start()
+
+    def stop_waiting(self) -> None:
+        """Send nothing again from now on: the next error is raised to whoever waits."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        """Send what waits, and disconnect."""
+        await self._producer.stop()
+
+    async def send(
+        self, topic: str, value: bytes, partition: int | None = None, headers: Headers = ()
+    ) -> int:  # fmt: skip
+        """Append a record and wait for all replicas; return its offset.
+
+        Raises
+        ------
+        BrokerAwayError
+            If brokers have been away for too long.
+        KafkaError
+            If they refuse the record for a reason that waiting does not mend.
+        """
+        since, times = self._clock(), 0
+        while True:
+            try:
+                sent = await self._producer.send_and_wait(topic, value, partition=partition, headers=list(headers))
+                return int(sent.offset)
+            except KafkaError as error:
+                times += 1
+                await self._wait(topic, since, times, error)
+
+    async def send_all(self, topic: str, values: Iterable[bytes]) -> None:
+        """Append records to any partitions of a topic, together; wait for all. Raises as `send` does."""
+        await asyncio.gather(*[self.send(topic, value) for value in values])
+
+    async def _wait(self, topic: str, since: float, times: int, error: KafkaError) -> None:
+        away = self._clock() - since
+        if self._stopping or not (error.retriable or isinstance(error, KafkaTimeoutError)):
+            raise error
+        if away >= self._patience:
+            msg = (
+                f"{topic}: the brokers took no record for {away:.0f} s, longer than kafka.patience; the last error: "
+                f"{error!r}. Start again when they answer: what was not written is made anew, and nothing is lost"
+            )
+            raise BrokerAwayError(msg) from error
+        self.retries += 1
+        log.warning("%s: a record could not be sent, attempt %d; it is sent again: %r", topic, times, error)
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(times - 1, _DOUBLINGS))
+        await asyncio.sleep(longest * self._chance.uniform(0.5, 1.0))

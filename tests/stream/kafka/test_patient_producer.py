@@ -1,0 +1,65 @@
+"""Records that brokers do not take are sent again until they do, or until that lasts too long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import chain, count, repeat
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError
+
+from heft.stream.kafka.patient_producer import BrokerAwayError, PatientProducer
+
+
+class Broker:
+    """What aiokafka's producer is, with brokers that answer as told: an error, or None for an acknowledgement."""
+
+    def __init__(self, answers: Iterator[Exception | None]) -> None:
+        self.taken: list[bytes] = []
+        self.attempts = 0
+        self._answers = answers
+
+    async def send_and_wait(self, _topic: str, value: bytes, **_: Any) -> Any:
+        self.attempts += 1
+        error = next(self._answers)
+        if error is not None:
+            raise error
+        self.taken.append(value)
+        return SimpleNamespace(offset=len(self.taken) - 1)
+
+
+def producer(broker: Broker, seconds: Callable[[], float], patience_ms: int = 60_000) -> PatientProducer:
+    return PatientProducer(cast(AIOKafkaProducer, broker), patience_ms, seconds)
+
+
+def test_a_record_that_brokers_did_not_take_is_sent_again_and_counted() -> None:
+    broker = Broker(iter([KafkaConnectionError("away"), KafkaTimeoutError(), None]))
+    patient = producer(broker, lambda: 0.0)
+    assert asyncio.run(patient.send("samples", b"a")) == 0
+    assert (broker.taken, patient.retries) == ([b"a"], 2)
+
+
+def test_brokers_that_stay_away_are_an_error_that_says_how_long_and_what_to_do() -> None:
+    broker, clock = Broker(repeat(KafkaConnectionError("nobody there"))), count(0.0, 40.0)
+    with pytest.raises(BrokerAwayError, match=r"samples: .* for 80 s, longer than kafka.patience; .*nobody there"):
+        asyncio.run(producer(broker, lambda: next(clock)).send("samples", b"a"))
+    assert broker.attempts == 2
+
+
+def test_what_waiting_does_not_mend_is_raised_at_once() -> None:
+    broker = Broker(chain([MessageSizeTooLargeError()], repeat(None)))
+    with pytest.raises(MessageSizeTooLargeError):
+        asyncio.run(producer(broker, lambda: 0.0).send("samples", b"a"))
+    assert broker.attempts == 1
+
+
+def test_a_worker_that_stops_waits_for_no_broker() -> None:
+    broker = Broker(repeat(KafkaConnectionError("away")))
+    patient = producer(broker, lambda: 0.0)
+    patient.stop_waiting()
+    with pytest.raises(KafkaConnectionError):
+        asyncio.run(patient.send("samples", b"a"))
