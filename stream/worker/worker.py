@@ -16,6 +16,7 @@ from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, cons
 from heft.stream.kafka.connect import client_settings
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
+from heft.stream.observe.health import Health
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
@@ -83,7 +84,8 @@ class Worker:
         snapshots = config.snapshots
         self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
         self.client = client_settings(config.kafka)
-        self.metrics = Metrics(self._observed)
+        self.health = Health(config.metrics.ready_lag)
+        self.metrics = Metrics(self._observed, self.health)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
         self._connections: Connections | None = None
@@ -114,10 +116,12 @@ class Worker:
                 self._connections = Connections(self.client, producer, self._store, self.losses)
             keys = {self._key(tp) for tp in assigned}
             self._check_complete(assigned, keys)
+            self.metrics.rebalances.inc()
+            self.health.assigned(keys)
             opened = {key: OpenStage(self._new(key, self._connections)) for key in sorted(keys)}
             gaps = self.losses.gaps.total()
             try:
-                starts = await asyncio.gather(*[each.stage.open() for each in opened.values()])
+                starts = await asyncio.gather(*[self._restore(key, each.stage) for key, each in opened.items()])
                 if self.losses.gaps.total() > gaps:
                     # What is done from here on cannot be done again from older snapshots.
                     await self._save_at_once([each.stage for each in opened.values()])
@@ -129,17 +133,27 @@ class Worker:
             for each, offsets in zip(opened.values(), starts, strict=True):
                 each.taken_at = dict.fromkeys(offsets, now)
             self.open_stages = opened
+            self.metrics.look()
             self._settle()
             return {tp: offset for offsets in starts for tp, offset in offsets.items()}
+
+    async def _restore(self, key: StageKey, stage: Stage) -> Mapping[TP, int | None]:
+        started = perf_counter()
+        offsets = await stage.open()
+        self.metrics.restored(key, perf_counter() - started)
+        return offsets
 
     async def on_revoked(self, revoked: set[TP]) -> None:
         """Let each stage finish what it has in hand, save it, and forget it."""
         async with self._changing:
-            await self._close({self._key(tp) for tp in revoked})
+            keys = {self._key(tp) for tp in revoked}
+            self.health.revoked(keys)
+            await self._close(keys)
 
     async def close(self) -> None:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
         self._stopping = True
+        self.health.stopping()
         self._store.stop_waiting()
         async with self._changing:
             self._closed = True
@@ -152,9 +166,11 @@ class Worker:
 
     async def _close(self, keys: set[StageKey]) -> None:
         for key in sorted(keys):
-            closing = self.open_stages.pop(key, None)
+            closing = self.open_stages.get(key)
             if closing is not None:
                 async with closing.lock:
+                    self.metrics.look()
+                    del self.open_stages[key]
                     if closing.stage.healthy and closing.stage.dirty:
                         pending = await closing.stage.pending()
                         await self._write(pending)  # where this fails, what came since the last one is done again
@@ -278,6 +294,7 @@ class Worker:
     async def _write(self, pending: PendingSnapshot) -> bool:
         written = await self._store.try_save(pending.name, pending.state, pending.segments)
         if written is None:
+            self.health.error(f"the snapshot store failed: {self._store.last_error}")
             return False
         self.metrics.snapshot_written(pending.name.owner, time(), written)
         await self.consumer.commit_offsets(pending.offsets)
@@ -290,6 +307,7 @@ class Worker:
         assigned = [tp for opened in list(self.open_stages.values()) for tp in opened.taken_at]
         if assigned:
             self._ends = await self.consumer.end_offsets(assigned)
+            self.health.lag(sum(self._lag().values()))
 
     def _observed(self) -> Observed:
         return Observed(
@@ -302,6 +320,7 @@ class Worker:
                 teacher=self._teacher_now(),
             ),
             readers=self._readers(),
+            opened={(name, number): opened for (name, number), opened in self.open_stages.items()},
         )
 
     def _teacher_now(self) -> TeacherNow | None:
@@ -309,8 +328,7 @@ class Worker:
         return None if scoring is None else TeacherNow(scoring.counts(), scoring.current.ready, scoring.waiting())
 
     def _open(self, name: StageName) -> Iterator[tuple[int, Stage]]:
-        # Called by a scrape in another thread, hence the copy.
-        for (stage_name, number), opened in list(self.open_stages.items()):
+        for (stage_name, number), opened in self.open_stages.items():
             if stage_name == name:
                 yield number, opened.stage
 
