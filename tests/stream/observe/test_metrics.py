@@ -193,3 +193,13 @@ def test_prometheus_is_told_of_the_default_port_and_of_those_that_the_readme_nam
     assert ports[0] == str(Config().metrics.port)
     assert f"{ports[0]} to {ports[-1]} are scraped" in readme
     assert f"HEFT_METRICS__PORT={ports[1]} heft worker" in readme
+
+
+def test_containers_open_the_port_of_the_worker_to_prometheus_and_grafana_to_nobody_as_its_admin() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    scraped = (ROOT / "monitoring" / "prometheus-compose.yml").read_text()
+    assert "HEFT_METRICS__ADDRESS: 0.0.0.0" in compose
+    assert f'HEFT_METRICS__PORT: "{Config().metrics.port}"' in compose
+    assert f"names: [worker], type: A, port: {Config().metrics.port}" in scraped
+    assert "GF_AUTH_ANONYMOUS_ORG_ROLE: Viewer" in compose
+    assert "GF_SECURITY_ADMIN_PASSWORD: ${GRAFANA_ADMIN_PASSWORD:?" in compose
