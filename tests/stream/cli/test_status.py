@@ -18,7 +18,7 @@ RUNNER = CliRunner()
 
 @pytest.fixture
 def health() -> Health:
-    return Health(most_lag=100)
+    return Health(most_lag=100, clock=lambda: 0.0)  # ages are 0, however slow the test
 
 
 @pytest.fixture
