@@ -33,9 +33,13 @@ def entropy(rate: float) -> float:
     return -rate * log(rate) - (1.0 - rate) * log(1.0 - rate) if 0.0 < rate < 1.0 else nan
 
 
-def _groups(labels: NDArray[np.uint8], scores: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the positives and the negatives of each distinct score, highest score first."""
-    order = np.argsort(scores)[::-1]
+def groups(
+    labels: NDArray[np.uint8], scores: Array, order: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the positives and the negatives of each distinct score, highest first; ``order`` sorts the scores."""
+    if not len(labels):
+        return np.zeros(0), np.zeros(0)
+    order = order[::-1]
     ordered = scores[order]
     ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(scores) - 1)
     positives = np.diff(np.cumsum(labels[order], dtype=np.float64)[ends], prepend=0.0)
@@ -70,12 +74,12 @@ def auc(labels: NDArray[np.uint8], scores: Array) -> float:
     >>> auc(np.array([0, 1, 0, 1], np.uint8), np.array([0.1, 0.4, 0.35, 0.8]))
     1.0
     """
-    return auc_of_groups(*_groups(labels, scores)) if len(labels) else nan
+    return auc_of_groups(*groups(labels, scores, np.argsort(scores)))
 
 
 def pr_auc(labels: NDArray[np.uint8], scores: Array) -> float:
     """Return the average precision, as scikit-learn's ``average_precision_score`` does."""
-    return pr_auc_of_groups(*_groups(labels, scores)) if len(labels) else nan
+    return pr_auc_of_groups(*groups(labels, scores, np.argsort(scores)))
 
 
 def ece_of_groups(n: NDArray[np.float64], positives: NDArray[np.float64], p: NDArray[np.float64]) -> float:

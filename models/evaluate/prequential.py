@@ -3,7 +3,7 @@
 Metrics are never weighted. A whole log is counted in bounded memory, in blocks of integer counts
 (`models.evaluate.tally`). When there are too many blocks, neighbours are merged and the block size doubles. So the
 second half of a log of unknown length can be cut out to within half a block: a sixteenth of the half at most. The last
-samples are kept as they are, and a window of them is measured exactly (`models.evaluate.formulas`) when asked.
+samples are kept as they are, and a window of them is measured exactly (`models.evaluate.newest`) when asked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from heft.models.bounded_names import BoundedNames
 from heft.models.evaluate import formulas
+from heft.models.evaluate.newest import NewestSamples
 from heft.models.evaluate.tally import (
     EDGE,
     OTHER_SURFACE,
@@ -29,6 +30,7 @@ from heft.models.evaluate.tally import (
     SliceCounters,
     Tally,
     count,
+    ess,
     weigh,
 )
 
@@ -285,35 +287,27 @@ class Prequential:
             out[name] = {"samples": n, "positives": positives, "arms": arms}
         return out
 
-    def window(self) -> dict[str, Any]:
-        """Return counts and exact metrics by arm of the last samples: ``window`` of them, in whole slates."""
+    def newest(self) -> NewestSamples:
+        """Return the last samples: ``window`` of them, in whole slates. What is added later changes nothing there."""
         first = int(np.searchsorted(self._starts[: self._slates + 1], max(self._rows - self._window, 0)))
         row = int(self._starts[first])
-        rows = slice(row, self._rows)
-        labels = self._labels[rows]
-        n, positives = len(labels), int(labels.sum())
-        entropy = formulas.entropy(positives / n) if n else nan
-        weight, user_sums = self._gauc(first, self._slates)
-        starts = self._starts[first : self._slates + 1]
-        slates, ranking = formulas.rankings(self._labels, self._rank, starts)
-        arms: dict[str, Metrics] = {}
-        for k, name in enumerate(self.arms):
-            p, rank = self._p[rows, k], self._rank[rows, k]
-            loss = formulas.logloss(labels, p)
-            arms[name] = {
-                "auc": formulas.auc(labels, p),
-                "logloss": loss,
-                "ne": loss / entropy,
-                "calibration": float(p.sum(dtype=np.float64)) / positives if positives else nan,
-                "ece": formulas.ece(labels, p),
-                "gauc": float(user_sums[k]) / weight if weight else nan,
-                "ndcg_at_10": float(ranking[0, k]) / slates if slates else nan,
-                "mrr": float(ranking[1, k]) / slates if slates else nan,
-                "auc_rank": formulas.auc(labels, rank),
-                "pr_auc": formulas.pr_auc(labels, p),
-                "ne_raw": formulas.raw_logloss(labels, self._raw[rows, k]) / entropy,
-            }
-        return {"samples": n, "positives": positives, "arms": arms}
+        # Rows are written once, and making room lays them out in new arrays: views stay as they are.
+        rows, slates = slice(row, self._rows), slice(first, self._slates)
+        starts = self._starts[first : self._slates + 1] - row
+        return NewestSamples(
+            self._labels[rows], self._p[rows], self._raw[rows], self._rank[rows], starts, self._users[slates]
+        )
+
+    def window(self) -> dict[str, Any]:
+        """Return counts and exact metrics by arm of the last samples."""
+        newest = self.newest()
+        arms = {name: newest.metrics(k) for k, name in enumerate(self.arms)}
+        return {"samples": newest.samples, "positives": newest.positives, "arms": arms}
+
+    def effective_samples(self) -> list[tuple[float, float]]:
+        """Return, by arm that was weighed, the effective share of the negatives and of the positives."""
+        weights = sum((block.weights for block in self._blocks), self._block.weights)
+        return [(ess(*negative), ess(*positive)) for negative, positive in weights.astype(np.float64)]
 
     def state(self) -> dict[str, Any]:
         """Return everything, as plain values and arrays. Resting blocks are shared, since they never change."""

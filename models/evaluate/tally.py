@@ -134,7 +134,7 @@ class Tally:
         histogram = self.histogram[k, :, ::-1].astype(np.float64)
         ranks = self.rank_histogram[k, :, ::-1].astype(np.float64)
         slates, user_samples = int(self.counts[SLATES]), int(self.counts[USER_SAMPLES])
-        ess = [_ess(*(float(each) for each in self.weights[k, label])) for label in (0, 1)]
+        shares = [ess(*(float(each) for each in self.weights[k, label])) for label in (0, 1)]
         return {
             "auc": formulas.auc_of_groups(histogram[1], histogram[0]),
             "logloss": loss / n if n else nan,
@@ -147,9 +147,9 @@ class Tally:
             "mrr": reciprocal / slates if slates else nan,
             "auc_rank": formulas.auc_of_groups(ranks[1], ranks[0]),
             "pr_auc": formulas.pr_auc_of_groups(histogram[1], histogram[0]),
-            "ess": min(ess) if ess[0] == ess[0] and ess[1] == ess[1] else nan,
-            "ess_positive": ess[1],
-            "ess_negative": ess[0],
+            "ess": min(shares) if shares[0] == shares[0] and shares[1] == shares[1] else nan,
+            "ess_positive": shares[1],
+            "ess_negative": shares[0],
         }
 
     def state(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Tally:
         return tally
 
 
-def _ess(n: float, total: float, squares: float) -> float:
+def ess(n: float, total: float, squares: float) -> float:
     """Return the effective sample size (sum w)^2 / sum w^2 (Kish 1965) as a share of n; NaN if nothing was weighed."""
     return total**2 / WEIGHT_UNIT / squares / n if squares else nan
 

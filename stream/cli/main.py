@@ -13,11 +13,28 @@ app = typer.Typer(
     name="heft",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Importance-weighted online learning for e-commerce search and recommendation.",
 )
 
 
 app.add_typer(teacher_cli.app, name="teacher")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"heft {version('heft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def heft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Importance-weighted online learning for e-commerce search and recommendation."""
+
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; heft.toml by default, if it is there.")]
 
@@ -197,6 +214,23 @@ def worker(
     from heft.stream.worker.app import run_worker, stages_of
 
     run_worker(load(config), stages_of(stages), accept_loss=accept_loss)
+
+
+@app.command()
+def status(
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL]...", help="workers; default: the one of the configuration")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Ask workers how they are; exit code 0 when all are ready, 1 when not, 2 when one cannot be reached."""
+    from heft.stream.cli.status import ask, own_url, show, worst
+    from heft.stream.config.settings import load
+    from heft.stream.terminal.report_tables import open_console
+
+    answers = [ask(url) for url in urls or [own_url(load(config).metrics)]]
+    show(answers, open_console())
+    raise typer.Exit(worst(answers))
 
 
 snapshots_app = typer.Typer(no_args_is_help=True, help="What a worker goes on from.")

@@ -106,10 +106,15 @@ class SnapshotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What Prometheus scrapes."""
+    """Where Prometheus and probes ask: ``/metrics``, ``/livez``, ``/readyz``."""
 
+    address: str = "127.0.0.1"
+    """Address to listen on. ``"0.0.0.0"`` opens it to other hosts, as in a container; nothing asks for a password."""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9464
-    """Port of the endpoint ``/metrics``; 0: a free one, which the worker says at start."""
+    """Port to listen on; of several workers on one host each needs its own. 0: a free one, which the worker says at
+    start."""
+    ready_lag: Positive = 10_000
+    """Records not yet taken, over all its partitions, up to which a worker is ready."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

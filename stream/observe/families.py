@@ -6,16 +6,15 @@ numbers without a unit. What only grows is a counter, and Prometheus appends ``_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from heft.stream.join.joiner import DROPPED
 
 if TYPE_CHECKING:  # a worker that only joins loads no models
-    from heft.models.evaluate.tally import Tally
     from heft.models.rankers.head import Head
     from heft.stream.events.messages import ScoredReader
     from heft.stream.join.joiner import Joiner
@@ -60,6 +59,11 @@ def gauge(name: str, meaning: str, value: Callable[[Source], float]) -> Family[S
     return Family(GaugeMetricFamily, name, meaning, lambda source: [((), value(source))])
 
 
+def moment(name: str, meaning: str, at_ms: Callable[[Source], int]) -> Family[Source]:
+    """Return a gauge with a moment of event time for each source, of 0 milliseconds none: it is not known yet."""
+    return Family(GaugeMetricFamily, name, meaning, lambda source: [((), at / 1000)] if (at := at_ms(source)) else [])
+
+
 def counter(name: str, meaning: str, value: Callable[[Source], float]) -> Family[Source]:
     """Return a counter with one number for each source."""
     return Family(CounterMetricFamily, name, meaning, lambda source: [((), value(source))])
@@ -75,26 +79,6 @@ def counters(name: str, meaning: str, labels: Labels, values: Callable[[Source],
     return Family(CounterMetricFamily, name, meaning, values, labels)
 
 
-def read(families: Iterable[Family[Source]], labels: Labels, sources: Mapping[Labels, Source]) -> Iterator[Metric]:
-    """Yield every family of a table, filled from all sources.
-
-    Parameters
-    ----------
-    families
-        The table.
-    labels
-        Names of the labels that tell the sources apart.
-    sources
-        The sources by the values of these labels.
-    """
-    for family in families:
-        metric = family.kind(family.name, family.meaning, labels=[*labels, *family.labels])
-        for own, source in sources.items():
-            for more, value in family.values(source):
-                metric.add_metric([*own, *more], value)
-        yield metric
-
-
 def from_zero(names: Sequence[str], counts: Mapping[str, int]) -> Values:
     """Return all counts, also of what has never happened: a rate sees the first event only if it starts from 0."""
     return [((name,), n) for name, n in {**dict.fromkeys(names, 0), **counts}.items()]
@@ -102,28 +86,33 @@ def from_zero(names: Sequence[str], counts: Mapping[str, int]) -> Values:
 
 # ---------------------------------------------------------------- join
 
+
+def _fates(join: Joiner) -> Values:
+    return [((kind, fate), n) for kind, by_fate in join.fates.items() for fate, n in by_fate.items()]
+
+
 JOIN: tuple[Family[Joiner], ...] = (
-    counters(
-        "heft_events", "Events by fate", ("type", "fate"),
-        lambda join: [
-            ((kind, fate), n) for kind, by_fate in join.fates.items() for fate, n in list(by_fate.items())
-        ],
-    ),
+    counters("heft_events", "Events by fate", ("type", "fate"), _fates),
     counters(
         "heft_join_dropped", "Joined state dropped to stay bounded", ("what",),
         lambda join: from_zero(DROPPED, join.dropped),
     ),
     gauges(
-        "heft_watermark_timestamp_seconds", "How far each input's event time has come", ("topic",),
-        lambda join: [((topic,), at_ms / 1000) for topic, at_ms in zip(join.names, join.watermarks, strict=True)],
+        "heft_log_events", "Events by fate since the log began, those that earlier workers took included",
+        ("type", "fate"), _fates,
+    ),
+    gauges(
+        "heft_watermark_timestamp_seconds", "How far each input's event time has come; no sample while unknown",
+        ("topic",),
+        lambda join: [
+            ((topic,), at_ms / 1000) for topic, at_ms in zip(join.names, join.watermarks, strict=True) if at_ms
+        ],
     ),
     gauges(
         "heft_input_idle", "1 while an input has run dry", ("topic",),
         lambda join: [((topic,), idle) for topic, idle in zip(join.names, join.idle, strict=True)],
     ),
-    gauge(
-        "heft_frontier_timestamp_seconds", "Event time below which all is decided", lambda join: join.frontier / 1000
-    ),
+    moment("heft_frontier_timestamp_seconds", "Event time below which all is decided", lambda join: join.frontier),
     gauge("heft_join_pending_events", "Events that have no fate yet", lambda join: join.pending),
     gauge("heft_join_open_slates", "Slates whose click window runs", lambda join: join.open_slates),
     gauge("heft_join_open_clicks", "Clicks whose conversion window runs", lambda join: join.open_clicks),
@@ -135,7 +124,7 @@ JOIN: tuple[Family[Joiner], ...] = (
 SCORES: tuple[Family[Mapping[str, int]], ...] = (
     counters(
         "heft_scores", "Reference scores that went along", ("when",),
-        lambda by_when: [((when,), n) for when, n in list(by_when.items())],
+        lambda by_when: [((when,), n) for when, n in by_when.items()],
     ),
 )  # fmt: skip
 
@@ -186,7 +175,7 @@ LEARN: tuple[Family[Learner], ...] = (
     counter("heft_samples", "Samples learned", lambda learner: learner.samples),
     counters(
         "heft_learner_skipped", "What was dropped or not measured", ("what",),
-        lambda learner: [((what,), n) for what, n in list(learner.counts.items())],
+        lambda learner: [((what,), n) for what, n in learner.counts.items()],
     ),
     counter(
         "heft_ignored_fields", "Fields of slates and items that had no room",
@@ -196,38 +185,41 @@ LEARN: tuple[Family[Learner], ...] = (
         "heft_history_evicted", "Keys of the history dropped for newer ones",
         lambda learner: learner.featurizer.history.evicted,
     ),
-    gauge("heft_learner_timestamp_seconds", "The largest due time learned", lambda learner: learner.clock_ms / 1000),
+    counters(
+        "heft_reference_samples", "Samples whose reference score was there, or why not", ("head", "arm", "score"),
+        lambda learner: [
+            ((name, arm, why), n)
+            for name, head in heads_of(learner)
+            for arm, reasons in head.missing().items()
+            for why, n in reasons.items()
+        ],
+    ),
+    gauge(
+        "heft_log_samples", "Samples learned since the log began, those that earlier workers learned included",
+        lambda learner: learner.samples,
+    ),
+    moment("heft_learner_timestamp_seconds", "The largest due time learned", lambda learner: learner.clock_ms),
     gauge("heft_learner_open_slates", "Slates that wait for their labels", lambda learner: learner.open_slates),
     gauge("heft_learner_open_clicks", "Clicks that wait to mature", lambda learner: learner.open_clicks),
 )  # fmt: skip
 
 
+def heads_of(learner: Learner) -> tuple[tuple[str, Head], tuple[str, Head]]:
+    """Return the heads of a learner with their names."""
+    return ("click", learner.click), ("conversion", learner.order)
+
+
 class HeadNow(NamedTuple):
-    """A head with its metrics, computed once for all families of a scrape."""
+    """A head, and how good its newest samples were predicted when that was last measured."""
 
     head: Head
-    window: Mapping[str, Mapping[str, Any]]
-    """Metrics over the newest samples, by arm."""
-    total: Tally
-
-    @classmethod
-    def of(cls, head: Head) -> HeadNow:
-        """Compute the metrics of a head."""
-        return cls(head, head.metrics.window()["arms"], head.metrics.total())
+    quality: Mapping[str, Mapping[str, float]]
+    """Metrics by arm."""
 
     @property
     def arms(self) -> list[str]:
         """Names of the arms, in their order."""
         return [arm.name for arm in self.head.arms]
-
-
-def heads(learners: Mapping[int, Learner]) -> dict[Labels, HeadNow]:
-    """Return the heads of learners by shard and name."""
-    return {
-        (str(shard), name): HeadNow.of(head)
-        for shard, learner in learners.items()
-        for name, head in (("click", learner.click), ("conversion", learner.order))
-    }
 
 
 def _believed(now: HeadNow) -> Values:
@@ -261,22 +253,20 @@ def _decision_evidence(now: HeadNow) -> Values:
     return chain.from_iterable(_interval(name, each.mean, each.half_width) for name, each in _decisions(now))
 
 
-def _reference_samples(now: HeadNow) -> Values:
-    return [((arm, why), n) for arm, reasons in now.head.missing().items() for why, n in reasons.items()]
-
-
 def _reference_slope(now: HeadNow) -> Values:
     reference = now.head.teacher
     return [((reference.version,), reference.slope)] if reference is not None and reference.takeovers else []
 
 
 def _effective_samples(now: HeadNow) -> Values:
-    sizes = [(arm, now.total.metrics(column)) for column, arm in enumerate(now.arms)]
-    return [((arm, label), size[f"ess_{label}"]) for arm, size in sizes for label in ("positive", "negative")]
+    shares = zip(now.arms, now.head.metrics.effective_samples(), strict=False)  # the mixture learns nothing
+    return chain.from_iterable(
+        [((arm, "positive"), positive), ((arm, "negative"), negative)] for arm, (negative, positive) in shares
+    )
 
 
 def _quality(key: str) -> Callable[[HeadNow], Values]:
-    return lambda now: [((arm,), metrics[key]) for arm, metrics in now.window.items()]
+    return lambda now: [((arm,), metrics[key]) for arm, metrics in now.quality.items()]
 
 
 HEADS: tuple[Family[HeadNow], ...] = (
@@ -296,10 +286,6 @@ HEADS: tuple[Family[HeadNow], ...] = (
         "heft_arm_decision_nats",
         "Evidence of that decision: log loss a slate less that of uniform, mean and bounds of the confidence sequence",
         ("arm", "bound"), _decision_evidence,
-    ),
-    counters(
-        "heft_reference_samples", "Samples whose reference score was there, or why not", ("arm", "score"),
-        _reference_samples,
     ),
     gauges(
         "heft_reference_slope_ratio", "What a unit of the teacher's logit is worth here; near 0: nothing", ("version",),

@@ -62,6 +62,7 @@ class PatientStore:
     ) -> None:
         self.store = store
         self.failures = 0
+        self.last_error = ""
         self._patience = patience_ms / 1000
         self._clock, self._sleep = clock, sleep
         self._chance = Random()  # workers that share a store should not come back all at once
@@ -138,6 +139,7 @@ class PatientStore:
             done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except StoreError as error:
             self.failures += 1
+            self.last_error = str(error)
             before = self._failing.get(owner)
             since, times = (before.since, before.times) if before else (self._clock(), 0)
             self._failing[owner] = _Failing(since, times + 1, error)

@@ -18,10 +18,11 @@ from heft.stream.worker.worker import STAGES, StageName, Worker
 log = logging.getLogger("heft.worker")
 
 _LAG_SECONDS = 5.0
+_FIRST_LAG_SECONDS = 0.2
 
 
-def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> faust.App:
-    """Return the Faust app of a worker, not started.
+def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> Worker:
+    """Return a worker whose Faust app, with its agents and tasks, is not started yet.
 
     Parameters
     ----------
@@ -65,11 +66,10 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
             await asyncio.sleep(worker.next_save_seconds())
             await worker.save()
 
-    async def export() -> None:
-        wanted = config.metrics.port
-        log.warning("%s", Metrics.where(wanted, worker.metrics.serve(wanted)))
+    async def look_at_lag() -> None:
         while True:
-            await asyncio.sleep(_LAG_SECONDS)
+            # Nobody is ready before the lag is known: after partitions have come it is looked at soon.
+            await asyncio.sleep(_LAG_SECONDS if worker.health.lag_known else _FIRST_LAG_SECONDS)
             await worker.fetch_ends()
 
     async def stop(*_: Any, **__: Any) -> None:
@@ -78,9 +78,9 @@ def make_app(config: Config, stages: Sequence[StageName] = STAGES, *, accept_los
     if "join" in stages:
         app.task(tick)
     app.task(save)
-    app.task(export)
+    app.task(look_at_lag)
     app.on_before_shutdown.connect(stop, weak=False)
-    return app
+    return worker
 
 
 def stages_of(text: str) -> list[StageName]:
@@ -100,11 +100,22 @@ def stages_of(text: str) -> list[StageName]:
 
 
 def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> None:
-    """Run until SIGTERM or SIGINT; the process exits with 0 after a clean stop and with a traceback after an error."""
+    """Run until SIGTERM or SIGINT; the process exits with 0 after a clean stop and with a traceback after an error.
+
+    Raises
+    ------
+    ListenError
+        If it cannot answer for its metrics and its health where it was told to; nothing has begun then.
+    """
+    worker = make_worker(config, stages, accept_loss=accept_loss)
+    address = config.metrics.address
+    log.warning("%s", Metrics.where(address, worker.metrics.serve(address, config.metrics.port).port))
     if "learn" in stages:
         # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
         from heft.stream.learn.learner import warm_up
 
         warm_up(config.learner)
-    app = make_app(config, stages, accept_loss=accept_loss)
-    faust.Worker(app, loglevel="WARN", redirect_stdouts=False).execute_from_commandline()
+    runner = faust.Worker(worker.app, loglevel="WARN", redirect_stdouts=False)
+    # No task of the app: Faust starts those when the first partitions have come, and probes ask before.
+    runner.add_future(worker.metrics.keep_fresh())
+    runner.execute_from_commandline()

@@ -18,6 +18,7 @@ from heft.stream.kafka.connect import client_settings
 from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
+from heft.stream.observe.health import Health
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
@@ -74,7 +75,8 @@ class Worker:
         snapshots = config.snapshots
         self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
         self.client = client_settings(config.kafka)
-        self.metrics = Metrics(self._observed)
+        self.health = Health(config.metrics.ready_lag)
+        self.metrics = Metrics(self._observed, self.health)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
         self._connections: Connections | None = None
@@ -108,6 +110,10 @@ class Worker:
                 return []
             keys = {self._key(tp) for tp in tps}
             self._check_complete(tps, keys)
+            self.metrics.rebalances.inc()
+            self.metrics.look()
+            self.health.revoked(self.open_stages)
+            self.health.assigned(keys)
             unbroken = generation == self._generation + 1
             for key in sorted(self.open_stages):
                 if key not in keys or not unbroken or not self.open_stages[key].stage.healthy:
@@ -120,10 +126,11 @@ class Worker:
         kept = self.open_stages.get(key)
         if kept is not None:
             kept.taken_at = dict.fromkeys(kept.taken_at, monotonic())
+            self.health.restored(key)
             return kept.stage.offsets()
         connections = await self._connect()
         opened = OpenStage(self._new(key, connections))
-        gaps = self.losses.gaps.total()
+        gaps, started = self.losses.gaps.total(), perf_counter()
         try:
             starts = await opened.stage.open()
             if self.losses.gaps.total() > gaps:
@@ -135,6 +142,8 @@ class Worker:
             return {}
         opened.taken_at = dict.fromkeys(starts, monotonic())
         self.open_stages[key] = opened
+        self.metrics.look()
+        self.metrics.restored(key, perf_counter() - started)
         self._opening -= 1
         if not self._opening:
             self._settle()
@@ -151,7 +160,9 @@ class Worker:
     async def revoked(self, tps: set[TP]) -> None:
         """Let each stage finish what it has in hand. They stay open: the next assignment says which of them go."""
         async with self._changing:
-            for key in {self._key(tp) for tp in tps} & self.open_stages.keys():
+            keys = {self._key(tp) for tp in tps}
+            self.health.revoked(keys)
+            for key in keys & self.open_stages.keys():
                 async with self.open_stages[key].lock:
                     pass
 
@@ -163,6 +174,7 @@ class Worker:
     async def close(self) -> None:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
         self._stopping = True
+        self.health.stopping()
         self._store.stop_waiting()
         if self._connections is not None:
             self._connections.producer.stop_waiting()
@@ -177,8 +189,10 @@ class Worker:
 
     async def _close_all(self) -> None:
         for key in sorted(self.open_stages):
-            closing = self.open_stages.pop(key)
+            closing = self.open_stages[key]
             async with closing.lock:
+                self.metrics.look()
+                del self.open_stages[key]
                 if closing.stage.healthy and closing.stage.dirty:
                     # Where this fails, what came since the last one is done again.
                     await self._write(await closing.stage.pending())
@@ -306,6 +320,7 @@ class Worker:
     async def _write(self, pending: PendingSnapshot) -> bool:
         written = await self._store.try_save(pending.name, pending.state, pending.segments)
         if written is None:
+            self.health.error(f"the snapshot store failed: {self._store.last_error}")
             return False
         self.metrics.snapshot_written(pending.name.owner, time(), written)
         await self.consumer.commit_offsets(pending.offsets)
@@ -319,6 +334,7 @@ class Worker:
         if assigned:
             with contextlib.suppress(KafkaError):  # the lag stays as it was known; the consumer says what is wrong
                 self._ends = await self.consumer.end_offsets(assigned)
+                self.health.lag(sum(self._lag().values()))
 
     def _observed(self) -> Observed:
         return Observed(
@@ -331,6 +347,7 @@ class Worker:
                 teacher=self._teacher_now(),
             ),
             readers=self._readers(),
+            opened={(name, number): opened for (name, number), opened in self.open_stages.items()},
         )
 
     def _teacher_now(self) -> TeacherNow | None:
@@ -338,8 +355,7 @@ class Worker:
         return None if scoring is None else TeacherNow(scoring.counts(), scoring.current.ready, scoring.waiting())
 
     def _open(self, name: StageName) -> Iterator[tuple[int, Stage]]:
-        # Called by a scrape in another thread, hence the copy.
-        for (stage_name, number), opened in list(self.open_stages.items()):
+        for (stage_name, number), opened in self.open_stages.items():
             if stage_name == name:
                 yield number, opened.stage
 

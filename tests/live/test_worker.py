@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from heft.stream.cli import snapshots
+from heft.stream.cli.status import Code, ask
 from heft.stream.events.wire import Order
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.state.codec import SnapshotError
@@ -100,6 +101,36 @@ def test_a_worker_goes_on_while_its_snapshots_cannot_be_written(shop: Shop) -> N
     shop.until(lambda: shop.store.names("learn-0")[-1].offset > before)
     shop.until(lambda: shop.scraped(worker)["heft_snapshot_store_away_seconds"] == 0)
     shop.ends_well(worker)
+
+
+def test_a_worker_is_ready_when_its_partitions_are_restored_and_the_lag_is_known(shop: Shop) -> None:
+    shop.publish(traffic(20, seed=8))
+    worker = shop.worker()
+    said = []
+
+    def ready() -> bool:
+        answer = ask(shop.url(worker))
+        said.append(answer.readiness)
+        return answer.code is Code.READY
+
+    shop.until(ready, 180.0)  # with a fresh clone numba compiles first
+    *before, last = [each for each in said if each is not None]
+    assert all(each.missing for each in before)
+    assert last.held == last.restored == ["join-0", "learn-0", "score-0"]
+    assert last.state == "running"
+    shop.stop(worker)
+    assert ask(shop.url(worker)).code is Code.NOT_REACHED
+
+
+def test_a_worker_whose_port_is_taken_ends_at_once_and_names_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = shop.worker("join")
+    port = shop.url(first).rpartition(":")[2]
+    monkeypatch.setenv("HEFT_METRICS__PORT", port)
+    said = shop.ends_with_an_error(shop.worker("join"))
+    assert said.startswith(f"heft: metrics.port {port}: taken on 127.0.0.1")
+    assert "Traceback" not in said
+    shop.until(lambda: shop.scraped(first))
+    shop.stop(first)
 
 
 def test_a_store_that_stays_away_ends_the_worker_and_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -194,16 +195,28 @@ class Shop:
     def said(self) -> str:
         return "\n".join(self._output(n).read_text()[-3000:] for n in range(len(self.workers)))
 
+    def url(self, worker: subprocess.Popen[bytes]) -> str:
+        """Where a worker answers, once it says so."""
+        at = re.compile(r"metrics at (\S+)/metrics ")
+        output = self._output(self.workers.index(worker))
+        found: re.Match[str] = self.until(lambda: at.search(output.read_text()))
+        return found[1]
+
     def scraped(self, worker: subprocess.Popen[bytes]) -> dict[str, float]:
-        """What a worker exports, by name and labels."""
-        said = self._output(self.workers.index(worker)).read_text()
-        at = said.partition("metrics at ")[2].split()
-        try:
-            with urllib.request.urlopen(at[0], timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
-        except (IndexError, urllib.error.URLError, TimeoutError):
-            return {}
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+        """What a worker exports now, by name and labels; empty where it does not answer yet."""
+        asked = time.time()  # noqa: TID251
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url(worker)}/metrics", timeout=5) as answer:
+                    lines = answer.read().decode().splitlines()
+            except (urllib.error.URLError, TimeoutError):
+                return {}
+            pairs = (line.rpartition(" ") for line in lines if line[0] != "#")
+            values = {name: float(value) for name, _, value in pairs}
+            if values["heft_exported_timestamp_seconds"] >= asked:  # or it tells of a moment before
+                return values
+            assert time.time() < asked + 60, f"the page of metrics stays as it was; {self.said()}"  # noqa: TID251
+            time.sleep(0.05)  # a poll for another process, not a guess at how long it takes
 
     def _output(self, number: int) -> Path:
         return self.folder / f"output{number}"
