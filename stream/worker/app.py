@@ -11,6 +11,7 @@ import faust
 
 from heft.stream.config.settings import Config, ConfigError
 from heft.stream.kafka.batch_consumer import App, drive, faust_settings
+from heft.stream.kafka.connect import client_settings, require_reachable
 from heft.stream.observe.exporter import Metrics
 from heft.stream.worker.stage import LossPolicy
 from heft.stream.worker.worker import STAGES, StageName, Worker
@@ -100,7 +101,14 @@ def stages_of(text: str) -> list[StageName]:
 
 
 def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_loss: bool = False) -> None:
-    """Run until SIGTERM or SIGINT; the process exits with 0 after a clean stop and with a traceback after an error."""
+    """Run until SIGTERM or SIGINT; the process exits with 0 after a clean stop and with a traceback after an error.
+
+    Raises
+    ------
+    TopicError
+        If the brokers cannot be reached at the start.
+    """
+    require_reachable(client_settings(config.kafka))
     if "learn" in stages:
         # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
         from heft.stream.learn.learner import warm_up

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from heft.stream.config.settings import Config
 from heft.stream.events.messages import MAX_MESSAGE_BYTES, ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, consumer_of
-from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.connect import aiokafka_settings
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
 from heft.stream.score.requests import Clocks
@@ -82,7 +82,7 @@ class Worker:
         self._stage_of |= dict.fromkeys(config.inputs, "join")
         snapshots = config.snapshots
         self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
-        self.client = client_settings(config.kafka)
+        self.client = aiokafka_settings(config.kafka)
         self.metrics = Metrics(self._observed)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
