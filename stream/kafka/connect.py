@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiokafka.errors
 from aiokafka.conn import create_conn
+from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from heft.stream.config.settings import ConfigError, KafkaConfig, UnknownKeyError, named_as_set
@@ -107,50 +109,64 @@ def _for_aiokafka(settings: ClientSettings) -> ClientSettings:
     return settings
 
 
-def require_reachable(settings: ClientSettings) -> None:
+def require_reachable(settings: ClientSettings, topics: Sequence[str] = (), group: str = "") -> None:
     """Connect, log in and ask one question first: a client of kafka-python would try for long, and not say why.
+
+    Parameters
+    ----------
+    settings
+        How to connect.
+    topics, group
+        What the user must be allowed to see. aiokafka would wait for a right to them for ever.
 
     Raises
     ------
     TopicError
         If none of the brokers answers, or if one refuses; see `connection_errors`.
     """
-    asyncio.run(_reach(_for_aiokafka(settings)))
+    asyncio.run(_reach(_for_aiokafka(settings), topics, group))
 
 
-async def _reach(settings: ClientSettings) -> None:
+async def _reach(settings: ClientSettings, topics: Sequence[str], group: str) -> None:
     away: TopicError | None = None
     for server in settings["bootstrap_servers"]:
         try:
-            await _ask(settings, server.strip())
-        except BrokerAwayError as error:
-            away = error
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await _ask(settings, server.strip(), topics, group)
+        except (aiokafka.errors.KafkaError, OSError, EOFError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            why = settings.why(error, server)
+            if not isinstance(why, BrokerAwayError):
+                raise why from None
+            away = why
         else:
             return
     assert away is not None, "there is at least one server"
     raise away
 
 
-async def _ask(settings: ClientSettings, server: str) -> None:
+async def _ask(settings: ClientSettings, server: str, topics: Sequence[str], group: str) -> None:
     host, _, port = server.rpartition(":")
     if not host or not port.isdigit():
         msg = f"{settings.named('bootstrap')} holds {server!r}; expected host:port"
         raise ConfigError(msg)
     arguments = {name: value for name, value in settings.items() if name != "bootstrap_servers"}
+    connection = await create_conn(host.strip("[]"), int(port), **arguments)
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            connection = await create_conn(host.strip("[]"), int(port), **arguments)
-            try:
-                # A broker that wants a login answers which versions it speaks to anyone, but not this.
-                await connection.send(MetadataRequest([]))
-            except aiokafka.errors.KafkaConnectionError:
-                msg = f"{server} closed the connection at the first question: it wants a login; change "
-                msg += f"{settings.named('protocol')} to one with SASL"
-                raise ProtocolError(msg) from None
-            finally:
-                await connection.close()
-    except (aiokafka.errors.KafkaError, OSError, EOFError) as error:  # ssl.SSLError and TimeoutError are OSErrors
-        raise settings.why(error, server) from None
+        # A broker that wants a login answers which versions it speaks to anyone, but not this.
+        found = await connection.send(MetadataRequest(list(topics), allow_auto_topic_creation=False))
+        forbidden = [name for code, name, *_ in found.topics if code == TopicAuthorizationFailedError.errno]
+        if forbidden:
+            raise TopicAuthorizationFailedError(", ".join(forbidden))
+        if group:
+            coordinator = await connection.send(FindCoordinatorRequest(group, 0))
+            if coordinator.error_code == GroupAuthorizationFailedError.errno:
+                raise GroupAuthorizationFailedError(group)
+    except aiokafka.errors.KafkaConnectionError:
+        msg = f"{server} closed the connection at the first question: it wants a login; change "
+        msg += f"{settings.named('protocol')} to one with SASL"
+        raise ProtocolError(msg) from None
+    finally:
+        await connection.close()
 
 
 def _by_meaning(given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import faust
+from aiokafka.errors import KafkaError
 
 from heft.stream.config.settings import Config, ConfigError
 from heft.stream.kafka.batch_consumer import App, drive, faust_settings
@@ -106,13 +107,31 @@ def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_l
     Raises
     ------
     TopicError
-        If the brokers cannot be reached at the start.
+        If the brokers cannot be reached at the start, or refuse something later.
     """
-    require_reachable(client_settings(config.kafka))
+    client = client_settings(config.kafka)
+    names = config.kafka.topics
+    used: dict[StageName, list[str]] = {
+        "join": [*config.inputs, names.samples, names.rejected],
+        "score": [names.samples, names.scored],
+        "learn": [names.scored],
+    }
+    require_reachable(client, [topic for stage in stages for topic in used[stage]], config.kafka.group)
     if "learn" in stages:
         # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
         from heft.stream.learn.learner import warm_up
 
         warm_up(config.learner)
     app = make_app(config, stages, accept_loss=accept_loss)
-    faust.Worker(app, loglevel="WARN", redirect_stdouts=False).execute_from_commandline()
+    worker = faust.Worker(app, redirect_stdouts=False, override_logging=False)
+    worker.spinner = None  # it writes escape codes into files too
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as ended:
+        # The log has said it already, among what else fell; the last line is the reason alone.
+        reason = worker.crash_reason or app.crash_reason
+        if isinstance(reason, KafkaError):
+            raise client.why(reason) from None
+        if ended.code and type(reason).__module__.startswith("heft."):
+            raise cast(BaseException, reason) from None
+        raise

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from typer.testing import CliRunner
 
 from heft.stream.cli import main as cli
@@ -26,12 +31,13 @@ pytestmark = [
 ]
 
 LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+USERS = 'user_admin="a" user_guest="g" user_reader="r"'
 PROPERTIES = f"""
 listener.security.protocol.map=PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
 sasl.mechanism.inter.broker.protocol=PLAIN
 sasl.enabled.mechanisms=PLAIN
-listener.name.plaintext.plain.sasl.jaas.config={LOGIN} username="admin" password="a" user_admin="a" user_guest="g";
+listener.name.plaintext.plain.sasl.jaas.config={LOGIN} username="admin" password="a" {USERS};
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:admin;User:ANONYMOUS
 """
@@ -55,6 +61,10 @@ def bootstrap() -> Iterator[str]:
         broker.start()
         with Topics(Config(kafka=KafkaConfig(broker.bootstrap, security()))) as topics:
             topics.create()
+        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap, **client)
+        everything = ResourcePattern(ResourceType.TOPIC, "*")
+        admin.create_acls([ACL("User:reader", "*", ACLOperation.READ, ACLPermissionType.ALLOW, everything)])
+        admin.close()
         yield broker.bootstrap
     finally:
         broker.close()
@@ -124,3 +134,30 @@ def test_a_user_who_may_not_read_is_told_so(bootstrap: str) -> None:
     settings = client_settings(KafkaConfig(bootstrap, security("guest", "g")))
     with pytest.raises(TopicError, match="clicks"):
         list(read_partition(settings, "clicks", 0))
+
+
+@pytest.mark.parametrize(
+    ("user", "says"),
+    [
+        (
+            ("guest", "g"),
+            "topic (impressions, clicks, orders, actions, samples, rejected); grant it the topic, or change",
+        ),
+        (("reader", "r"), "group (heft); grant it the group, or change kafka.group"),
+    ],
+)
+def test_a_worker_without_a_right_ends_with_one_line_that_names_it(
+    bootstrap: str, tmp_path: Path, user: tuple[str, str], says: str
+) -> None:
+    login = "\n".join(f'"{name}" = "{value}"' for name, value in security(*user).items())
+    (tmp_path / "heft.toml").write_text(f'[kafka]\nbootstrap = "{bootstrap}"\n[kafka.security]\n{login}\n')
+    worker = subprocess.run(
+        [sys.executable, "-m", "heft", "worker", "--stages", "join", "--log", "json"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    *logged, last = worker.stderr.splitlines()
+    assert worker.returncode == 1, worker.stderr
+    assert last.startswith(f"heft: {bootstrap}: the user may not use this ")
+    assert says in last
+    assert all({"time", "level", "logger", "message"} <= set(json.loads(line)) for line in logged)
+    assert "\x1b" not in worker.stdout + worker.stderr
