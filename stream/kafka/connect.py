@@ -18,7 +18,13 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from heft.stream.config.settings import ConfigError, KafkaConfig, UnknownKeyError, named_as_set
-from heft.stream.kafka.connection_errors import BrokerAwayError, ProtocolError, TopicError, explained
+from heft.stream.kafka.connection_errors import (
+    AuthenticationError,
+    BrokerAwayError,
+    ProtocolError,
+    TopicError,
+    explained,
+)
 from heft.stream.kafka.oauth import AsyncToken, BlockingToken, token_source
 
 _ANSWER_SECONDS = 10.0  # from the connection to the first answer after the login
@@ -154,14 +160,19 @@ async def _ask(settings: ClientSettings, server: str, topics: Sequence[str], gro
     try:
         # A broker that wants a login answers which versions it speaks to anyone, but not this.
         found = await connection.send(MetadataRequest(list(topics), allow_auto_topic_creation=False))
+        if not found.brokers:  # so a broker answers whom it has refused, where the client did not notice
+            raise aiokafka.errors.KafkaConnectionError
         forbidden = [name for code, name, *_ in found.topics if code == TopicAuthorizationFailedError.errno]
         if forbidden:
-            raise TopicAuthorizationFailedError(", ".join(forbidden))
+            raise TopicAuthorizationFailedError(", ".join(sorted(forbidden)))
         if group:
             coordinator = await connection.send(FindCoordinatorRequest(group, 0))
             if coordinator.error_code == GroupAuthorizationFailedError.errno:
                 raise GroupAuthorizationFailedError(group)
     except aiokafka.errors.KafkaConnectionError:
+        if settings.get("sasl_mechanism") == "OAUTHBEARER":  # aiokafka takes a refused token for a login
+            msg = f"{server} refuses the token; change {settings.named('login')}"
+            raise AuthenticationError(msg) from None
         msg = f"{server} closed the connection at the first question: it wants a login; change "
         msg += f"{settings.named('protocol')} to one with SASL"
         raise ProtocolError(msg) from None

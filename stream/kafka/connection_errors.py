@@ -143,7 +143,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_client(error: BaseException, server: str, named: Named) -> TopicError | None:
-    said = " ".join(str(error).split())
+    text = next((each for each in error.args if isinstance(each, str)), type(error).__name__)
+    said = " ".join(text.split())
     if isinstance(error, _MECHANISM):
         return AuthenticationError(f"{server} does not take this SASL mechanism ({said}); change {named('mechanism')}")
     if isinstance(error, _NO_SASL):
