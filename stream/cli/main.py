@@ -347,5 +347,7 @@ def main() -> None:
     except Exception as error:
         if not type(error).__module__.startswith("heft."):
             raise
-        typer.secho(f"heft: {error}", fg=typer.colors.RED, err=True)
+        from heft.stream.state.credentials import without_credentials
+
+        typer.secho(without_credentials(f"heft: {error}"), fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None
