@@ -41,6 +41,9 @@ class TeacherConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A worker notices when the folder holds a new version."""
     url: str = ""
     """Where `heft teacher serve` answers (``http://HOST:PORT``), to be asked instead of scoring in the worker."""
+    token: str = ""
+    """What `heft teacher serve` asks of workers, and a worker sends to ``url``; keep it in ``HEFT_TEACHER__TOKEN``.
+    Empty: none."""
     score_delay_ms: Annotated[int, msgspec.Meta(ge=0)] = 2_000
     """A score is on time when it was known so long before its slate was shown: what it takes to reach the rankers. Of a
     teacher that reads texts apart: when both texts had been read so long before; of a static one, which rankers run

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from heft.stream.cli import teacher as teacher_cli
+from heft.stream.cli.log_options import LogForm, LogLevel
 
 app = typer.Typer(
     name="heft",
@@ -207,12 +208,16 @@ def worker(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="go on, and count, where records to go on from are gone")
     ] = False,
+    log_level: LogLevel = "warning",
+    log: LogForm = "text",
     config: ConfigFile = None,
 ) -> None:
     """Run stages as stream consumers until SIGTERM or Ctrl-C; several workers share the partitions."""
     from heft.stream.config.settings import load
+    from heft.stream.terminal.logs import set_up_logging
     from heft.stream.worker.app import run_worker, stages_of
 
+    set_up_logging(log_level, log)
     run_worker(load(config), stages_of(stages), accept_loss=accept_loss)
 
 
@@ -376,5 +381,7 @@ def main() -> None:
     except Exception as error:
         if not type(error).__module__.startswith("heft."):
             raise
-        typer.secho(f"heft: {error}", fg=typer.colors.RED, err=True)
+        from heft.stream.state.credentials import without_credentials
+
+        typer.secho(without_credentials(f"heft: {error}"), fg=typer.colors.RED, err=True)
         raise SystemExit(1) from None

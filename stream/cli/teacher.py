@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from heft.models.teacher.settings import OF_FROZEN, FinetuneSettings, PretrainSettings, TrainSettings
+from heft.stream.cli.log_options import LogForm, LogLevel
 
 app = typer.Typer(no_args_is_help=True, help="The text model that learns how well an item fits a query.")
 
@@ -257,7 +258,12 @@ def serve(
     backends: Annotated[
         Literal["exact", "any"] | None, typer.Option(help="See teacher.backends of the configuration.")
     ] = None,
+    without_token: Annotated[
+        bool, typer.Option("--without-token", help="Serve other hosts though HEFT_TEACHER__TOKEN is not set.")
+    ] = False,
     device: Device = "auto",
+    log_level: LogLevel = "warning",
+    log: LogForm = "text",
     config: ConfigFile = None,
 ) -> None:
     """Score for the workers of other hosts, over HTTP; their teacher.url names this server."""
@@ -265,9 +271,12 @@ def serve(
 
     from heft.stream.config.settings import load
     from heft.stream.serve.teacher import serve as run
+    from heft.stream.terminal.logs import set_up_logging
 
+    set_up_logging(log_level, log)
     teacher = load(config).teacher
-    run(replace(teacher, model=str(model), device=device, backends=backends or teacher.backends), host, port)
+    teacher = replace(teacher, model=str(model), device=device, backends=backends or teacher.backends)
+    run(teacher, host, port, without_token=without_token)
 
 
 @app.command()

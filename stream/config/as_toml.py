@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from heft.stream.config.settings import Config, format_ms
+from heft.stream.config.settings import Config, format_ms, variable_of
+from heft.stream.state.credentials import MASK, is_credential, masked
 
 _WIDTH = 100
 
@@ -19,12 +20,15 @@ _WIDTH = 100
 def to_toml(config: Config, secrets: bool = False) -> str:
     """Return the configuration as TOML that `load` reads again.
 
+    Without secrets, credentials are left out or masked, each with the variable of the environment that supplies it;
+    `load` refuses a mask.
+
     Parameters
     ----------
     config
         What to write.
     secrets
-        Write security settings as they are, not as ``***``.
+        Write credentials as they are.
     """
     lines: list[str] = []
     seen: set[type] = set()
@@ -72,8 +76,8 @@ def _section(lines: list[str], seen: set[type], name: str, struct: msgspec.Struc
             below += [(f"[{name}.{field}]", text, each) for text, each in zip(texts, value, strict=True)]
             continue
         lines += _comment(explained.get(field, ""))
-        if field == "security" and not secrets:
-            value = dict.fromkeys(value, "***")
+        if not secrets:
+            value = _without_credentials(lines, name, field, value)
         if value is None:
             lines.append(f"# {field} =")
         elif field.endswith("_ms"):
@@ -84,6 +88,20 @@ def _section(lines: list[str], seen: set[type], name: str, struct: msgspec.Struc
         if text:
             lines += ["", *_comment(text)]
         _section(lines, seen, inner, each, secrets)
+
+
+def _without_credentials(lines: list[str], section: str, field: str, value: Any) -> Any:
+    """Return what may be printed of a value, and note where the rest comes from; None for nothing."""
+    if field == "security":
+        hidden = [key for key in value if is_credential(key)]
+        lines += [
+            f"# {json.dumps(key)} is not printed: {variable_of(section, field, key)} supplies it" for key in hidden
+        ]
+        return {key: each for key, each in masked(value).items() if key not in hidden}
+    if isinstance(value, str) and (shown := masked(value, field)) != value:
+        lines.append(f"# The credential is not printed: {variable_of(section, field)} supplies {field}")
+        return None if shown == MASK else shown
+    return value
 
 
 def _comment(text: str) -> list[str]:

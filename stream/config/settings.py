@@ -29,6 +29,7 @@ from heft.stream.events.mapping import Mapper, MappingTable
 from heft.stream.events.wire import Event
 from heft.stream.join.config import JoinConfig
 from heft.stream.learn.learner import LearnConfig, LearnerConfig
+from heft.stream.state.credentials import MASK, masked
 
 DEFAULT_FILE = Path("heft.toml")
 
@@ -167,8 +168,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def plain(self) -> dict[str, Any]:
         """Return plain values, for reports and logs; what is secret is left out."""
         values: dict[str, Any] = msgspec.to_builtins(self)
-        values["kafka"]["security"] = dict.fromkeys(self.kafka.security, "***")
-        return values
+        # A mapping holds names of fields, and a field may well be called token.
+        return {name: value if name == "mapping" else masked(value) for name, value in values.items()}
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -201,12 +202,45 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     for name, text in variables.items():
         if name.startswith(_PREFIX) and "__" in name:
             _override(values, name, text)
+    _refuse_masks(values, (), str(file))
     return _convert(values, str(file) if file else "the environment")
 
 
 def environment(name: str) -> str | None:
     """Return a variable of the environment that is not heft's own (``KAFKA_HOME``); None when absent or empty."""
     return os.environ.get(name) or None
+
+
+def variable_of(*path: str) -> str:
+    """Return the variable of the environment that overrides a key.
+
+    Examples
+    --------
+    >>> variable_of("kafka.security", "sasl.password")
+    'HEFT_KAFKA__SECURITY__SASL_PASSWORD'
+    """
+    *sections, key = path
+    levels = [level for section in sections for level in section.split(".")]
+    return _PREFIX + "__".join([*levels, key.replace(".", "_").replace("-", "_")]).upper()
+
+
+def named_as_set(path: str, environ: Mapping[str, str] | None = None) -> str:
+    """Return under which name a key is set: the variable that overrides it, or its path in the file.
+
+    Parameters
+    ----------
+    path
+        The key's sections and its name, with dots.
+    environ
+        Variables; None: the process's own.
+
+    Examples
+    --------
+    >>> named_as_set("kafka.bootstrap", {"HEFT_KAFKA__BOOTSTRAP": "b:1"}), named_as_set("kafka.bootstrap", {})
+    ('HEFT_KAFKA__BOOTSTRAP', 'kafka.bootstrap')
+    """
+    variable = _PREFIX + path.upper().replace(".", "__")
+    return variable if variable in (os.environ if environ is None else environ) else path
 
 
 def parse_ms(text: str) -> int:
@@ -273,6 +307,17 @@ def _override(values: dict[str, Any], name: str, text: str) -> None:
         values[key] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         values[key] = text
+
+
+def _refuse_masks(values: Mapping[str, Any], path: tuple[str, ...], where: str) -> None:
+    """What `heft config` has masked is no value: to go on with a default, or with the mask, would go unnoticed."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _refuse_masks(value, (*path, key), where)
+        elif isinstance(value, str) and (value == MASK or ("://" in value and MASK in value)):
+            variable = variable_of(*path, key)
+            msg = f"{where}: {'.'.join((*path, key))} is masked ({MASK}); set {variable}, or write the value there"
+            raise BadValueError(msg)
 
 
 def _is_struct(kind: Any) -> bool:

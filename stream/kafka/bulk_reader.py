@@ -15,7 +15,8 @@ from kafka.errors import KafkaError
 from heft.stream.config.settings import Config
 from heft.stream.events.watermark import Input
 from heft.stream.events.wire import Event, EventError
-from heft.stream.kafka.connect import TopicError, client_settings, require_reachable, unreachable
+from heft.stream.kafka.connect import ClientSettings, client_settings, require_reachable
+from heft.stream.kafka.connection_errors import TopicError
 from heft.stream.kafka.offsets import PATIENCE_SECONDS, bulk_bounds_of
 
 Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
@@ -49,7 +50,7 @@ class Ended(NamedTuple):
 
 
 def read_partition(
-    settings: dict[str, Any], topic: str, partition: int, start: int | None = None, end: int | None = None
+    settings: ClientSettings, topic: str, partition: int, start: int | None = None, end: int | None = None
 ) -> Iterator[TopicRecord]:
     """Yield the records of a partition.
 
@@ -95,6 +96,8 @@ def read_partition(
                     f"at {stop}; is the broker well?"
                 )
                 raise TopicError(msg)
+    except KafkaError as error:
+        raise settings.why(error) from None
     finally:
         consumer.close()
 
@@ -174,7 +177,7 @@ def merge(sources: Sequence[Iterator[Merged]], lateness_ms: int, max_ahead_ms: i
             yield Ended(n)
 
 
-def connect(settings: dict[str, Any], **more: Any) -> KafkaConsumer:
+def connect(settings: ClientSettings, **more: Any) -> KafkaConsumer:
     """Return a consumer of kafka-python without a group.
 
     Raises
@@ -189,7 +192,7 @@ def connect(settings: dict[str, Any], **more: Any) -> KafkaConsumer:
             max_partition_fetch_bytes=8 << 20, bootstrap_timeout_ms=10_000, **more,
         )  # fmt: skip
     except (KafkaError, OSError, ValueError) as error:
-        raise unreachable(settings, error) from None
+        raise settings.why(error) from None
 
 
 def _within(

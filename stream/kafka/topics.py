@@ -9,7 +9,8 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError
 
 from heft.stream.config.settings import Config
-from heft.stream.kafka.connect import TopicError, client_settings, require_reachable, unreachable
+from heft.stream.kafka.connect import client_settings, require_reachable
+from heft.stream.kafka.connection_errors import TopicError
 
 FOREVER = "-1"
 _WEEK_MS = 7 * 86_400_000
@@ -64,7 +65,7 @@ class Topics:
         try:
             self._admin = KafkaAdminClient(**settings, bootstrap_timeout_ms=10_000, request_timeout_ms=15_000)
         except (KafkaError, OSError, ValueError) as error:
-            raise unreachable(settings, error) from None
+            raise settings.why(error) from None
 
     def __enter__(self) -> Topics:
         return self

@@ -27,6 +27,7 @@ import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 from heft.stream.state.codec import SnapshotError, State, body, decode, packed
+from heft.stream.state.credentials import without_credentials
 
 LINEAGES = 3
 """How many lineages of one owner stay: the one that is being written, and the last ones before it, to go back to."""
@@ -87,7 +88,7 @@ class SnapshotStore:
     """
 
     def __init__(self, url: str, keep: int = 3) -> None:
-        self.url = url
+        self.url = without_credentials(url)  # for people; the file system has the whole
         self.keep = keep
         self.damaged = 0
         self._fs, self._root = fsspec.core.url_to_fs(url)
@@ -285,7 +286,7 @@ class SnapshotStore:
         except SnapshotError:
             raise
         except Exception as error:  # every file system has errors of its own
-            msg = f"{self.url}: {type(error).__name__}: {error}"
+            msg = without_credentials(f"{self.url}: {type(error).__name__}: {error}")
             raise StoreError(msg) from error
 
 

@@ -19,6 +19,7 @@ from heft.stream.score.requests import Clocks, ScoreCounts, ScoreRequests
 from heft.stream.score.rollout import ShadowRollout
 from heft.stream.score.scoring_thread import ScoringThread
 from heft.stream.score.teacher import Answer, ScorerError, ScorerTimeoutError, Teacher
+from heft.stream.state.credentials import without_credentials
 from heft.stream.teacher.folder import TeacherFolder, load_engine
 
 if TYPE_CHECKING:
@@ -122,15 +123,20 @@ class RemoteTeacher:
         ``http://HOST:PORT``.
     timeout_seconds
         How long an answer may take.
+    token
+        What the server asks for; empty: nothing.
     """
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, timeout_seconds: float, token: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            msg = f"teacher.url is {url!r}; expected http://HOST:PORT"
+            msg = f"teacher.url is {without_credentials(url)!r}; expected http://HOST:PORT"
             raise ConfigError(msg)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._path = parts.path.rstrip("/") + "/score"
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
         self._connection = kind(parts.hostname, parts.port, timeout=timeout_seconds)
 
     def score(self, pairs: Sequence[Pair]) -> Answer:
@@ -143,7 +149,7 @@ class RemoteTeacher:
         """
         body = msgspec.json.encode(PairsAsked(list(pairs)))
         try:
-            self._connection.request("POST", self._path, body, {"Content-Type": "application/json"})
+            self._connection.request("POST", self._path, body, self._headers)
             response = self._connection.getresponse()
             content = response.read()
         except TimeoutError as error:
@@ -214,7 +220,7 @@ class Scoring:
     def _connect(self) -> Teacher:
         teacher = self._config.teacher
         if teacher.url:
-            return RemoteTeacher(teacher.url, teacher.timeout_ms / 1000)
+            return RemoteTeacher(teacher.url, teacher.timeout_ms / 1000, teacher.token)
         return TeacherVersion(teacher, load_engine(teacher, teacher.batch), self._score_beside)
 
     def _score_beside(self, engine: Engine) -> bool:

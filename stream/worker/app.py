@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from math import inf
+from time import monotonic, sleep
+from typing import Any, cast
 
 import faust
+from aiokafka.errors import KafkaError
 
 from heft.stream.config.settings import Config, ConfigError
 from heft.stream.kafka.batch_consumer import App, drive, faust_settings
+from heft.stream.kafka.connect import ClientSettings, client_settings, require_reachable
+from heft.stream.kafka.connection_errors import BrokerAwayError
 from heft.stream.observe.exporter import Metrics
 from heft.stream.worker.stage import LossPolicy
 from heft.stream.worker.worker import STAGES, StageName, Worker
@@ -18,6 +23,7 @@ from heft.stream.worker.worker import STAGES, StageName, Worker
 log = logging.getLogger("heft.worker")
 
 _LAG_SECONDS = 5.0
+_RETRY_SECONDS, _SAY_AGAIN_SECONDS = 1.0, 60.0  # while no broker answers
 _FIRST_LAG_SECONDS = 0.2
 
 
@@ -106,16 +112,56 @@ def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_l
     ------
     ListenError
         If it cannot answer for its metrics and its health where it was told to; nothing has begun then.
+    TopicError
+        If brokers refuse something, or stay away for longer than ``kafka.patience``.
     """
     worker = make_worker(config, stages, accept_loss=accept_loss)
     address = config.metrics.address
     log.warning("%s", Metrics.where(address, worker.metrics.serve(address, config.metrics.port).port))
+    client = client_settings(config.kafka)
+    _wait_for_brokers(client, worker, config, stages)
     if "learn" in stages:
         # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
         from heft.stream.learn.learner import warm_up
 
         warm_up(config.learner)
-    runner = faust.Worker(worker.app, loglevel="WARN", redirect_stdouts=False)
+    runner = faust.Worker(worker.app, redirect_stdouts=False, override_logging=False)
+    runner.spinner = None  # it writes escape codes into files too
     # No task of the app: Faust starts those when the first partitions have come, and probes ask before.
     runner.add_future(worker.metrics.keep_fresh())
-    runner.execute_from_commandline()
+    try:
+        runner.execute_from_commandline()
+    except SystemExit as ended:
+        # The log has said it already, among what else fell; the last line is the reason alone.
+        reason = runner.crash_reason or worker.app.crash_reason
+        if isinstance(reason, KafkaError):
+            raise client.why(reason) from None
+        if ended.code and type(reason).__module__.startswith("heft."):
+            raise cast(BaseException, reason) from None
+        raise
+
+
+def _wait_for_brokers(client: ClientSettings, worker: Worker, config: Config, stages: Sequence[StageName]) -> None:
+    """Return when a broker answers and refuses nothing; a worker may be started before its cluster."""
+    names = config.kafka.topics
+    used: dict[StageName, list[str]] = {
+        "join": [*config.inputs, names.samples, names.rejected],
+        "score": [names.samples, names.scored],
+        "learn": [names.scored],
+    }
+    topics = [topic for stage in stages for topic in used[stage]]
+    since, said = monotonic(), -inf
+    while True:
+        try:
+            require_reachable(client, topics, config.kafka.group)
+            break
+        except BrokerAwayError as error:
+            worker.health.state("waiting for a broker")
+            worker.health.error(str(error))
+            if monotonic() - since >= config.kafka.patience_ms / 1000:
+                raise
+            if monotonic() - said >= _SAY_AGAIN_SECONDS:
+                log.warning("waiting for a broker: %s", error)
+                said = monotonic()
+            sleep(_RETRY_SECONDS)
+    worker.health.state("starting")

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from heft.stream.config.settings import Config
 from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
-from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.connect import aiokafka_settings
 from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
@@ -74,7 +74,7 @@ class Worker:
         self._stage_of |= dict.fromkeys(config.inputs, "join")
         snapshots = config.snapshots
         self._store = PatientStore(SnapshotStore(snapshots.url, snapshots.keep), snapshots.patience_ms)
-        self.client = client_settings(config.kafka)
+        self.client = aiokafka_settings(config.kafka)
         self.health = Health(config.metrics.ready_lag)
         self.metrics = Metrics(self._observed, self.health)
         self._scoring: Scoring | None = None

@@ -36,7 +36,8 @@ from heft.stream.kafka.bulk_reader import (
     read_inputs,
     read_partition,
 )
-from heft.stream.kafka.connect import TopicError, client_settings
+from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.connection_errors import TopicError
 from heft.stream.kafka.local_broker import running_broker
 from heft.stream.kafka.publish import newest_json, publish, record
 from heft.stream.kafka.topics import Topics

@@ -20,7 +20,10 @@ from heft.stream.config.settings import (
     load,
     parse_ms,
 )
-from heft.stream.kafka.connect import client_settings
+from heft.stream.kafka.connect import _by_meaning, client_settings
+from heft.stream.kafka.doctor import check_snapshots
+from heft.stream.state.credentials import is_credential, without_credentials
+from heft.stream.state.store import SnapshotStore, StoreError
 
 
 def loaded(tmp_path: Path, text: str, **environ: str) -> Config:
@@ -135,10 +138,94 @@ def test_what_is_printed_reads_back(tmp_path: Path) -> None:
     assert loaded(tmp_path, to_toml(config, secrets=True)) == config
 
 
-def test_secrets_are_neither_printed_nor_reported() -> None:
-    config = Config(kafka=KafkaConfig(security={"sasl.password": "hush"}))
-    assert "hush" not in to_toml(config)
-    assert "hush" not in repr(config.plain())
+SECRET = """
+[kafka.security]
+"security.protocol" = "SASL_SSL"
+"sasl.username" = "me"
+"sasl.password" = "hush"
+"ssl.key.password" = "hush"
+[snapshots]
+url = "s3://me:hu/sh@bucket/heft"
+[teacher]
+url = "https://gpu:8600/?key=hush&signature=hush&size=2"
+token = "hush"
+[[mapping]]
+topic = "t"
+type = "click"
+fields = { "user_id" = "token" }
+"""
+
+
+def test_credentials_are_neither_printed_nor_reported(tmp_path: Path) -> None:
+    config = loaded(tmp_path, SECRET)
+    for text in (to_toml(config), repr(config.plain())):
+        assert "hush" not in text
+        assert "hu/sh" not in text
+        for open_to_all in (
+            "SASL_SSL",
+            "me",
+            "s3://me:***@bucket/heft",
+            "https://gpu:8600/?key=***&signature=***&size=2",
+        ):
+            assert open_to_all in text
+    assert config.plain()["mapping"][0]["fields"] == {"user_id": "token"}
+
+
+def test_what_is_printed_with_credentials_left_out_names_the_variables_that_supply_them(tmp_path: Path) -> None:
+    config = loaded(tmp_path, SECRET)
+    text = to_toml(config)
+    supplied = {
+        "HEFT_KAFKA__SECURITY__SASL_PASSWORD": "hush",
+        "HEFT_KAFKA__SECURITY__SSL_KEY_PASSWORD": "hush",
+        "HEFT_SNAPSHOTS__URL": config.snapshots.url,
+        "HEFT_TEACHER__URL": config.teacher.url,
+        "HEFT_TEACHER__TOKEN": "hush",
+    }
+    assert [name for name in supplied if name not in text] == []
+    again = loaded(tmp_path, text, **supplied)
+    assert (again.snapshots, again.teacher, again.mapping) == (config.snapshots, config.teacher, config.mapping)
+    assert _by_meaning(again.kafka.security)[0] == _by_meaning(config.kafka.security)[0]
+
+
+@pytest.mark.parametrize("key", ['[snapshots]\nurl = "s3://me:***@bucket"', '[teacher]\ntoken = "***"'])
+def test_a_mask_is_not_taken_for_a_credential(tmp_path: Path, key: str) -> None:
+    with pytest.raises(BadValueError, match=r"is masked \(\*\*\*\); set HEFT_(SNAPSHOTS__URL|TEACHER__TOKEN)"):
+        loaded(tmp_path, key)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sasl.password", "sasl_plain_password", "ssl.key.password", "sasl.jaas.config", "sasl.oauthbearer.token", "Token"],
+)
+def test_a_setting_is_known_for_a_credential_by_its_name(name: str) -> None:
+    assert is_credential(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["security.protocol", "sasl.username", "ssl.key.location", "ssl_keyfile", "sasl.oauthbearer.command", "seed"],
+)
+def test_other_settings_are_none(name: str) -> None:
+    assert not is_credential(name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["data/snapshots", "http://gpu:8600/score", "abfss://box@account.dfs.core.windows.net/a", "http://h:1/x?at=u@h"],
+)
+def test_a_url_without_a_credential_stays_as_it_is(url: str) -> None:
+    assert without_credentials(url) == url
+
+
+def test_the_errors_of_a_store_hold_no_credential() -> None:
+    store = SnapshotStore("memory://me:hush@box/a?key=hush")
+    error = OSError("cannot reach memory://me:hush@box/a?key=hush")
+    with pytest.raises(StoreError) as caught, store._reached():
+        raise error
+    assert "memory://me:***@box" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    (finding,) = check_snapshots("nosuchscheme://me:hush@box")
+    assert "hush" not in finding.what
 
 
 @pytest.mark.parametrize("section", [KafkaConfig, Topics, SnapshotConfig, MetricsConfig])

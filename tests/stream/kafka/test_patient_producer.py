@@ -12,7 +12,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from heft.stream.kafka.patient_producer import BrokerAwayError, PatientProducer
+from heft.stream.kafka.connection_errors import BrokerAwayError
+from heft.stream.kafka.patient_producer import PatientProducer
 
 
 class Broker:

@@ -14,7 +14,8 @@ from aiokafka.errors import KafkaTimeoutError
 
 from heft.stream.join.config import JoinConfig
 from heft.stream.kafka.batch_consumer import TP, Batch, Received
-from heft.stream.kafka.patient_producer import BrokerAwayError, PatientProducer
+from heft.stream.kafka.connection_errors import BrokerAwayError
+from heft.stream.kafka.patient_producer import PatientProducer
 from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import SnapshotStore
 from heft.stream.worker.join_stage import JoinStage
