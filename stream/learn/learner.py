@@ -8,9 +8,8 @@ that a ranker fed by this learner's snapshots could have served, live and in rep
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -21,7 +20,7 @@ from heft.models.evaluate.cohorts import Cohorts
 from heft.models.features.config import FeatureConfig
 from heft.models.features.featurizer import Featurizer
 from heft.models.features.vectors import Vectors, item_hash
-from heft.models.importance.teacher_scores import TeacherScores, VersionScores, scores_at_close, scores_on_time
+from heft.models.importance.teacher_scores import TeacherScores, scores_at_close, scores_on_time
 from heft.models.rankers.arms import Arm, RankerConfig
 from heft.models.rankers.bank import Bank
 from heft.models.rankers.head import Head, LabelledSlate, Prediction
@@ -38,7 +37,7 @@ from heft.models.records import (
     Shown,
     Slate,
 )
-from heft.stream.learn.segments import Segments
+from heft.stream.learn.open_slates import OpenSlate, OpenSlates
 from heft.stream.state import codec
 
 _ABSTAIN_BELOW_ORDERS = 100
@@ -72,37 +71,6 @@ class LearnerConfig(msgspec.Struct, frozen=True):
     def lineage(self) -> str:
         """A digest of this configuration: learners of different lineage share no snapshots."""
         return codec.digest(msgspec.to_builtins(self))[:12]
-
-
-class _Slate(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A slate as it was shown; never changed."""
-
-    number: int
-    request_id: str
-    surface: str
-    measured: bool
-    vectors: Vectors
-    order: Prediction
-    click: Prediction
-    teacher_scores: TeacherScores
-    """The teacher's scores that had come in time."""
-
-
-class _Click(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A clicked item that waits for its order: its row of the slate, as it was shown. Never changed."""
-
-    number: int
-    request_id: str
-    surface: str
-    measured: bool
-    vectors: Vectors
-    order: Prediction
-    teacher_scores: TeacherScores
-    """All scores of the teacher that had come when the slate closed."""
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.request_id, int(self.vectors.items[0])
 
 
 class Outcome(NamedTuple):
@@ -150,12 +118,11 @@ class Learner:
         self.order = self._head("order", ranker.conversion_arms, ranker.conversion_bits, _ABSTAIN_BELOW_ORDERS)
         self._taught = any(head.teacher is not None for head in (self.click, self.order))
         self.cohorts = Cohorts()
-        self._open: OrderedDict[str, _Slate] = OrderedDict()
+        lineage, learn = self.config.lineage, self.config.learn
+        self._open = OpenSlates(lineage, learn.max_open_slates)
         self._clicked_rows: dict[str, list[int]] = {}
-        self._clicks: OrderedDict[tuple[str, int], _Click] = OrderedDict()
+        self._clicks = OpenSlates(f"{lineage}-clicks", learn.max_clicked_items)  # one row of a slate each
         self._waiting: list[tuple[Key, int, Record]] = []  # labels that are due and do not act yet
-        self._slates: Segments[_Slate] = Segments(self.config.lineage)
-        self._clicked_items: Segments[_Click] = Segments(f"{self.config.lineage}-clicks")
 
     def _head(
         self, label: Literal["click", "order"], arms: tuple[Arm, ...], bits: int, abstain_below: int = 0
@@ -198,24 +165,13 @@ class Learner:
         vectors = self.featurizer.shown(slate, record.session)
         measured = record.due_ms >= self.clock_ms - self.config.learn.max_skew_ms
         scores = scores_on_time(vectors.items, record.scores) if self._taught else ()
-        shown = _Slate(
-            self._slates.next_number,
-            slate.request_id,
-            slate.surface,
-            measured,
-            vectors,
-            self.order.predict(vectors, scores),
-            self.click.predict(vectors, scores),
-            scores,
-        )
-        self._open[slate.request_id] = shown
-        self._slates.add(shown)
+        order, click = self.order.predict(vectors, scores), self.click.predict(vectors, scores)
+        shown = OpenSlate(slate.request_id, slate.surface, measured, vectors, order, click, scores)
+        dropped = self._open.add(slate.request_id, shown)
         if not measured:
             self.counts["shown_out_of_order"] += 1
-        if len(self._open) > self.config.learn.max_open_slates:
-            request, dropped = self._open.popitem(last=False)
-            self._slates.remove(dropped.number)
-            self._clicked_rows.pop(request, None)
+        if dropped is not None:
+            self._clicked_rows.pop(dropped, None)
             self.counts["dropped_slates"] += 1
 
     def _click(self, record: Clicked) -> None:
@@ -228,11 +184,10 @@ class Learner:
         self.featurizer.clicked(slate.vectors, row)
 
     def _close(self, record: Closed) -> None:
-        slate = self._open.pop(record.request_id, None)
-        if slate is None:
+        slate = self._open.pop(record.request_id)
+        if slate is None or slate.click is None:
             self.counts["closed_without_slate"] += 1
             return
-        self._slates.remove(slate.number)
         rows = self._clicked_rows.pop(record.request_id, [])
         vectors = slate.vectors
         labels = np.zeros(len(vectors), np.uint8)
@@ -253,25 +208,21 @@ class Learner:
         for row in rows:
             self._keep_click(slate, row, counted, scores)
 
-    def _keep_click(self, slate: _Slate, row: int, counted: bool, scores: TeacherScores) -> None:
-        number, vectors, order = self._clicked_items.next_number, slate.vectors.one(row), slate.order.one(row)
-        of_row = tuple(each.one(row) for each in scores)
-        click = _Click(number, slate.request_id, slate.surface, counted, vectors, order, of_row)
-        dropped = self._clicks.pop(click.key, None)  # of a slate long closed whose id has come again
-        self._clicks[click.key] = click
-        self._clicked_items.add(click)
-        if len(self._clicks) > self.config.learn.max_clicked_items:
-            dropped = self._clicks.popitem(last=False)[1]
-        if dropped is not None:
-            self._clicked_items.remove(dropped.number)
+    def _keep_click(self, slate: OpenSlate, row: int, counted: bool, scores: TeacherScores) -> None:
+        vectors, order, of_row = slate.vectors.one(row), slate.order.one(row), tuple(each.one(row) for each in scores)
+        click = OpenSlate(slate.request_id, slate.surface, counted, vectors, order, None, of_row)
+        key = _click_key(slate.request_id, int(vectors.items[0]))
+        again = key in self._clicks  # of a slate long closed whose id has come again
+        if again:
+            self._clicks.remove(key)
+        if self._clicks.add(key, click) is not None or again:
             self.counts["dropped_clicks"] += 1
 
     def _mature(self, record: Matured) -> None:
-        click = self._clicks.pop((record.request_id, item_hash(record.item_id)), None)
+        click = self._clicks.pop(_click_key(record.request_id, item_hash(record.item_id)))
         if click is None:
             self.counts["matured_without_click"] += 1
             return
-        self._clicked_items.remove(click.number)
         labels = np.array([record.converted], np.uint8)
         if self._observer is not None:
             self._observer(Outcome("conversion", record.request_id, click.vectors, click.order, labels, click.measured))
@@ -310,8 +261,8 @@ class Learner:
     def digest(self) -> str:
         """Return what identifies all that determines future predictions and reports."""
         state = self._core() | {
-            "slates": [_plain(slate) for slate in self._open.values()],
-            "clicks": [_plain(click) for click in self._clicks.values()],
+            "slates": [(number, *slate.state()) for number, slate in self._open.numbered()],
+            "clicks": [(number, *click.state()) for number, click in self._clicks.numbered()],
         }
         return codec.digest(state)
 
@@ -320,12 +271,9 @@ class Learner:
 
         All is copied or never changes, and may be encoded later.
         """
-        slates, shown = self._slates.state()
-        clicks, clicked = self._clicked_items.state()
-        segments: list[tuple[str, Callable[[], codec.State]]] = []
-        segments += [(name, partial(_plain_all, things)) for name, things in shown]
-        segments += [(name, partial(_plain_all, things)) for name, things in clicked]
-        return self._core() | {"slates": slates, "clicks": clicks}, segments
+        slates, shown = self._open.state()
+        clicks, clicked = self._clicks.state()
+        return self._core() | {"slates": slates, "clicks": clicks}, [*shown, *clicked]
 
     def _core(self) -> dict[str, Any]:
         return {
@@ -351,12 +299,8 @@ class Learner:
         learner.click.restore(state["click"])
         learner.order.restore(state["order"])
         learner.cohorts.restore(state["cohorts"])
-        shown = {name: map(_slate, segments[name]) for name, *_ in state["slates"]["segments"]}
-        clicked = {name: map(_click, segments[name]) for name, *_ in state["clicks"]["segments"]}
-        for slate in learner._slates.restore(state["slates"], shown):
-            learner._open[slate.request_id] = slate
-        for click in learner._clicked_items.restore(state["clicks"], clicked):
-            learner._clicks[click.key] = click
+        learner._open.restore(state["slates"], segments)
+        learner._clicks.restore(state["clicks"], segments)
         learner._clicked_rows = dict(state["clicked_rows"])
         for source, plain in state["waiting"]:
             record: Record = msgspec.convert(plain, Record)
@@ -382,27 +326,6 @@ def warm_up(config: LearnerConfig) -> None:
     learner.state()
 
 
-def _plain(each: _Slate | _Click) -> tuple[Any, ...]:
-    scores = tuple(version.state() for version in each.teacher_scores)
-    plain = (
-        each.number, each.request_id, each.surface, each.measured, each.vectors.state(), each.order.state(), scores,
-    )  # fmt: skip
-    return (*plain, each.click.state()) if isinstance(each, _Slate) else plain
-
-
-def _plain_all(things: Sequence[_Slate] | Sequence[_Click]) -> list[tuple[Any, ...]]:
-    return [_plain(each) for each in things]
-
-
-def _slate(plain: list[Any]) -> _Slate:
-    number, request, surface, measured, vectors, order, scores, click = plain
-    return _Slate(
-        number, request, surface, measured, Vectors(*vectors), Prediction(*order), Prediction(*click),
-        tuple(VersionScores(*version) for version in scores),
-    )  # fmt: skip
-
-
-def _click(plain: list[Any]) -> _Click:
-    number, request, surface, measured, vectors, order, scores = plain
-    scores = tuple(VersionScores(*version) for version in scores)
-    return _Click(number, request, surface, measured, Vectors(*vectors), Prediction(*order), scores)
+def _click_key(request_id: str, item: int) -> str:
+    """Return what a clicked item is known by while it waits, given the hash of the item."""
+    return f"{item:016x}{request_id}"

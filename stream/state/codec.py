@@ -164,7 +164,7 @@ def body(raw: bytes, name: str) -> bytes:
     if format_ != FORMAT:
         msg = f"{name}: written in format {format_}, this heft reads format {FORMAT}; use the heft that wrote it"
         raise SnapshotError(msg)
-    body = raw[start:]
+    body = memoryview(raw)[start:]  # a file may be large: not copied
     if blake2b(body, digest_size=_DIGEST_BYTES).digest() != raw[6:start]:
         msg = f"{name}: the checksum does not match; the file is truncated or damaged"
         raise SnapshotError(msg)

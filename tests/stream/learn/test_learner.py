@@ -77,7 +77,9 @@ def test_a_prediction_is_that_of_the_model_when_the_slate_was_shown() -> None:
     records, _ = joined([impression("new", at=3 * DAY), click("new", at=3 * DAY + SECOND), *crowd(4 * DAY)])
     for record in records:
         learner.apply(0, record)
-    shown = learner._open["new"]
+    shown = learner._open.get("new")
+    assert shown is not None
+    assert shown.click is not None
     assert shown.click.p.tolist() == before.p.tolist()
 
 
@@ -206,7 +208,7 @@ def test_a_slate_is_written_in_one_segment_only() -> None:
         learner.apply(0, record)
     second = dict(learner.state()[1])
     assert set(first) < set(second)
-    assert [len(content()) for content in second.values()] == [10, 5]
+    assert [len(content()["keys"]) for content in second.values()] == [10, 5]
 
 
 def test_whether_metrics_are_looked_at_changes_nothing() -> None:
