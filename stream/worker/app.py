@@ -48,7 +48,10 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
         **faust_settings(),
     )
     worker = Worker(app, config, LossPolicy(accept_loss))
-    drive(app, worker.client, worker.assigned, worker.revoked, accept_loss=accept_loss)
+    drive(
+        app, worker.client, worker.assigned, worker.revoked,
+        together=[worker.topics(stage) for stage in STAGES], instance=config.kafka.instance, accept_loss=accept_loss,
+    )  # fmt: skip
 
     async def run(stream: Any) -> None:
         try:

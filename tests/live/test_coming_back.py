@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from heft.stream.kafka.local_broker import kafka_available, running_broker
-from tests.support.builders import HOUR, impression
+from tests.support.builders import HOUR, MINUTE, impression
 from tests.support.live import NEVER_IDLE, Shop
 from tests.support.live_traffic import closing
 
@@ -42,7 +42,7 @@ def test_twenty_thousand_open_slates_come_back_in_one_assignment(shop: Shop) -> 
     shop.publish(
         [impression(f"r{n}", f"u{n % 997}", n * 20, [f"i{n % 5000}-{row}" for row in range(8)]) for n in range(SLATES)]
     )
-    shop.publish(closing(SLATES * 20, "now"))
+    shop.publish(closing(SLATES * 20 + MINUTE, "now"))
     first = shop.worker()
     gauge = 'heft_learner_open_slates{shard="0"}'
     shop.until(lambda: shop.scraped(first).get(gauge, 0.0) >= SLATES, 120)
