@@ -201,7 +201,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
         try:
             starts = await self._starts(await opening)
         except Exception as error:
-            await self.crash(error)
+            if not self.app.should_stop:  # else what it needs has been closed
+                await self.crash(error)
             return
         self._positions |= starts
         await self.perform_seek()
