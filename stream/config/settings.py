@@ -81,6 +81,9 @@ class KafkaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``sasl.username``, ``sasl.password``, ``ssl.ca.location``, ...) or as in kafka-python."""
     group: str = "heft"
     """Consumer group of the workers: those that share it share the work."""
+    instance: str = ""
+    """A name that this worker alone has and keeps over a restart, such as a pod's in a StatefulSet: if it is back
+    within ``session_timeout`` (then 30 s or more), nothing moves. Empty: a worker that stops leaves its group."""
     session_timeout_ms: Milliseconds = 6_000
     """A worker that is silent for so long has lost its partitions."""
     patience_ms: Milliseconds = 600_000

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -201,7 +201,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
         try:
             starts = await self._starts(await opening)
         except Exception as error:
-            await self.crash(error)
+            if not self.app.should_stop:  # else what it needs has been closed
+                await self.crash(error)
             return
         self._positions |= starts
         await self.perform_seek()
@@ -358,6 +359,8 @@ class _Transport(faust_aiokafka.Transport):
     on_assigned: OnAssigned
     on_revoked: OnRevoked
     accept_loss: bool
+    together: Sequence[Sequence[str]]
+    instance: str
 
 
 def faust_settings() -> dict[str, Any]:
@@ -382,6 +385,8 @@ def drive(
     on_assigned: OnAssigned,
     on_revoked: OnRevoked,
     *,
+    together: Sequence[Sequence[str]],
+    instance: str = "",
     accept_loss: bool = False,
 ) -> None:
     """Give an app the batch consumer; call before the app starts.
@@ -397,11 +402,16 @@ def drive(
         Returns what opens the partitions; called once for each generation of the group, with all that are assigned.
     on_revoked
         Awaited when partitions are taken away. None of their batches is handed out any more.
+    together
+        Topics that are read together: partition p of all of them goes to the same worker.
+    instance
+        A name that this worker keeps over a restart; empty: none. One that is back within a session moves nothing.
     accept_loss
         Whether to go on, and count in ``consumer.lost``, where records to go on from are gone.
     """
     transport = _Transport(app.conf.broker_consumer, app)
     transport.client, transport.accept_loss = client, accept_loss
+    transport.together, transport.instance = together, instance
     transport.on_assigned, transport.on_revoked = on_assigned, on_revoked
     app.transport = transport
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP
 
+from heft.stream.kafka.assignor import UnitAssignor
 from heft.stream.kafka.offsets import true_end
 
 POLL_SECONDS = 0.5
@@ -50,8 +50,8 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             **transport.client,
             client_id=conf.broker_client_id,
             group_id=conf.id,
-            # The range assignor keeps partition p of every input together, as the join needs; round robin does not.
-            partition_assignment_strategy=[RangePartitionAssignor],
+            group_instance_id=transport.instance or None,
+            partition_assignment_strategy=[UnitAssignor(transport.together)],
             enable_auto_commit=False,
             # An offset that is gone must be an error: "earliest" would silently go on elsewhere.
             auto_offset_reset="none",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -141,13 +142,26 @@ class Learner:
         elif type(record) is Clicked or type(record) is Closed or type(record) is Matured:
             heapq.heappush(self._waiting, (record.key, source, record))
 
+    def catch_up(self, due_ms: int, most: int) -> bool:
+        """Let up to ``most`` labels act that a record due at ``due_ms`` lets act; return whether more are left.
+
+        `apply` does it all at once, which takes minutes where the clock jumps by hours. Who cannot stand still for so
+        long calls this first, until it returns False. Labels act in the same order either way.
+        """
+        if due_ms <= self.clock_ms:
+            return False
+        until_ms = due_ms - self.config.learn.serve_delay_ms
+        self._act(until_ms, most)
+        return bool(self._waiting) and self._waiting[0][0][0] <= until_ms
+
     def flush(self) -> None:
         """End of a log: let the labels that still wait act, so that a report covers all that closed."""
         self._act(self.clock_ms)
 
-    def _act(self, until_ms: int) -> None:
+    def _act(self, until_ms: int, most: float = inf) -> None:
         waiting = self._waiting
-        while waiting and waiting[0][0][0] <= until_ms:
+        while waiting and waiting[0][0][0] <= until_ms and most > 0:
+            most -= 1
             record = heapq.heappop(waiting)[2]
             match record:
                 case Clicked():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from math import inf
 from time import monotonic, sleep
 from typing import Any, cast
@@ -48,7 +49,10 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
         **faust_settings(),
     )
     worker = Worker(app, config, LossPolicy(accept_loss))
-    drive(app, worker.client, worker.assigned, worker.revoked, accept_loss=accept_loss)
+    drive(
+        app, worker.client, worker.assigned, worker.revoked,
+        together=[worker.topics(stage) for stage in STAGES], instance=config.kafka.instance, accept_loss=accept_loss,
+    )  # fmt: skip
 
     async def run(stream: Any) -> None:
         try:
@@ -117,14 +121,19 @@ def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_l
     """
     worker = make_worker(config, stages, accept_loss=accept_loss)
     address = config.metrics.address
-    log.warning("%s", Metrics.where(address, worker.metrics.serve(address, config.metrics.port).port))
-    client = client_settings(config.kafka)
-    _wait_for_brokers(client, worker, config, stages)
-    if "learn" in stages:
-        # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
-        from heft.stream.learn.learner import warm_up
+    with closing(worker.metrics.serve(address, config.metrics.port)) as server:
+        log.warning("%s", Metrics.where(address, server.port))
+        client = client_settings(config.kafka)
+        _wait_for_brokers(client, worker, config, stages)
+        if "learn" in stages:
+            # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
+            from heft.stream.learn.learner import warm_up
 
-        warm_up(config.learner)
+            warm_up(config.learner)
+        _run(worker, client)
+
+
+def _run(worker: Worker, client: ClientSettings) -> None:
     runner = faust.Worker(worker.app, redirect_stdouts=False, override_logging=False)
     runner.spinner = None  # it writes escape codes into files too
     # No task of the app: Faust starts those when the first partitions have come, and probes ask before.

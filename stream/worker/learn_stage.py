@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from heft.models.records import Record
 from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, Batch
 from heft.stream.learn.learner import Learner, LearnerConfig
@@ -17,6 +18,9 @@ from heft.stream.worker.stage import (
     read_message,
     read_records,
 )
+
+_STEP = 32
+"""Labels, or records, until the event loop has a turn: each takes up to a millisecond."""
 
 
 class LearnStage:
@@ -68,11 +72,21 @@ class LearnStage:
             for record in batch.records:
                 message = read_message(self.connections, self.tp, record)
                 if message is not None:
-                    for each in read_records(self.connections, self.tp, record, message, self.reader):
-                        self.learner.apply(message.source, each)
+                    await self._learn(
+                        message.source, read_records(self.connections, self.tp, record, message, self.reader)
+                    )
                 self._fingerprint.note(record)
-                await asyncio.sleep(0)  # a batch may hold many thousand samples; other stages must have a turn
             self._offset = batch.end_offset
+
+    async def _learn(self, source: int, records: Sequence[Record]) -> None:
+        """Learn in steps of some 20 ms: other stages, the producer and whoever asks for our health must have a turn."""
+        for number, record in enumerate(records, 1):
+            while self.learner.catch_up(record.due_ms, _STEP):
+                await asyncio.sleep(0)
+            self.learner.apply(source, record)
+            if number % _STEP == 0:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     async def pending(self) -> PendingSnapshot:
         """Return a copy of the model, to be encoded and written later."""

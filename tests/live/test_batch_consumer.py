@@ -260,7 +260,7 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         unfinished.write_text(str(batch.end_offset))
         unfinished.rename(file)
 
-    drive(app, {"bootstrap_servers": broker}, on_assigned, on_revoked)
+    drive(app, {"bootstrap_servers": broker}, on_assigned, on_revoked, together=[[topic]])
 
     @app.agent(app.topic(topic, acks=False))
     async def read(stream: Any) -> None:

@@ -144,6 +144,7 @@ def test_every_command_ends_with_that_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEFT_KAFKA__BOOTSTRAP", bootstrap)
+    monkeypatch.setenv("HEFT_METRICS__PORT", "0")
     for name, value in security(password="hush").items():
         monkeypatch.setenv(f"HEFT_KAFKA__SECURITY__{name.upper().replace('.', '_')}", value)
     said = CliRunner().invoke(cli.app, command)
@@ -180,7 +181,9 @@ def test_a_worker_without_a_right_ends_with_one_line_that_names_it(
     bootstrap: str, tmp_path: Path, user: tuple[str, str], says: str
 ) -> None:
     login = "\n".join(f'"{name}" = "{value}"' for name, value in security(*user).items())
-    (tmp_path / "heft.toml").write_text(f'[kafka]\nbootstrap = "{bootstrap}"\n[kafka.security]\n{login}\n')
+    (tmp_path / "heft.toml").write_text(
+        f'[kafka]\nbootstrap = "{bootstrap}"\n[kafka.security]\n{login}\n[metrics]\nport = 0\n'
+    )
     worker = subprocess.run(
         [sys.executable, "-m", "heft", "worker", "--stages", "join", "--log", "json"],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,

@@ -377,3 +377,19 @@ def test_scores_that_come_when_a_slate_closes_are_too_late_for_arms_that_read_th
     assert late.digest() != none.digest()
     state, reference = late.click.state()["teacher"], early.click.state()["teacher"]
     assert np.array_equal(state["coming"][0][1], reference["coming"][0][1])
+
+
+def test_labels_that_act_in_steps_leave_the_model_of_those_that_act_at_once() -> None:
+    learner, steps = Learner(SMALL), Counter[str]()
+    for record in RECORDS:
+        while True:
+            before = learner.samples
+            more = learner.catch_up(record.due_ms, 2)
+            steps["slates"] = max(steps["slates"], (learner.samples - before) // 3)
+            if not more:
+                break
+            steps["more"] += 1
+        learner.apply(0, record)
+    assert learner.digest() == learned(RECORDS).digest()
+    assert steps["more"] > 0, "some records let more than two labels act"
+    assert steps["slates"] <= 2
