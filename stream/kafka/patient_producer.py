@@ -50,19 +50,20 @@ class PatientProducer:
         One of aiokafka, as `new_producer` makes it.
     patience_ms
         For how long a record may fail to be sent, in milliseconds.
+    on_retry
+        Called each time that a record is sent again.
     clock
         A monotonic clock in seconds.
-
-    Attributes
-    ----------
-    retries : int
-        How often a record was sent again.
     """
 
     def __init__(
-        self, producer: AIOKafkaProducer, patience_ms: int, clock: Callable[[], float] = monotonic
-    ) -> None:  # fmt: skip
-        self.retries = 0
+        self,
+        producer: AIOKafkaProducer,
+        patience_ms: int,
+        on_retry: Callable[[], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._on_retry = on_retry
         self._producer = producer
         self._patience = patience_ms / 1000
         self._clock = clock
@@ -116,7 +117,7 @@ class PatientProducer:
                 f"{error!r}. Start again when they answer: what was not written is made anew, and nothing is lost"
             )
             raise BrokerAwayError(msg) from error
-        self.retries += 1
+        self._on_retry()
         log.warning("%s: a record could not be sent, attempt %d; it is sent again: %r", topic, times, error)
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(times - 1, _DOUBLINGS))
         await asyncio.sleep(longest * self._chance.uniform(0.5, 1.0))

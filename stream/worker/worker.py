@@ -152,7 +152,11 @@ class Worker:
     async def _connect(self) -> Connections:
         async with self._connecting:
             if self._connections is None:
-                producer = PatientProducer(new_producer(self.client), self.config.kafka.patience_ms)
+                producer = PatientProducer(
+                    new_producer(self.client),
+                    self.config.kafka.patience_ms,
+                    self.metrics.retries.labels("producer").inc,
+                )
                 await producer.start()
                 self._connections = Connections(self.client, producer, self._store, self.losses)
             return self._connections

@@ -57,7 +57,7 @@ class FarBroker:
 
 
 def stage(broker: Any, folder: Path) -> JoinStage:
-    producer, store = PatientProducer(cast(AIOKafkaProducer, broker), 0), SnapshotStore(str(folder))
+    producer, store = PatientProducer(cast(AIOKafkaProducer, broker), 0, lambda: None), SnapshotStore(str(folder))
     connections = Connections({}, producer, PatientStore(store, 1_000), LossPolicy())
     return JoinStage(connections, JoinConfig(), None, 0, ["clicks"], "samples", "rejected")
 
