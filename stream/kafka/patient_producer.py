@@ -18,12 +18,12 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from heft.stream.events.messages import MAX_MESSAGE_BYTES
 from heft.stream.kafka.connection_errors import BrokerAwayError
+from heft.stream.state.pauses import pause_after
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-"""Seconds between two attempts, drawn from the upper half of a range that doubles."""
+"""Seconds between two attempts."""
 
-_DOUBLINGS = 10
 _TIMEOUT_MS = 10_000  # of one attempt
 Headers = Sequence[tuple[str, bytes]]
 
@@ -119,5 +119,4 @@ class PatientProducer:
             raise BrokerAwayError(msg) from error
         self._on_retry()
         log.warning("%s: a record could not be sent, attempt %d; it is sent again: %r", topic, times, error)
-        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(times - 1, _DOUBLINGS))
-        await asyncio.sleep(longest * self._chance.uniform(0.5, 1.0))
+        await asyncio.sleep(pause_after(times, FIRST_PAUSE, LONGEST_PAUSE, self._chance))

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from heft.stream.state.codec import State
+from heft.stream.state.pauses import pause_after
 from heft.stream.state.store import Name, SnapshotStore, StoreError
 
 T = TypeVar("T")
@@ -24,8 +25,6 @@ T = TypeVar("T")
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 """Seconds. A worker that stops waits for at most one such pause."""
-
-_DOUBLINGS = 10  # of the pause; by then it has reached its longest
 
 log = logging.getLogger("heft.snapshot")
 
@@ -149,5 +148,4 @@ class PatientStore:
         return done
 
     def _pause(self, times: int) -> float:
-        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(times - 1, _DOUBLINGS))
-        return longest * self._chance.uniform(0.5, 1.0)
+        return pause_after(times, FIRST_PAUSE, LONGEST_PAUSE, self._chance)

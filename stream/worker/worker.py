@@ -18,7 +18,7 @@ from heft.stream.kafka.connect import aiokafka_settings
 from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
-from heft.stream.observe.health import Health
+from heft.stream.observe.health import Health, name_of
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
@@ -100,7 +100,7 @@ class Worker:
     # ---------------------------------------------------------------- partitions come and go
 
     async def assigned(self, tps: set[TP], generation: int) -> list[Coroutine[Any, Any, Starts]]:
-        """Take over an assignment; return what opens its stages, one after the other where that is due.
+        """Take over an assignment; return what opens its stages, each beside the others.
 
         A stage that this worker had in the generation before stays open: nobody else can have had it in between. It is
         read on from where it is, and only stages that are new here are restored.
@@ -118,16 +118,22 @@ class Worker:
             for key in sorted(self.open_stages):
                 if key not in keys or not unbroken or not self.open_stages[key].stage.healthy:
                     self._forget(key)
-            self._generation, self._opening = generation, len(keys - self.open_stages.keys())
-            return [self._open_stage(key) for key in sorted(keys)]
+            kept, new = sorted(self.open_stages), sorted(keys - self.open_stages.keys())
+            self._generation, self._opening = generation, len(new)
+            return [self._go_on(kept), *[self._open_stage(key) for key in new]]
+
+    async def _go_on(self, kept: Sequence[StageKey]) -> Starts:
+        """Return where the inputs of the stages that stayed open go on."""
+        starts: dict[TP, int | None] = {}
+        for key in kept:
+            opened = self.open_stages[key]
+            opened.taken_at = dict.fromkeys(opened.taken_at, monotonic())
+            self.health.restored(key)
+            starts |= opened.stage.offsets()
+        return starts
 
     async def _open_stage(self, key: StageKey) -> Starts:
-        """Open the stage of a partition, unless it is open; return where each of its inputs goes on."""
-        kept = self.open_stages.get(key)
-        if kept is not None:
-            kept.taken_at = dict.fromkeys(kept.taken_at, monotonic())
-            self.health.restored(key)
-            return kept.stage.offsets()
+        """Open the stage of a partition; return where each of its inputs goes on."""
         connections = await self._connect()
         opened = OpenStage(self._new(key, connections))
         gaps, started = self.losses.gaps.total(), perf_counter()
@@ -173,7 +179,7 @@ class Worker:
     def _forget(self, key: StageKey) -> None:
         """Drop a stage that another worker has now, which goes on from the newest snapshot and the log."""
         self.open_stages.pop(key)
-        self._store.forget(f"{key[0]}-{key[1]}")
+        self._store.forget(name_of(key))
 
     async def close(self) -> None:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from heft.stream.events import wire
-from heft.stream.kafka.local_broker import Broker, kafka_available
+from heft.stream.kafka.local_broker import Broker
 from tests.support.builders import DAY, MINUTE, SECOND, T0, click, impression
 from tests.support.live import NEVER_IDLE, Shop
 from tests.support.live_traffic import closing, traffic
@@ -63,16 +63,6 @@ BAD = {
         "when compressed",
     ),
 }
-
-
-@pytest.fixture(scope="module", params=["tansu", "kafka"])
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    if request.param == "kafka" and not kafka_available():
-        pytest.skip("Apache Kafka is not to be had: no Java, or no Maven")
-    broker = Broker(request.param)
-    broker.start()
-    yield broker
-    broker.close()
 
 
 @pytest.fixture

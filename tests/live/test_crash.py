@@ -17,22 +17,12 @@ from uuid import uuid4
 import pytest
 
 from heft.stream.events import messages
-from heft.stream.kafka.local_broker import Broker, kafka_available
+from heft.stream.kafka.local_broker import Broker
 from tests.support.live import NEVER_IDLE, Shop
 from tests.support.live_traffic import traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 KILLS = {"kafka": 20, "tansu": 6}
-
-
-@pytest.fixture(scope="module", params=["tansu", "kafka"])
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    if request.param == "kafka" and not kafka_available():
-        pytest.skip("Apache Kafka is not to be had: no Java, or no Maven")
-    broker = Broker(request.param)
-    broker.start()
-    yield broker
-    broker.close()
 
 
 @pytest.fixture
