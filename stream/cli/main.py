@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -208,17 +210,28 @@ def worker(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="go on, and count, where records to go on from are gone")
     ] = False,
+    processes: Annotated[
+        bool | None,
+        typer.Option(
+            "--processes/--one-process", help="run each stage in a process of its own; default: with a core for each"
+        ),
+    ] = None,
     log_level: LogLevel = "warning",
     log: LogForm = "text",
     config: ConfigFile = None,
 ) -> None:
     """Run stages as stream consumers until SIGTERM or Ctrl-C; several workers share the partitions."""
+    from heft.stream.cli.processes import Options, cores, run_apart
     from heft.stream.config.settings import load
     from heft.stream.terminal.logs import set_up_logging
     from heft.stream.worker.app import run_worker, stages_of
 
     set_up_logging(log_level, log)
-    run_worker(load(config), stages_of(stages), accept_loss=accept_loss)
+    settings, names = load(config), stages_of(stages)
+    if len(names) == 1 or processes is False or (processes is None and cores() <= len(names)):
+        run_worker(settings, names, accept_loss=accept_loss)
+        return
+    raise typer.Exit(run_apart(settings, names, Options(accept_loss, log_level, log)))
 
 
 @app.command()
@@ -375,9 +388,16 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line. Errors of our own say what to do: no traceback helps beyond that."""
-    try:
+    """Run the command line."""
+    with say_what_failed():
         app()
+
+
+@contextmanager
+def say_what_failed() -> Iterator[None]:
+    """End with one line and status 1 where an error of our own says what to do: no traceback helps beyond that."""
+    try:
+        yield
     except Exception as error:
         if not type(error).__module__.startswith("heft."):
             raise

@@ -154,7 +154,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
         return await self._in_thread(self._thread.ends(list(tps)))
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> None:
-        """Commit up to where snapshots are, so that lag tools show the truth; commits are never read back."""
+        """Commit where the stages are, so that lag tools show the truth; commits are never read back."""
         await self._in_thread(self._thread.commit_for_lag(offsets))
 
     # ---------------------------------------------------------------- assignments

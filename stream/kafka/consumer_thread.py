@@ -22,6 +22,7 @@ from heft.stream.kafka.offsets import true_end
 POLL_SECONDS = 0.5
 """How long one wait for records lasts; a wake-up ends it sooner."""
 
+_COMMIT_SECONDS = 5.0  # that a commit may take
 _FETCH_WAIT_MS = 50  # after which a broker answers an empty fetch; it serves one fetch at a time, of all partitions
 
 
@@ -135,15 +136,17 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         return dict(await self._ensure_consumer().beginning_offsets(list(tps))) if tps else {}
 
     async def commit_for_lag(self, offsets: Mapping[TP, int]) -> None:
-        """Commit offsets of partitions that are still assigned; a refusal is only logged, since nothing reads them."""
+        """Commit offsets of partitions that are still assigned; the next commit makes good what was refused or late."""
         consumer = self._ensure_consumer()
         assigned = consumer.assignment()
         mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
         if mine:
             try:
-                await consumer.commit(mine)
-            except KafkaError as error:
-                self.log.warning("commit for lag tools refused: %r", error)
+                # While no broker coordinates the group, aiokafka would wait without an end.
+                async with asyncio.timeout(_COMMIT_SECONDS):
+                    await consumer.commit(mine)
+            except (KafkaError, TimeoutError) as error:
+                self.log.info("commit for lag tools refused: %r", error)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Do nothing: Faust's check for stalled partitions would warn about those that are held on purpose."""

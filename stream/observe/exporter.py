@@ -50,6 +50,9 @@ if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.join.joiner import Joiner
     from heft.stream.learn.learner import Learner
 
+METRICS_KIND = CONTENT_TYPE_PLAIN_0_0_4
+"""The content type of a page of metrics."""
+
 _DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _RESTORES = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -277,7 +280,7 @@ class Metrics:
     def render(self) -> None:
         """Write the page anew."""
         self._rendered.set_to_current_time()
-        self._page = Page(generate_latest(self.registry), kind=CONTENT_TYPE_PLAIN_0_0_4)
+        self._page = Page(generate_latest(self.registry), kind=METRICS_KIND)
 
     def measure(self) -> Iterator[None]:
         """Measure the newest samples of every head that has new ones; a step measures one arm."""

@@ -24,6 +24,7 @@ from heft.stream.worker.worker import STAGES, StageName, Worker
 log = logging.getLogger("heft.worker")
 
 _LAG_SECONDS = 5.0
+_COMMIT_SECONDS = 1.0
 _RETRY_SECONDS, _SAY_AGAIN_SECONDS = 1.0, 60.0  # while no broker answers
 _FIRST_LAG_SECONDS = 0.2
 
@@ -57,7 +58,7 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
     async def run(stream: Any) -> None:
         try:
             async for batch in stream.noack():
-                await worker.take(batch)
+                worker.take(batch)
         except asyncio.CancelledError:
             # When Faust stops it cancels all agents before it tells each to stop, and would take that for a crash.
             if not app.should_stop:
@@ -82,6 +83,11 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
             await asyncio.sleep(_LAG_SECONDS if worker.health.lag_known else _FIRST_LAG_SECONDS)
             await worker.fetch_ends()
 
+    async def commit() -> None:
+        while True:
+            await asyncio.sleep(_COMMIT_SECONDS)
+            await worker.commit()
+
     async def stop(*_: Any, **__: Any) -> None:
         await worker.close()
 
@@ -89,6 +95,7 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
         app.task(tick)
     app.task(save)
     app.task(look_at_lag)
+    app.task(commit)
     app.on_before_shutdown.connect(stop, weak=False)
     return worker
 

@@ -110,15 +110,18 @@ class JoinStage:
         """Return where each input goes on."""
         return dict(zip(self.tps, self.joiner.offsets, strict=True))
 
-    async def take(self, batch: Batch) -> None:
-        """Push a batch and write what is due."""
+    async def take(self, batches: Sequence[Batch]) -> None:
+        """Push batches and write what is due."""
         with healthy_or_broken(self):
-            number, before, moved_ms = self.tps.index(batch.tp), self.joiner.frontier, None
-            for record in batch.records:
-                self.joiner.push(number, record.offset, record.value or b"")
-                if moved_ms is None and self.joiner.frontier > before:
-                    moved_ms = record.timestamp_ms  # of the first record that made anything due: never too late
-            self._fingerprints[number].note(batch.records[-1])
+            before, moved_ms = self.joiner.frontier, None
+            for batch in batches:
+                number = self.tps.index(batch.tp)
+                for record in batch.records:
+                    self.joiner.push(number, record.offset, record.value or b"")
+                    if moved_ms is None and self.joiner.frontier > before:
+                        moved_ms = record.timestamp_ms  # of the first record that made anything due: never too late
+                self._fingerprints[number].note(batch.records[-1])
+                await asyncio.sleep(0)  # a thousand records take some 30 ms: others must have a turn
             await self._write(moved_ms)
 
     async def tick(self, tp: TP, now_ms: int) -> None:
@@ -151,7 +154,7 @@ class JoinStage:
         }
         name = Name(self.owner_name, self._rollbacks, self._writer.next_offset, "join")
         self.dirty = False
-        return PendingSnapshot(name, state, (), dict(zip(self.tps, self.joiner.offsets, strict=True)))
+        return PendingSnapshot(name, state, ())
 
     # ---------------------------------------------------------------- output
 

@@ -66,17 +66,17 @@ class LearnStage:
         """Return where the shard goes on."""
         return {self.tp: self._offset}
 
-    async def take(self, batch: Batch) -> None:
-        """Learn a batch."""
+    async def take(self, batches: Sequence[Batch]) -> None:
+        """Learn batches."""
         with healthy_or_broken(self):
-            for record in batch.records:
-                message = read_message(self.connections, self.tp, record)
-                if message is not None:
-                    await self._learn(
-                        message.source, read_records(self.connections, self.tp, record, message, self.reader)
-                    )
-                self._fingerprint.note(record)
-            self._offset = batch.end_offset
+            for batch in batches:
+                for record in batch.records:
+                    message = read_message(self.connections, self.tp, record)
+                    if message is not None:
+                        records = read_records(self.connections, self.tp, record, message, self.reader)
+                        await self._learn(message.source, records)
+                    self._fingerprint.note(record)
+                self._offset = batch.end_offset
 
     async def _learn(self, source: int, records: Sequence[Record]) -> None:
         """Learn in steps of some 20 ms: other stages, the producer and whoever asks for our health must have a turn."""
@@ -100,4 +100,4 @@ class LearnStage:
         }
         name = Name(f"learn-{self.shard}", self._rollbacks, offset, self.config.lineage)
         self.dirty = False
-        return PendingSnapshot(name, state, segments, {self.tp: offset})
+        return PendingSnapshot(name, state, segments)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +25,9 @@ from heft.stream.worker.stage import (
 
 _MOST_RESUME_POINTS = 64
 
+_MERGED_BYTES = 200_000
+"""Of the compressed messages that become one: it stays well below the largest that a topic takes."""
+
 
 class _ResumePoint(NamedTuple):
     """An offset at which a stage can go on, with its state there."""
@@ -31,6 +35,28 @@ class _ResumePoint(NamedTuple):
     due_ms: int
     offset: int
     state: dict[str, Any]
+
+
+class _Outgoing:
+    """What goes to one shard: messages, and since when their records are due. Each takes in what follows it."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Message, int]] = []
+        self._bytes = 0
+
+    def add(self, message: Message, record: Received) -> None:
+        """Add a message made of a record, to the last one if that is of the same writer and not large yet."""
+        size = len(record.value or b"")
+        if self.messages:
+            last, due_since_ms = self.messages[-1]
+            same_writer = (last.epoch, last.writer) == (message.epoch, message.writer)
+            if same_writer and not (last.marker or message.marker) and self._bytes + size <= _MERGED_BYTES:
+                last.records.extend(message.records)
+                self.messages[-1] = msgspec.structs.replace(last, offsets=message.offsets), due_since_ms
+                self._bytes += size
+                return
+        self.messages.append((message, record.due_since_ms))
+        self._bytes = size
 
 
 class ScoreStage:
@@ -96,21 +122,26 @@ class ScoreStage:
         """Return where the partition goes on."""
         return {self.tp: self._offset}
 
-    async def take(self, batch: Batch) -> None:
-        """Forward each message of a batch to its shard."""
+    async def take(self, batches: Sequence[Batch]) -> None:
+        """Forward the messages of batches to their shards, many of them as one."""
         with healthy_or_broken(self):
-            for record in batch.records:
-                message = read_message(self.connections, self.tp, record)
-                if message is not None:
-                    await self._forward(record, message)
-                self._fingerprint.note(record)
-            self._offset = batch.end_offset
+            outgoing = [_Outgoing() for _ in self.readers]
+            for batch in batches:
+                for record in batch.records:
+                    message = read_message(self.connections, self.tp, record)
+                    if message is not None:
+                        self._forward(record, message, outgoing)
+                        await asyncio.sleep(0)  # a message may hold thousands of slates: others must have a turn
+                    self._fingerprint.note(record)
+            # One message to a shard is on its way at a time: the readers take a later one that comes first for a gap.
+            await asyncio.gather(*[self._send_all(shard, each.messages) for shard, each in enumerate(outgoing)])
+            self._offset = batches[-1].end_offset
 
-    async def _forward(self, record: Received, message: Message) -> None:
+    def _forward(self, record: Received, message: Message, outgoing: Sequence[_Outgoing]) -> None:
         if message.marker:
-            for shard, reader in enumerate(self.readers):
+            for reader, of_shard in zip(self.readers, outgoing, strict=True):
                 reader.read(message)
-                await self._send(shard, message, record.due_since_ms)
+                of_shard.add(message, record)
             return
         if message.shard >= len(self.readers):
             msg = f"{self.tp.topic}: a message of shard {message.shard}, the configuration names {len(self.readers)}"
@@ -119,12 +150,12 @@ class ScoreStage:
         if new:
             self._due_ms = max(self._due_ms, new[-1].due_ms)
             scored = [self.scorer.score(each) for each in new]
-            scores = msgspec.structs.replace(message, records=scored, marks=[])
-            await self._send(message.shard, scores, record.due_since_ms)
+            outgoing[message.shard].add(msgspec.structs.replace(message, records=scored, marks=[]), record)
 
-    async def _send(self, shard: int, message: Message, due_since_ms: int) -> None:
-        value, headers = messages.encode(message), due_header.headers(due_since_ms)
-        await self.connections.producer.send(self._scored, value, shard, headers)
+    async def _send_all(self, shard: int, waiting: Sequence[tuple[Message, int]]) -> None:
+        for message, due_since_ms in waiting:
+            value, headers = messages.encode(message), due_header.headers(due_since_ms)
+            await self.connections.producer.send(self._scored, value, shard, headers)
 
     async def pending(self) -> PendingSnapshot:
         """Return the newest point before which no slate waits for scores."""
@@ -138,7 +169,7 @@ class ScoreStage:
             points.pop(0)
         self.dirty = False
         name = Name(f"score-{self.partition}", self._rollbacks, points[0].offset, "score")
-        return PendingSnapshot(name, points[0].state, (), {self.tp: points[0].offset})
+        return PendingSnapshot(name, points[0].state, ())
 
     def _resume_point(self) -> _ResumePoint:
         offset = self._offset or 0

@@ -1,6 +1,7 @@
 """What the three stages have in common. A stage is one partition of a pure class with its Kafka around it.
 
-A stage takes a batch, passes it through its pure class, writes the result, and only then takes the next batch. Its
+A stage takes the batches that have come, passes them through its pure class, writes the result, and only then takes
+the next. Its
 snapshot holds its state and the input offsets that belong to it. Each method leaves the stage healthy or raises; a
 stage that raised writes no snapshot, so the next worker goes on from the one before.
 """
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from heft.models.records import Record
@@ -33,12 +34,11 @@ class RecoveryError(RuntimeError):
 
 
 class PendingSnapshot(NamedTuple):
-    """A snapshot that is still to be written, and the offsets that may be committed once it is."""
+    """A snapshot that is still to be written."""
 
     name: Name
     state: State
     segments: Iterable[tuple[str, Callable[[], State]]]
-    offsets: Mapping[TP, int]
 
 
 class LossPolicy:
@@ -122,8 +122,8 @@ class Stage(Protocol):
         """Return where each input goes on now."""
         ...
 
-    async def take(self, batch: Batch) -> None:
-        """Pass a batch through the stage, and write what comes out."""
+    async def take(self, batches: Sequence[Batch]) -> None:
+        """Pass batches through the stage, those of each partition in their order, and write what comes out."""
         ...
 
     async def pending(self) -> PendingSnapshot:

@@ -25,6 +25,7 @@ from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
 from heft.stream.worker.join_stage import JoinStage
+from heft.stream.worker.open_stage import OpenStage
 from heft.stream.worker.score_stage import ScoreStage
 from heft.stream.worker.stage import Connections, LossPolicy, PendingSnapshot, Stage
 
@@ -40,15 +41,6 @@ StageKey: TypeAlias = tuple[StageName, int]
 
 _YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # Python's own defaults
 _ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is one in a quarter of an hour
-
-
-class OpenStage:
-    """A stage of one partition, the lock of who touches it, and when each of its inputs gave its last batch."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.lock = asyncio.Lock()
-        self.taken_at: dict[TP, float] = {}
 
 
 class Worker:
@@ -69,6 +61,7 @@ class Worker:
         self.config = config
         self.losses = losses
         self.open_stages: dict[StageKey, OpenStage] = {}
+        self._at_work: dict[StageKey, asyncio.Task[None]] = {}
         self._topics = config.kafka.topics
         self._stage_of: dict[str, StageName] = {self._topics.samples: "score", self._topics.scored: "learn"}
         self._stage_of |= dict.fromkeys(config.inputs, "join")
@@ -79,6 +72,7 @@ class Worker:
         self.metrics = Metrics(self._observed, self.health)
         self._scoring: Scoring | None = None
         self._ends: dict[TP, int] = {}
+        self._taken_to: dict[TP, int] = {}  # since the last commit
         self._connections: Connections | None = None
         self._changing = asyncio.Lock()  # assignments, revocations and the stop happen one after another
         self._connecting = asyncio.Lock()
@@ -127,7 +121,7 @@ class Worker:
         starts: dict[TP, int | None] = {}
         for key in kept:
             opened = self.open_stages[key]
-            opened.taken_at = dict.fromkeys(opened.taken_at, monotonic())
+            opened.go_on()
             self.health.restored(key)
             starts |= opened.stage.offsets()
         return starts
@@ -135,19 +129,19 @@ class Worker:
     async def _open_stage(self, key: StageKey) -> Starts:
         """Open the stage of a partition; return where each of its inputs goes on."""
         connections = await self._connect()
-        opened = OpenStage(self._new(key, connections))
+        stage = self._new(key, connections)
         gaps, started = self.losses.gaps.total(), perf_counter()
         try:
-            starts = await opened.stage.open()
+            starts = await stage.open()
             if self.losses.gaps.total() > gaps:
                 # What is done from here on cannot be done again from older snapshots.
-                await self._save_at_once(opened.stage)
+                await self._save_at_once(stage)
         except StoreError:
             if not self._stopping:
                 raise
             return {}
-        opened.taken_at = dict.fromkeys(starts, monotonic())
-        self.open_stages[key] = opened
+        opened = self.open_stages[key] = OpenStage(stage, list(starts), self._taken)
+        self._at_work[key] = asyncio.create_task(self._run(opened))
         self.metrics.look()
         self.metrics.restored(key, perf_counter() - started)
         self._opening -= 1
@@ -173,13 +167,20 @@ class Worker:
             keys = {self._key(tp) for tp in tps}
             self.health.revoked(keys)
             for key in keys & self.open_stages.keys():
-                async with self.open_stages[key].lock:
-                    pass
+                await self.open_stages[key].pause()
 
     def _forget(self, key: StageKey) -> None:
         """Drop a stage that another worker has now, which goes on from the newest snapshot and the log."""
         self.open_stages.pop(key)
+        self._at_work.pop(key).cancel()
         self._store.forget(name_of(key))
+
+    async def _run(self, opened: OpenStage) -> None:
+        try:
+            await opened.run()
+        except Exception as error:
+            if not self._stopping:
+                await self.app.crash(error)
 
     async def close(self) -> None:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
@@ -203,6 +204,7 @@ class Worker:
             async with closing.lock:
                 self.metrics.look()
                 del self.open_stages[key]
+                self._at_work.pop(key).cancel()
                 if closing.stage.healthy and closing.stage.dirty:
                     # Where this fails, what came since the last one is done again.
                     await self._write(await closing.stage.pending())
@@ -241,22 +243,21 @@ class Worker:
 
     # ---------------------------------------------------------------- records
 
-    async def take(self, batch: Batch) -> None:
-        """Give a batch to its stage."""
-        key = self._key(batch.tp)
-        opened = self.open_stages.get(key)
-        if opened is None:
-            return  # the partition has gone; the worker that has it now reads this batch again
-        async with opened.lock:
-            if batch.generation != self.app.consumer_generation_id or opened is not self.open_stages.get(key):
-                return
-            await opened.stage.take(batch)
-            opened.taken_at[batch.tp] = monotonic()
-            now, delay = time(), self.metrics.stage_delay.labels(key[0])
+    def take(self, batch: Batch) -> None:
+        """Give a batch to its stage. Without one the partition has gone; the worker that has it reads this again."""
+        opened = self.open_stages.get(self._key(batch.tp))
+        if opened is not None and batch.generation == self.app.consumer_generation_id:
+            opened.give(batch)
+
+    def _taken(self, stage: Stage, batches: Sequence[Batch]) -> None:
+        now = time()
+        for batch in batches:
+            delay = self.metrics.stage_delay.labels(self._stage_of[batch.tp.topic])
             for record in batch.records:
                 delay.observe(max(0.0, now - record.due_since_ms / 1000))
             self.consumer.done(batch)
-            self._align(opened.stage)
+            self._taken_to[batch.tp] = batch.end_offset
+        self._align(stage)
 
     def _align(self, stage: Stage) -> None:
         if isinstance(stage, JoinStage):
@@ -333,10 +334,15 @@ class Worker:
             self.health.error(f"the snapshot store failed: {self._store.last_error}")
             return False
         self.metrics.snapshot_written(pending.name.owner, time(), written)
-        await self.consumer.commit_offsets(pending.offsets)
         return True
 
     # ---------------------------------------------------------------- what is exported
+
+    async def commit(self) -> None:
+        """Commit how far the stages are, for lag tools and autoscalers: what they have taken they have also written."""
+        taken_to, self._taken_to = self._taken_to, {}
+        if taken_to:
+            await self.consumer.commit_offsets(taken_to)
 
     async def fetch_ends(self) -> None:
         """Ask the broker how far the topics go, for the lag."""

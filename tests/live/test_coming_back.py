@@ -9,10 +9,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 
 from heft.stream.kafka.local_broker import kafka_available, running_broker
 from tests.support.builders import HOUR, MINUTE, impression
-from tests.support.live import NEVER_IDLE, Shop
+from tests.support.live import INPUTS, NEVER_IDLE, Shop
 from tests.support.live_traffic import closing
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -37,6 +38,14 @@ def is_ready(url: str) -> bool:
         return False
 
 
+def all_taken(shop: Shop) -> None:
+    """What the group has committed says, soon and whatever snapshots there are, that nothing is left to take."""
+    consumer = KafkaConsumer(bootstrap_servers=shop.bootstrap, group_id=shop.name, enable_auto_commit=False)
+    tps = [TopicPartition(shop.topic(topic), 0) for topic in (*INPUTS, "samples", "scored")]
+    shop.until(lambda: [consumer.committed(tp) for tp in tps] == [consumer.end_offsets([tp])[tp] for tp in tps])
+    consumer.close()
+
+
 def test_twenty_thousand_open_slates_come_back_in_one_assignment(shop: Shop) -> None:
     """Slates 20 ms apart, all within one click window; the topics' last records move every watermark past them."""
     shop.publish(
@@ -46,6 +55,7 @@ def test_twenty_thousand_open_slates_come_back_in_one_assignment(shop: Shop) -> 
     first = shop.worker()
     gauge = 'heft_learner_open_slates{shard="0"}'
     shop.until(lambda: shop.scraped(first).get(gauge, 0.0) >= SLATES, 120)
+    all_taken(shop)
     shop.stop(first)
     second = shop.worker()
     url = shop.url(second)

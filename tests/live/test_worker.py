@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -120,6 +121,24 @@ def test_a_worker_is_ready_when_its_partitions_are_restored_and_the_lag_is_known
     assert last.state == "running"
     shop.stop(worker)
     assert ask(shop.url(worker)).code is Code.NOT_REACHED
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_stages_in_processes_of_their_own_look_like_one_worker_and_end_together(
+    shop: Shop, stop: signal.Signals
+) -> None:
+    shop.publish(traffic(50, seed=8))
+    worker = shop.worker(apart=True)
+    shop.until(lambda: (found := ask(shop.url(worker)).readiness) and found.ready)
+    shop.until(lambda: shop.scraped(worker).get('heft_stage_delay_seconds_count{stage="learn"}'))
+    assert len(shop.scraped(worker)) == len(set(shop.scraped(worker)))
+    children = [int(each) for each in Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()]
+    stages = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    assert len(stages) == 3
+    shop.may_end.append(worker)
+    worker.send_signal(stop)
+    assert worker.wait(30) == (0 if stop == signal.SIGTERM else -signal.SIGKILL)
+    shop.until(lambda: not any(Path(f"/proc/{child}").exists() for child in stages))
 
 
 def test_a_worker_whose_port_is_taken_ends_at_once_and_names_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

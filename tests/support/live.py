@@ -156,8 +156,12 @@ class Shop:
 
     # ---------------------------------------------------------------- workers
 
-    def worker(self, *stages: str, accept_loss: bool = False, heft: Sequence[str] = HEFT) -> subprocess.Popen[bytes]:
+    def worker(
+        self, *stages: str, accept_loss: bool = False, apart: bool = False, heft: Sequence[str] = HEFT
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker; ``apart``: each stage in a process of its own."""
         command = [sys.executable, *heft, "worker", "--config", str(self._write_config())]
+        command += ["--processes" if apart else "--one-process"]
         command += ["--stages", ",".join(stages)] if stages else []
         command += ["--accept-loss"] if accept_loss else []
         with self._output(len(self.workers)).open("wb") as output:
