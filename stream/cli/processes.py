@@ -88,7 +88,6 @@ def _of(config: Config, stage: StageName, port: int) -> Config:
 
 def _wait_for(children: Sequence[BaseProcess]) -> int:
     """Return when all have ended: the status of the first that ended with an error, else 0."""
-
     told: list[BaseProcess] = []
 
     def end_all(*_: int | FrameType | None) -> None:
@@ -121,7 +120,8 @@ def _run_one(config: Config, stage: StageName, options: Options) -> None:
 
     def end_with_parent() -> None:
         wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
+        if os.getppid() != parent.pid:  # else this process ends and has closed what it waits for
+            os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=end_with_parent, name="parent", daemon=True).start()
     set_up_logging(options.log_level, options.log_form)
@@ -132,7 +132,7 @@ def _run_one(config: Config, stage: StageName, options: Options) -> None:
 class _Pages:
     """What is answered for all, asked of each process when somebody asks."""
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
+    def __init__(self, ports: Mapping[StageName, int]) -> None:
         self._ports = ports
         self.by_path = {"/": self._index, "/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
 
