@@ -18,6 +18,7 @@ from http import HTTPStatus
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
+from time import sleep
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,8 +121,9 @@ def _run_one(config: Config, stage: StageName, options: Options) -> None:
 
     def end_with_parent() -> None:
         wait([parent.sentinel])
-        if os.getppid() != parent.pid:  # else this process ends and has closed what it waits for
-            os.kill(os.getpid(), signal.SIGTERM)
+        while os.getppid() == parent.pid:  # it ends just now, or this process does and has closed what it waits for
+            sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=end_with_parent, name="parent", daemon=True).start()
     set_up_logging(options.log_level, options.log_form)
