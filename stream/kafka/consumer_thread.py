@@ -22,6 +22,7 @@ from heft.stream.kafka.offsets import true_end
 POLL_SECONDS = 0.5
 """How long one wait for records lasts; a wake-up ends it sooner."""
 
+_COMMIT_SECONDS = 2.0
 _FETCH_WAIT_MS = 50  # after which a broker answers an empty fetch; it serves one fetch at a time, of all partitions
 
 
@@ -141,8 +142,9 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
         if mine:
             try:
-                await consumer.commit(mine)
-            except KafkaError as error:
+                async with asyncio.timeout(_COMMIT_SECONDS):  # aiokafka would try for as long as brokers are away
+                    await consumer.commit(mine)
+            except (KafkaError, TimeoutError) as error:
                 self.log.warning("commit for lag tools refused: %r", error)
 
     def verify_event_path(self, now: float, tp: TP) -> None:

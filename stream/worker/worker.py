@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Coroutine, Iterator, Sequence
+import logging
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -15,6 +16,7 @@ from heft.stream.config.settings import Config
 from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
 from heft.stream.kafka.connect import aiokafka_settings
+from heft.stream.kafka.connection_errors import BrokerAwayError
 from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
@@ -30,6 +32,8 @@ from heft.stream.worker.stage import Connections, LossPolicy, PendingSnapshot, S
 
 if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.worker.learn_stage import LearnStage
+
+log = logging.getLogger("heft.worker")
 
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")
@@ -134,18 +138,19 @@ class Worker:
 
     async def _open_stage(self, key: StageKey) -> Starts:
         """Open the stage of a partition; return where each of its inputs goes on."""
+        starts: Starts = {}
+        with self._told_or_stopping():
+            starts = await self._opened(key)
+        return starts
+
+    async def _opened(self, key: StageKey) -> Starts:
         connections = await self._connect()
         opened = OpenStage(self._new(key, connections))
         gaps, started = self.losses.gaps.total(), perf_counter()
-        try:
-            starts = await opened.stage.open()
-            if self.losses.gaps.total() > gaps:
-                # What is done from here on cannot be done again from older snapshots.
-                await self._save_at_once(opened.stage)
-        except StoreError:
-            if not self._stopping:
-                raise
-            return {}
+        starts = await opened.stage.open()
+        if self.losses.gaps.total() > gaps:
+            # What is done from here on cannot be done again from older snapshots.
+            await self._save_at_once(opened.stage)
         opened.taken_at = dict.fromkeys(starts, monotonic())
         self.open_stages[key] = opened
         self.metrics.look()
@@ -198,14 +203,30 @@ class Worker:
                 await self._connections.producer.stop()
 
     async def _close_all(self) -> None:
+        durable: dict[TP, int] = {}
         for key in sorted(self.open_stages):
             closing = self.open_stages[key]
             async with closing.lock:
                 self.metrics.look()
                 del self.open_stages[key]
-                if closing.stage.healthy and closing.stage.dirty:
-                    # Where this fails, what came since the last one is done again.
-                    await self._write(await closing.stage.pending())
+                # Where this fails, what came since the last one is done again.
+                with self._told_or_stopping():
+                    if closing.stage.healthy and closing.stage.dirty:
+                        durable |= await self._write(await closing.stage.pending()) or {}
+                if not closing.stage.healthy:
+                    log.warning("%s stops in the midst of something: it goes on at its last snapshot", name_of(key))
+        await self.consumer.commit_offsets(durable)
+
+    @contextlib.contextmanager
+    def _told_or_stopping(self) -> Iterator[None]:
+        """Tell of an error that ends the worker. What fails while it stops is made anew by the next."""
+        try:
+            yield
+        except Exception as error:
+            if self._stopping and isinstance(error, KafkaError | BrokerAwayError | StoreError):
+                return
+            self.health.gives_up(str(error))
+            raise
 
     def _key(self, tp: TP) -> StageKey:
         return self._stage_of[tp.topic], tp.partition
@@ -243,6 +264,10 @@ class Worker:
 
     async def take(self, batch: Batch) -> None:
         """Give a batch to its stage."""
+        with self._told_or_stopping():
+            await self._take(batch)
+
+    async def _take(self, batch: Batch) -> None:
         key = self._key(batch.tp)
         opened = self.open_stages.get(key)
         if opened is None:
@@ -265,6 +290,10 @@ class Worker:
 
     async def tick(self) -> None:
         """Tell the joins which of their inputs have run dry."""
+        with self._told_or_stopping():
+            await self._tick()
+
+    async def _tick(self) -> None:
         idle_after = self.config.join.idle_after_ms / 1000
         quiet = [
             (opened, opened.stage, tp)
@@ -295,9 +324,14 @@ class Worker:
 
     async def save(self) -> None:
         """Take a snapshot of every stage that has changed."""
+        with self._told_or_stopping():
+            await self._save()
+
+    async def _save(self) -> None:
         if not self._settled:
             self._settle()
             self._settled = True
+        durable: dict[TP, int] = {}
         for key, opened in list(self.open_stages.items()):
             pending: PendingSnapshot | None = None
             async with opened.lock:
@@ -305,8 +339,11 @@ class Worker:
                     started = perf_counter()
                     pending = await opened.stage.pending()
                     self.metrics.snapshot_stall.labels(key[0]).observe(perf_counter() - started)
-            if pending is not None and not await self._write(pending):
+            written = None if pending is None else await self._write(pending)
+            if pending is not None and written is None:
                 opened.stage.dirty = True  # the next snapshot takes the place of this one
+            durable |= written or {}
+        await self.consumer.commit_offsets(durable)
         self._store.check()
 
     def next_save_seconds(self) -> float:
@@ -327,14 +364,14 @@ class Worker:
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_ROUNDS, _ROUNDS_TO_A_FULL_ONE)
 
-    async def _write(self, pending: PendingSnapshot) -> bool:
+    async def _write(self, pending: PendingSnapshot) -> Mapping[TP, int] | None:
+        """Write a snapshot; return the offsets that are durable then, None if the store failed."""
         written = await self._store.try_save(pending.name, pending.state, pending.segments)
         if written is None:
             self.health.error(f"the snapshot store failed: {self._store.last_error}")
-            return False
+            return None
         self.metrics.snapshot_written(pending.name.owner, time(), written)
-        await self.consumer.commit_offsets(pending.offsets)
-        return True
+        return pending.offsets
 
     # ---------------------------------------------------------------- what is exported
 
