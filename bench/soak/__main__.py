@@ -127,7 +127,7 @@ def _broken(result: Result) -> list[str]:
         f"a partition was away for {max(result.way.back, default=0):.1f} s": max(result.way.back, default=0)
         > MOST_BACK,
     }
-    return [text for text, broken in found.items() if broken]
+    return [text for text, broken in found.items() if broken] + list(fates.notes)
 
 
 def _table(results: list[Result]) -> list[str]:

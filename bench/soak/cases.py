@@ -69,7 +69,8 @@ def rolling(scene: Scene) -> list[Window]:
     for worker in scene.workers:
         began = time()
         worker.stop()
-        gone = worker.start()
+        gone = time()  # others have its partitions from now on; when it is back some move again
+        worker.start()
         scene.until(lambda slot=worker: slot.ready and scene.all_restored(), 120, "a worker comes back")  # type: ignore[misc]
         scene.watch(5.0, "the next is stopped soon")
         windows.append(Window(began, gone, time()))

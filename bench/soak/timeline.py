@@ -97,7 +97,7 @@ def longest_gap(moments: Sequence[float], window: Window) -> float:
 
 
 def back_after(gaps: Sequence[tuple[float, float]], moments: Sequence[float], window: Window) -> float:
-    """Return the seconds from the end of a cause until a partition was there for good, and had done something since.
+    """Return the seconds from the end of a cause until a partition was there, and had done something since.
 
     Parameters
     ----------
@@ -112,10 +112,10 @@ def back_after(gaps: Sequence[tuple[float, float]], moments: Sequence[float], wi
     --------
     >>> back_after([(5.0, 12.0)], [1.0, 12.5, 13.0], Window(4.0, 10.0, 40.0))
     2.5
-    >>> back_after([(12.0, 40.0)], [1.0, 11.0], Window(4.0, 10.0, 40.0))
+    >>> back_after([(5.0, 40.0)], [1.0], Window(4.0, 10.0, 40.0))
     inf
     """
-    there = max([window.gone, *(end for _, end in gaps if end > window.gone)])
+    there = next((end for start, end in gaps if start <= window.gone < end), window.gone)
     first = bisect_left(moments, there)
     done = moments[first] if first < len(moments) else inf
     return inf if there >= window.until or done > window.until else done - window.gone

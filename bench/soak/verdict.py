@@ -34,6 +34,8 @@ class Fates(NamedTuple):
     unread: int = 0
     """Records of the topics that no snapshot has passed."""
     learned_again: bool = True
+    notes: tuple[str, ...] = ()
+    """What was found where something is wrong."""
     """Whether learning `scored` again gives the same learner, bit for bit."""
 
 
@@ -82,7 +84,7 @@ def _counted(config: Config, published: int) -> tuple[Fates, Moments]:
                 learner.apply(message.source, each)
         live = Learner.restore(config.learner, found[1]["learner"], found[2]) if found else Learner(config.learner)
         again = again and live.digest() == learner.digest()
-    differ = 0
+    differ, notes = 0, tuple[str, ...]()
     for n in partitions:
         found = store.latest(f"join-{n}", "join")
         joiner = Joiner(config.join, config.inputs, config.decoder())
@@ -100,12 +102,27 @@ def _counted(config: Config, published: int) -> tuple[Fates, Moments]:
                 moments[f"join-{n}"].append(record.timestamp_ms / 1000)
         mine, theirs = kept[n], made[: len(kept[n])]
         if mine != theirs:
+            notes += _first_difference(n, joiner, ends, mine, made)
             differ += max(1, (Counter(mine) - Counter(made)).total() + (Counter(theirs) - Counter(mine)).total())
     for times in moments.values():
         times.sort()
     missing = events - fate_total - pending
     lost, twice = max(0, published - events) + max(0, missing), max(0, -missing)
-    return Fates(events, lost, twice, late, late_replayed, differ, unread, again), moments
+    if published != events or missing:
+        notes += (f"published {published}, in the topics {events}; with a fate {fate_total}, pending {pending}",)
+    return Fates(events, lost, twice, late, late_replayed, differ, unread, again, notes), moments
+
+
+def _first_difference(
+    partition: int, joiner: Joiner, ends: list[int], mine: list[bytes], made: list[bytes]
+) -> tuple[str, ...]:
+    at = next((n for n, (one, other) in enumerate(zip(mine, made, strict=False)) if one != other), len(made))
+    elsewhere = made.index(mine[at]) if mine[at] in made else "nowhere"
+    return (
+        f"partition {partition}: record {at} of {len(mine)} is number {elsewhere} of {len(made)} in a replay; fates "
+        f"{ {kind: dict(fates) for kind, fates in joiner.fates.items() if fates} }, pending {joiner.pending}, offsets "
+        f"{joiner.offsets} of {ends}",
+    )
 
 
 def _replayed(config: Config, partition: int) -> tuple[Joiner, list[bytes], list[int]]:

@@ -7,6 +7,7 @@ epoch that tells whether a seek came in between.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -67,6 +68,15 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
         )
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group, and disconnect."""
+        # aiokafka cancels its fetches, and passes on what it cancelled where one waits for a broker that is away. Out
+        # of here that would end the thread before it has said so, and whoever stops it would wait for ever.
+        with contextlib.suppress(asyncio.CancelledError):
+            await super().on_thread_stop()
+        if self._consumer is not None:
+            await self._consumer._client.close()
 
     async def take(self, wanted: set[TP]) -> Taken:
         """Return what has come of the wanted partitions; wait up to `POLL_SECONDS` where nothing has."""

@@ -77,10 +77,13 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
             await worker.save()
 
     async def look_at_lag() -> None:
+        looked = -inf
         while True:
             # Nobody is ready before the lag is known: after partitions have come it is looked at soon.
-            await asyncio.sleep(_LAG_SECONDS if worker.health.lag_known else _FIRST_LAG_SECONDS)
-            await worker.fetch_ends()
+            await asyncio.sleep(_FIRST_LAG_SECONDS)
+            if not worker.health.lag_known or monotonic() - looked >= _LAG_SECONDS:
+                await worker.fetch_ends()
+                looked = monotonic()
 
     async def stop(*_: Any, **__: Any) -> None:
         await worker.close()
