@@ -8,10 +8,11 @@ that `scored` gives, bit for bit. `--quick` takes some 20 minutes for all cases,
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
@@ -45,6 +46,7 @@ class Result(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _end)
     form = _QUICK if options.quick else _WHOLE
     given = {key: getattr(options, key) for key in ("rate", "minutes", "partitions")}
     form = msgspec.structs.replace(form, **{key: value for key, value in given.items() if value is not None})
@@ -67,6 +69,11 @@ def main(arguments: list[str]) -> int:
     faults = [f"{result.name}: {fault}" for result in results for fault in result.faults]
     print("\n".join(faults) or "all as it must be")
     return 1 if faults else 0
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """End as after an error, so that the workers and the broker go too."""
+    raise SystemExit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

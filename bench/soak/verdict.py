@@ -7,6 +7,7 @@ from collections import Counter
 from typing import NamedTuple, TypeAlias
 
 from bench.soak.timeline import Look, Window, back_after, gaps_of, longest_gap
+from heft.models.records import Key
 from heft.stream.config.settings import Config
 from heft.stream.events import messages
 from heft.stream.events.messages import ScoredReader
@@ -39,6 +40,9 @@ class Fates(NamedTuple):
     """Whether learning `scored` again gives the same learner, bit for bit."""
 
 
+Made: TypeAlias = tuple[bytes, Key]
+"""A record: the hash of what it says, and its key."""
+
 Moments: TypeAlias = dict[str, list[float]]
 """When each partition wrote a message with records: seconds since the epoch, sorted."""
 
@@ -66,7 +70,7 @@ def _counted(config: Config, published: int) -> tuple[Fates, Moments]:
     partitions = range(config.kafka.partitions)
     moments: Moments = {f"{stage}-{n}": [] for stage in ("join", "score") for n in partitions}
     unread = fate_total = pending = late = late_replayed = events = 0
-    kept: dict[int, list[bytes]] = {n: [] for n in partitions}
+    kept: dict[int, list[Made]] = {n: [] for n in partitions}
     learners = [Learner(config.learner) for _ in range(config.shards)]
     again = True
     for shard, learner in enumerate(learners):
@@ -78,13 +82,13 @@ def _counted(config: Config, published: int) -> tuple[Fates, Moments]:
             new = reader.read(message)
             if new:
                 moments[f"score-{message.source}"].append(record.timestamp_ms / 1000)
-            kept[message.source] += [messages.payload_hash(each) for each in new]
+            kept[message.source] += [(messages.payload_hash(each), each.key) for each in new]
             unread += record.offset >= offset
             for each in new if record.offset < offset else ():
                 learner.apply(message.source, each)
         live = Learner.restore(config.learner, found[1]["learner"], found[2]) if found else Learner(config.learner)
         again = again and live.digest() == learner.digest()
-    differ, notes = 0, tuple[str, ...]()
+    differ, notes = 0, list[str]()
     for n in partitions:
         found = store.latest(f"join-{n}", "join")
         joiner = Joiner(config.join, config.inputs, config.decoder())
@@ -102,32 +106,35 @@ def _counted(config: Config, published: int) -> tuple[Fates, Moments]:
                 moments[f"join-{n}"].append(record.timestamp_ms / 1000)
         mine, theirs = kept[n], made[: len(kept[n])]
         if mine != theirs:
-            notes += _first_difference(n, joiner, ends, mine, made)
+            notes += _differences(n, joiner, replayed, mine, theirs)
             differ += max(1, (Counter(mine) - Counter(made)).total() + (Counter(theirs) - Counter(mine)).total())
     for times in moments.values():
         times.sort()
     missing = events - fate_total - pending
     lost, twice = max(0, published - events) + max(0, missing), max(0, -missing)
     if published != events or missing:
-        notes += (f"published {published}, in the topics {events}; with a fate {fate_total}, pending {pending}",)
-    return Fates(events, lost, twice, late, late_replayed, differ, unread, again, notes), moments
+        notes.append(f"published {published}, in the topics {events}; with a fate {fate_total}, pending {pending}")
+    return Fates(events, lost, twice, late, late_replayed, differ, unread, again, tuple(notes)), moments
 
 
-def _first_difference(
-    partition: int, joiner: Joiner, ends: list[int], mine: list[bytes], made: list[bytes]
-) -> tuple[str, ...]:
-    at = next((n for n, (one, other) in enumerate(zip(mine, made, strict=False)) if one != other), len(made))
-    elsewhere = made.index(mine[at]) if mine[at] in made else "nowhere"
-    return (
-        f"partition {partition}: record {at} of {len(mine)} is number {elsewhere} of {len(made)} in a replay; fates "
-        f"{ {kind: dict(fates) for kind, fates in joiner.fates.items() if fates} }, pending {joiner.pending}, offsets "
-        f"{joiner.offsets} of {ends}",
-    )
+def _differences(partition: int, live: Joiner, replayed: Joiner, mine: list[Made], theirs: list[Made]) -> list[str]:
+    """Return in words what tells most about where two runs part."""
+    only_live = [key for _, key in (Counter(mine) - Counter(theirs)).elements()]
+    only_replayed = [key for _, key in (Counter(theirs) - Counter(mine)).elements()]
+    fates = [
+        {kind: dict(sorted(counts.items())) for kind, counts in joiner.fates.items() if counts}
+        for joiner in (live, replayed)
+    ]
+    return [
+        f"partition {partition}: only live {len(only_live)}, the first {only_live[:2]}; only in a replay "
+        f"{len(only_replayed)}, the first {only_replayed[:2]}",
+        f"partition {partition}: fates live {fates[0]} pending {live.pending}, in a replay {fates[1]}",
+    ]
 
 
-def _replayed(config: Config, partition: int) -> tuple[Joiner, list[bytes], list[int]]:
+def _replayed(config: Config, partition: int) -> tuple[Joiner, list[Made], list[int]]:
     """Return the join of a partition replayed from its topics, the records it made, and where its inputs end."""
-    joiner, made, ends = Joiner(config.join, config.inputs, config.decoder()), list[bytes](), [0] * len(config.inputs)
+    joiner, made, ends = Joiner(config.join, config.inputs, config.decoder()), list[Made](), [0] * len(config.inputs)
     for number, each in enumerate(read_inputs(config, partition)):
         if isinstance(each, Ended):
             joiner.tick(each.input)
@@ -135,9 +142,9 @@ def _replayed(config: Config, partition: int) -> tuple[Joiner, list[bytes], list
         ends[each.input] = each.record.offset + 1
         joiner.push(each.input, each.record.offset, each.record.value)
         if number % _CHUNK == 0:
-            made += [messages.payload_hash(record) for _, record in joiner.drain()]
+            made += [(messages.payload_hash(record), record.key) for _, record in joiner.drain()]
             joiner.rejected.clear()
-    made += [messages.payload_hash(record) for _, record in joiner.finish()]
+    made += [(messages.payload_hash(record), record.key) for _, record in joiner.finish()]
     return joiner, made, ends
 
 
