@@ -20,7 +20,9 @@ from bench.soak.cases import CASES
 from bench.soak.scene import Form, Scene, SoakError
 from bench.soak.timeline import changes, quantile, untrue
 from bench.soak.verdict import Fates, Way, counted, way_of
+from heft.stream.config.settings import Config
 from heft.stream.kafka.local_broker import Broker
+from heft.stream.learn.learner import warm_up
 
 MOST_BACK = 30.0
 """Seconds within which every partition must be back."""
@@ -56,6 +58,8 @@ def main(arguments: list[str]) -> int:
         + ("short windows" if form.settings else "default windows"),
         flush=True,
     )
+    print("compiling what workers learn with; a minute, the first time ...", file=sys.stderr, flush=True)
+    warm_up(Config().learner)
     results: list[Result] = []
     with TemporaryDirectory(prefix="heft-soak-") as name:
         folder = out or Path(name)

@@ -212,7 +212,9 @@ class Scene:
         """Start the workers, and the traffic when they are ready; let it grow for the form's minutes."""
         for number in range(workers):
             self.slot(f"worker{number + 1}").start()
-        self.until(lambda: all(worker.ready for worker in self.workers) and self.all_restored(), 240, "workers start")
+        if not self.until(lambda: all(worker.ready for worker in self.workers) and self.all_restored(), 240, "start"):
+            msg = f"workers did not start within four minutes; {self.workers[0].last_words()}"
+            raise SoakError(msg)
         self.traffic.start()
         self.watch(self.form.minutes * 60, "state grows")
 
