@@ -8,7 +8,7 @@ BENCH_READY := $(VENV)/.ready-bench
 TEACHER_READY := $(VENV)/.ready-teacher
 WHAT := stream models tests bench
 
-.PHONY: help setup teacher demo test check bench format lock
+.PHONY: help setup teacher demo test check bench soak format lock
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ check: $(READY)  ## format, lint, types, import contracts, tests
 
 bench: $(BENCH_READY)  ## compare with peers: ratios measured alternately in one run
 	@$(BIN)/python -m bench $(ARGS)
+
+soak: $(READY)  ## workers stopped, killed, without broker, store or disk, under traffic, on Apache Kafka; ARGS=--quick
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 format: $(READY)  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format $(WHAT)

@@ -108,6 +108,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
         self._accept_loss = transport.accept_loss
         self.lost: Counter[TP] = Counter()
         self._epoch = _SEEKING
+        self._seeks = 0
+        """How many are under way."""
         self._positions: dict[TP, int] = {}
         self._held: set[TP] = set()
         self._in_hand: Counter[TP] = Counter()
@@ -236,7 +238,14 @@ class BatchConsumer(faust_aiokafka.Consumer):
     async def perform_seek(self) -> None:
         """Seek to where the stages are. Faust calls this after every rebalance, before records flow."""
         self._epoch = _SEEKING  # what was taken before is void from now on, and positions do not move meanwhile
-        self._epoch = await self._in_thread(self._thread.seek_all(dict(self._positions)))
+        self._seeks += 1
+        try:
+            epoch = await self._in_thread(self._thread.seek_all(dict(self._positions)))
+        finally:
+            self._seeks -= 1
+        # Stages that open side by side seek side by side: what lies between two seeks would come twice, or not at all.
+        if not self._seeks:
+            self._epoch = epoch
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek to where the stages are and return that: the broker's commits do not count here."""

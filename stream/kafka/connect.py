@@ -13,7 +13,11 @@ from typing import Any
 
 import aiokafka.errors
 from aiokafka.conn import create_conn
-from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -115,8 +119,10 @@ def _for_aiokafka(settings: ClientSettings) -> ClientSettings:
     return settings
 
 
-def require_reachable(settings: ClientSettings, topics: Sequence[str] = (), group: str = "") -> None:
+def require_reachable(settings: ClientSettings, topics: Sequence[str] = (), group: str = "") -> list[str]:
     """Connect, log in and ask one question first: a client of kafka-python would try for long, and not say why.
+
+    Returns which of the topics do not exist.
 
     Parameters
     ----------
@@ -130,27 +136,25 @@ def require_reachable(settings: ClientSettings, topics: Sequence[str] = (), grou
     TopicError
         If none of the brokers answers, or if one refuses; see `connection_errors`.
     """
-    asyncio.run(_reach(_for_aiokafka(settings), topics, group))
+    return asyncio.run(_reach(_for_aiokafka(settings), topics, group))
 
 
-async def _reach(settings: ClientSettings, topics: Sequence[str], group: str) -> None:
+async def _reach(settings: ClientSettings, topics: Sequence[str], group: str) -> list[str]:
     away: TopicError | None = None
     for server in settings["bootstrap_servers"]:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await _ask(settings, server.strip(), topics, group)
+                return await _ask(settings, server.strip(), topics, group)
         except (aiokafka.errors.KafkaError, OSError, EOFError) as error:  # ssl.SSLError and TimeoutError are OSErrors
             why = settings.why(error, server)
             if not isinstance(why, BrokerAwayError):
                 raise why from None
             away = why
-        else:
-            return
     assert away is not None, "there is at least one server"
     raise away
 
 
-async def _ask(settings: ClientSettings, server: str, topics: Sequence[str], group: str) -> None:
+async def _ask(settings: ClientSettings, server: str, topics: Sequence[str], group: str) -> list[str]:
     host, _, port = server.rpartition(":")
     if not host or not port.isdigit():
         msg = f"{settings.named('bootstrap')} holds {server!r}; expected host:port"
@@ -169,6 +173,7 @@ async def _ask(settings: ClientSettings, server: str, topics: Sequence[str], gro
             coordinator = await connection.send(FindCoordinatorRequest(group, 0))
             if coordinator.error_code == GroupAuthorizationFailedError.errno:
                 raise GroupAuthorizationFailedError(group)
+        return sorted(name for code, name, *_ in found.topics if code == UnknownTopicOrPartitionError.errno)
     except aiokafka.errors.KafkaConnectionError:
         if settings.get("sasl_mechanism") == "OAUTHBEARER":  # aiokafka takes a refused token for a login
             msg = f"{server} refuses the token; change {settings.named('login')}"

@@ -7,6 +7,7 @@ epoch that tells whether a seek came in between.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from heft.stream.kafka.offsets import true_end
 POLL_SECONDS = 0.5
 """How long one wait for records lasts; a wake-up ends it sooner."""
 
-_COMMIT_SECONDS = 5.0  # that a commit may take
+_COMMIT_SECONDS = 2.0  # that a commit may take
 _FETCH_WAIT_MS = 50  # after which a broker answers an empty fetch; it serves one fetch at a time, of all partitions
 
 
@@ -67,6 +68,15 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
             heartbeat_interval_ms=int(conf.broker_heartbeat_interval * 1000),
             metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
         )
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group, and disconnect."""
+        # aiokafka cancels its fetches, and passes on what it cancelled where one waits for a broker that is away. Out
+        # of here that would end the thread before it has said so, and whoever stops it would wait for ever.
+        with contextlib.suppress(asyncio.CancelledError):
+            await super().on_thread_stop()
+        if self._consumer is not None:
+            await self._consumer._client.close()
 
     async def take(self, wanted: set[TP]) -> Taken:
         """Return what has come of the wanted partitions; wait up to `POLL_SECONDS` where nothing has."""
@@ -142,8 +152,7 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
         if mine:
             try:
-                # While no broker coordinates the group, aiokafka would wait without an end.
-                async with asyncio.timeout(_COMMIT_SECONDS):
+                async with asyncio.timeout(_COMMIT_SECONDS):  # aiokafka would try for as long as brokers are away
                     await consumer.commit(mine)
             except (KafkaError, TimeoutError) as error:
                 self.log.info("commit for lag tools refused: %r", error)

@@ -24,6 +24,9 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts."""
 
+STOP_SECONDS = 5.0
+"""For how long, once a worker stops, brokers may take what its stages have in hand."""
+
 _TIMEOUT_MS = 10_000  # of one attempt
 Headers = Sequence[tuple[str, bytes]]
 
@@ -54,6 +57,8 @@ class PatientProducer:
         Called each time that a record is sent again.
     clock
         A monotonic clock in seconds.
+    grace
+        For how many seconds after `stop_waiting` records are still sent.
     """
 
     def __init__(
@@ -62,25 +67,34 @@ class PatientProducer:
         patience_ms: int,
         on_retry: Callable[[], None],
         clock: Callable[[], float] = monotonic,
+        grace: float = STOP_SECONDS,
     ) -> None:
         self._on_retry = on_retry
         self._producer = producer
         self._patience = patience_ms / 1000
         self._clock = clock
         self._chance = Random()  # workers should not come back all at once
-        self._stopping = False
+        self._grace = grace
+        self._ends_at: float | None = None  # by the clock of the event loop
+        self._limits: set[asyncio.Timeout] = set()  # of what is being sent
 
     async def start(self) -> None:
         """Connect."""
         await self._producer.start()
 
     def stop_waiting(self) -> None:
-        """Send nothing again from now on: the next error is raised to whoever waits."""
-        self._stopping = True
+        """Raise the next error to whoever waits, and in a few seconds an error to all who still do."""
+        self._ends_at = asyncio.get_running_loop().time() + self._grace
+        for limit in self._limits:
+            limit.reschedule(self._ends_at)
 
     async def stop(self) -> None:
-        """Send what waits, and disconnect."""
-        await self._producer.stop()
+        """Disconnect; send what waits before, for as long as `stop_waiting` has left."""
+        stopping = asyncio.ensure_future(self._producer.stop())
+        done, _ = await asyncio.wait([stopping], timeout=self._left())
+        if not done and self._producer._sender is not None:
+            await self._producer._sender.close()  # aiokafka would wait until what nobody takes is too old
+        await stopping
 
     async def send(
         self, topic: str, value: bytes, partition: int | None = None, headers: Headers = ()
@@ -90,26 +104,40 @@ class PatientProducer:
         Raises
         ------
         BrokerAwayError
-            If brokers have been away for too long.
+            If brokers have been away for too long, or while the worker stops.
         KafkaError
             If they refuse the record for a reason that waiting does not mend.
         """
         since, times = self._clock(), 0
-        while True:
-            try:
-                sent = await self._producer.send_and_wait(topic, value, partition=partition, headers=list(headers))
-                return int(sent.offset)
-            except KafkaError as error:
-                times += 1
-                await self._wait(topic, since, times, error)
+        limit = asyncio.timeout_at(self._ends_at)
+        self._limits.add(limit)
+        try:
+            async with limit:
+                while True:
+                    try:
+                        sent = await self._producer.send_and_wait(
+                            topic, value, partition=partition, headers=list(headers)
+                        )
+                        return int(sent.offset)
+                    except KafkaError as error:
+                        times += 1
+                        await self._wait(topic, since, times, error)
+        except TimeoutError:
+            msg = f"{topic}: the brokers took no record, and the worker stops; what was not written is made anew"
+            raise BrokerAwayError(msg) from None
+        finally:
+            self._limits.discard(limit)
 
     async def send_all(self, topic: str, values: Iterable[bytes]) -> None:
         """Append records to any partitions of a topic, together; wait for all. Raises as `send` does."""
         await asyncio.gather(*[self.send(topic, value) for value in values])
 
+    def _left(self) -> float | None:
+        return None if self._ends_at is None else max(0.0, self._ends_at - asyncio.get_running_loop().time())
+
     async def _wait(self, topic: str, since: float, times: int, error: KafkaError) -> None:
         away = self._clock() - since
-        if self._stopping or not (error.retriable or isinstance(error, KafkaTimeoutError)):
+        if self._ends_at is not None or not (error.retriable or isinstance(error, KafkaTimeoutError)):
             raise error
         if away >= self._patience:
             msg = (

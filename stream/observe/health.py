@@ -16,7 +16,7 @@ STALE_SECONDS = 10.0
 """An event loop that has said nothing for so long stands still."""
 
 STARTING_SECONDS = 180.0
-"""How long a worker may take until its loop turns: the first start after an installation compiles for a minute."""
+"""How long a worker may take until its loop turns, once it waits for nothing: a first start compiles for a minute."""
 
 LAG_KNOWN_SECONDS = 30.0
 """For how long the last look at the lag counts."""
@@ -94,7 +94,11 @@ class Health:
         self._now = self._now._replace(beat=self._clock())
 
     def state(self, text: str) -> None:
-        """Say what the worker does that its partitions do not tell: ``waiting for a broker``; empty: that is over."""
+        """Say what the worker does that its partitions do not tell: ``waiting for a broker``; empty: that is over.
+
+        Before its loop turns this is a sign of life: who waits says it again and again.
+        """
+        self._started = self._clock()
         self._now = self._now._replace(told=text)
 
     def assigned(self, keys: Iterable[Key]) -> None:

@@ -25,7 +25,7 @@ log = logging.getLogger("heft.worker")
 
 _LAG_SECONDS = 5.0
 _COMMIT_SECONDS = 1.0
-_RETRY_SECONDS, _SAY_AGAIN_SECONDS = 1.0, 60.0  # while no broker answers
+_RETRY_SECONDS, _SAY_AGAIN_SECONDS = 1.0, 60.0  # while no broker answers, or topics are missing
 _FIRST_LAG_SECONDS = 0.2
 
 
@@ -78,10 +78,13 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
             await worker.save()
 
     async def look_at_lag() -> None:
+        looked = -inf
         while True:
             # Nobody is ready before the lag is known: after partitions have come it is looked at soon.
-            await asyncio.sleep(_LAG_SECONDS if worker.health.lag_known else _FIRST_LAG_SECONDS)
-            await worker.fetch_ends()
+            await asyncio.sleep(_FIRST_LAG_SECONDS)
+            if not worker.health.lag_known or monotonic() - looked >= _LAG_SECONDS:
+                await worker.fetch_ends()
+                looked = monotonic()
 
     async def commit() -> None:
         while True:
@@ -131,7 +134,7 @@ def run_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_l
     with closing(worker.metrics.serve(address, config.metrics.port)) as server:
         log.warning("%s", Metrics.where(address, server.port))
         client = client_settings(config.kafka)
-        _wait_for_brokers(client, worker, config, stages)
+        _wait_for_cluster(client, worker, config, stages)
         if "learn" in stages:
             # Compiling takes a minute once, and loading what was compiled a second: better now than while slates wait.
             from heft.stream.learn.learner import warm_up
@@ -157,27 +160,36 @@ def _run(worker: Worker, client: ClientSettings) -> None:
         raise
 
 
-def _wait_for_brokers(client: ClientSettings, worker: Worker, config: Config, stages: Sequence[StageName]) -> None:
-    """Return when a broker answers and refuses nothing; a worker may be started before its cluster."""
+def _wait_for_cluster(client: ClientSettings, worker: Worker, config: Config, stages: Sequence[StageName]) -> None:
+    """Return when a broker answers, refuses nothing and has all topics: a worker may be started before its cluster.
+
+    Topics are waited for without end. Whoever joined the group without one would not notice it for minutes.
+    """
     names = config.kafka.topics
     used: dict[StageName, list[str]] = {
         "join": [*config.inputs, names.samples, names.rejected],
         "score": [names.samples, names.scored],
         "learn": [names.scored],
     }
-    topics = [topic for stage in stages for topic in used[stage]]
+    topics = list(dict.fromkeys(topic for stage in stages for topic in used[stage]))
     since, said = monotonic(), -inf
     while True:
         try:
-            require_reachable(client, topics, config.kafka.group)
-            break
+            missing = require_reachable(client, topics, config.kafka.group)
+            if not missing:
+                break
+            state = f"waiting for topics: {', '.join(missing)}"
+            advice = "; `heft topics --create` makes what is missing"
+            since = monotonic()
         except BrokerAwayError as error:
-            worker.health.state("waiting for a broker")
-            worker.health.error(str(error))
             if monotonic() - since >= config.kafka.patience_ms / 1000:
+                worker.health.gives_up(str(error))
                 raise
-            if monotonic() - said >= _SAY_AGAIN_SECONDS:
-                log.warning("waiting for a broker: %s", error)
-                said = monotonic()
-            sleep(_RETRY_SECONDS)
+            state, advice = "waiting for a broker", f": {error}"
+            worker.health.error(str(error))
+        worker.health.state(state)
+        if monotonic() - said >= _SAY_AGAIN_SECONDS:
+            log.warning("%s%s", state, advice)
+            said = monotonic()
+        sleep(_RETRY_SECONDS)
     worker.health.state("starting")

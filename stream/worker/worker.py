@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -15,6 +16,7 @@ from heft.stream.config.settings import Config
 from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
 from heft.stream.kafka.connect import aiokafka_settings
+from heft.stream.kafka.connection_errors import BrokerAwayError
 from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
@@ -31,6 +33,8 @@ from heft.stream.worker.stage import Connections, LossPolicy, PendingSnapshot, S
 
 if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.worker.learn_stage import LearnStage
+
+log = logging.getLogger("heft.worker")
 
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")
@@ -128,18 +132,19 @@ class Worker:
 
     async def _open_stage(self, key: StageKey) -> Starts:
         """Open the stage of a partition; return where each of its inputs goes on."""
+        starts: Starts = {}
+        with self._told_or_stopping():
+            starts = await self._opened(key)
+        return starts
+
+    async def _opened(self, key: StageKey) -> Starts:
         connections = await self._connect()
         stage = self._new(key, connections)
         gaps, started = self.losses.gaps.total(), perf_counter()
-        try:
-            starts = await stage.open()
-            if self.losses.gaps.total() > gaps:
-                # What is done from here on cannot be done again from older snapshots.
-                await self._save_at_once(stage)
-        except StoreError:
-            if not self._stopping:
-                raise
-            return {}
+        starts = await stage.open()
+        if self.losses.gaps.total() > gaps:
+            # What is done from here on cannot be done again from older snapshots.
+            await self._save_at_once(stage)
         opened = self.open_stages[key] = OpenStage(stage, list(starts), self._taken)
         self._at_work[key] = asyncio.create_task(self._run(opened))
         self.metrics.look()
@@ -177,10 +182,10 @@ class Worker:
 
     async def _run(self, opened: OpenStage) -> None:
         try:
-            await opened.run()
+            with self._told_or_stopping():
+                await opened.run()
         except Exception as error:
-            if not self._stopping:
-                await self.app.crash(error)
+            await self.app.crash(error)
 
     async def close(self) -> None:
         """Save everything and leave the cluster: the worker stops. Partitions that are being opened are waited for."""
@@ -205,9 +210,24 @@ class Worker:
                 self.metrics.look()
                 del self.open_stages[key]
                 self._at_work.pop(key).cancel()
-                if closing.stage.healthy and closing.stage.dirty:
-                    # Where this fails, what came since the last one is done again.
-                    await self._write(await closing.stage.pending())
+                # Where this fails, what came since the last one is done again.
+                with self._told_or_stopping():
+                    if closing.stage.healthy and closing.stage.dirty:
+                        await self._write(await closing.stage.pending())
+                if not closing.stage.healthy:
+                    log.warning("%s stops in the midst of something: it goes on at its last snapshot", name_of(key))
+        await self.commit()
+
+    @contextlib.contextmanager
+    def _told_or_stopping(self) -> Iterator[None]:
+        """Tell of an error that ends the worker. What fails while it stops is made anew by the next."""
+        try:
+            yield
+        except Exception as error:
+            if self._stopping and isinstance(error, KafkaError | BrokerAwayError | StoreError):
+                return
+            self.health.gives_up(str(error))
+            raise
 
     def _key(self, tp: TP) -> StageKey:
         return self._stage_of[tp.topic], tp.partition
@@ -266,6 +286,10 @@ class Worker:
 
     async def tick(self) -> None:
         """Tell the joins which of their inputs have run dry."""
+        with self._told_or_stopping():
+            await self._tick()
+
+    async def _tick(self) -> None:
         idle_after = self.config.join.idle_after_ms / 1000
         quiet = [
             (opened, opened.stage, tp)
@@ -296,6 +320,10 @@ class Worker:
 
     async def save(self) -> None:
         """Take a snapshot of every stage that has changed."""
+        with self._told_or_stopping():
+            await self._save()
+
+    async def _save(self) -> None:
         if not self._settled:
             self._settle()
             self._settled = True

@@ -60,8 +60,42 @@ def test_what_waiting_does_not_mend_is_raised_at_once() -> None:
 
 
 def test_a_worker_that_stops_waits_for_no_broker() -> None:
-    broker = Broker(repeat(KafkaConnectionError("away")))
-    patient = producer(broker, lambda: 0.0)
-    patient.stop_waiting()
-    with pytest.raises(KafkaConnectionError):
-        asyncio.run(patient.send("samples", b"a"))
+    async def stopped() -> None:
+        patient = producer(Broker(repeat(KafkaConnectionError("away"))), lambda: 0.0)
+        patient.stop_waiting()
+        with pytest.raises(KafkaConnectionError):
+            await patient.send("samples", b"a")
+
+    asyncio.run(stopped())
+
+
+class SilentBroker(Broker):
+    """Brokers that do not even refuse."""
+
+    async def send_and_wait(self, _topic: str, value: bytes, **_: Any) -> Any:  # noqa: ARG002
+        self.attempts += 1
+        await asyncio.Event().wait()
+
+
+def test_a_worker_that_stops_does_not_wait_for_brokers_that_say_nothing() -> None:
+    async def stopped() -> None:
+        patient = PatientProducer(cast(AIOKafkaProducer, SilentBroker(iter([]))), 60_000, lambda: None, grace=0.01)
+        on_its_way = asyncio.create_task(patient.send("samples", b"a"))
+        await asyncio.sleep(0)
+        patient.stop_waiting()
+        for sending in (on_its_way, patient.send("samples", b"b")):
+            with pytest.raises(
+                BrokerAwayError, match=r"samples: .* the worker stops; what was not written is made anew"
+            ):
+                await sending
+
+    asyncio.run(asyncio.wait_for(stopped(), 20))
+
+
+def test_a_worker_that_stops_still_writes_where_brokers_answer() -> None:
+    async def stopped() -> int:
+        patient = PatientProducer(cast(AIOKafkaProducer, Broker(iter([None]))), 60_000, lambda: None)
+        patient.stop_waiting()
+        return await patient.send("samples", b"a")
+
+    assert asyncio.run(stopped()) == 0

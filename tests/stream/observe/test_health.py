@@ -141,3 +141,13 @@ def test_a_worker_that_has_not_begun_has_longer_than_one_whose_loop_turned(clock
     assert health.alive()
     clock.now += 0.1
     assert not health.alive()
+
+
+def test_a_worker_that_waits_before_its_loop_turns_is_alive_for_as_long_as_it_says_so(clock: Clock) -> None:
+    health = Health(most_lag=100, clock=clock)
+    for _ in range(3):
+        clock.now += STARTING_SECONDS - 1
+        health.state("waiting for topics: clicks")
+        assert health.alive()
+    clock.now += STARTING_SECONDS + 1
+    assert not health.alive()

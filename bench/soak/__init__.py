@@ -1,0 +1,1 @@
+"""`make soak`: real workers under traffic that never stops, and everything that may happen to them."""

@@ -1,0 +1,57 @@
+"""Seeks that overlap: nothing is handed out before the last of them is over."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from faust.types import TP
+
+from heft.stream.kafka.batch_consumer import BatchConsumer
+from heft.stream.kafka.consumer_thread import Taken
+
+HERE, THERE = TP("clicks", 0), TP("clicks", 1)
+
+
+class Client:
+    """aiokafka's thread, in the loop of the test: a seek is done when the test says so."""
+
+    def __init__(self) -> None:
+        self.thread_loop = asyncio.get_running_loop()
+        self.epoch = 0
+        self.may_seek: list[asyncio.Event] = []
+
+    async def seek_all(self, _: Any) -> int:
+        may = asyncio.Event()
+        self.may_seek.append(may)
+        await may.wait()
+        self.epoch += 1
+        return self.epoch
+
+
+def consumer_with(client: Client) -> BatchConsumer:
+    """Return a consumer that reads two partitions, without Faust's services around it."""
+    consumer = BatchConsumer.__new__(BatchConsumer)
+    consumer._thread = cast(Any, client)
+    consumer._positions, consumer._epoch, consumer._seeks = {HERE: 7, THERE: 0}, 0, 0
+    consumer.flow_active = True
+    return consumer
+
+
+def test_what_was_taken_before_the_last_of_several_seeks_is_void() -> None:
+    async def both() -> list[bool]:
+        client = Client()
+        consumer = consumer_with(client)
+        seeks = []
+        for _ in range(2):
+            seeks.append(asyncio.create_task(consumer.perform_seek()))
+            while len(client.may_seek) < len(seeks):
+                await asyncio.sleep(0)
+        current = []
+        for may, seek in zip(client.may_seek, seeks, strict=True):
+            may.set()
+            await seek
+            current.append(consumer._current(Taken(client.epoch, {}, {}, {})))
+        return current
+
+    assert asyncio.run(asyncio.wait_for(both(), 20)) == [False, True]
