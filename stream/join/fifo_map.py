@@ -8,8 +8,9 @@ what a snapshot takes while the stage stands still.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -46,7 +47,7 @@ class Fifo(Generic[K, V]):
 
     def __init__(self, of: type[V], *key: str) -> None:
         self._of = of
-        self._key = attrgetter(*key)
+        self._key: Callable[[V], Any] = attrgetter(*key)
         self._values: dict[K, V] = {}
         self.queue: deque[V] = deque()
         """Oldest first: to look at, where a call for each look would take longer than the look."""

@@ -70,7 +70,8 @@ class Sessions:
     def state(self) -> dict[str, Any]:
         """Return a copy of everything: users, the longest quiet first, and what each did, packed."""
         # Nobody is ever moved within the dict below, so it has the same order, and is copied ten times as fast.
-        return {"users": list(dict.keys(self._users)), "acts": packed(list(dict.values(self._users)))}
+        users, acts = list(dict.keys(self._users)), list(dict.values(self._users))
+        return {"users": users, "acts": packed(acts)}
 
     def restore(self, users: Sequence[str], acts: Sequence[bytes]) -> None:
         """Go on from what `state` became when it was written; acts are read when their user acts."""
@@ -79,6 +80,7 @@ class Sessions:
     def _of(self, user_id: str) -> _Acts:
         """Return what a user did, empty for one who is not known."""
         acts = self._users.get(user_id, ())
-        if type(acts) is bytes:
-            self._users[user_id] = acts = _unpacked(acts)
+        if isinstance(acts, bytes):
+            acts = _unpacked(acts)
+            self._users[user_id] = acts
         return acts

@@ -60,6 +60,17 @@ def test_they_keep_what_looking_through_everything_would_keep(steps: list[tuple[
     assert codec.encode(taken[0]) == taken[1]
 
 
+def test_what_a_restored_visitor_did_is_read_when_the_visitor_acts() -> None:
+    sessions, unreadable = Sessions(TTL, ACTS, USERS), b"\xc1"
+    did = {user: msgspec.msgpack.encode([(SECOND, "i", "view", "")]) for user in ("oldest", "a")}
+    sessions.restore([*did, "b"], [*did.values(), unreadable])
+    sessions.add("a", 2 * SECOND, "j", "view")
+    state = codec.decode(codec.encode(sessions.state()))
+    assert state["users"] == ["oldest", "b", "a"]
+    assert state["acts"][:2] == [did["oldest"], unreadable]
+    assert msgspec.msgpack.decode(state["acts"][2]) == [[SECOND, "i", "view", ""], [2 * SECOND, "j", "view", ""]]
+
+
 def test_what_is_kept_is_bounded_by_users_and_not_by_acts() -> None:
     sessions = Sessions(TTL, ACTS, USERS)
     sessions.add("quiet", 0, "i", "view")
