@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from operator import attrgetter, itemgetter
 
-from heft.stream.join.state import Step
+from heft.stream.join.steps import Step
 
 _AT = itemgetter(0)
 _DUE = attrgetter("due_ms")

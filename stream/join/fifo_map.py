@@ -8,35 +8,49 @@ what a snapshot takes while the stage stands still.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from heft.stream.join.columns import Columns, columns, things_of
+from heft.stream.state.codec import Later
 
 K = TypeVar("K")
-V = TypeVar("V")
+V = TypeVar("V", bound=msgspec.Struct)
 
 
 class Fifo(Generic[K, V]):
-    """Keys and values that never change, oldest first.
+    """Values that never change, oldest first.
 
     Parameters
     ----------
-    pairs
-        What it begins with, oldest first; no key twice.
+    of
+        The type of the values.
+    key
+        The fields of a value that are its key; a tuple where there are several.
 
     Examples
     --------
-    >>> slates = Fifo([("r1", 10)])
-    >>> slates.add("r2", 20)
-    >>> "r1" in slates, slates.get("r2"), slates.oldest
-    (True, 20, 10)
-    >>> slates.pop_oldest(), slates.pairs()
-    (('r1', 10), [('r2', 20)])
+    >>> class Seen(msgspec.Struct):
+    ...     id: str
+    ...     at_ms: int
+    >>> seen = Fifo[str, Seen](Seen, "id")
+    >>> seen.add(Seen("a", 10))
+    >>> seen.add(Seen("b", 20))
+    >>> "a" in seen, seen.get("b"), seen.oldest
+    (True, Seen(id='b', at_ms=20), Seen(id='a', at_ms=10))
+    >>> seen.pop_oldest(), len(seen)
+    (Seen(id='a', at_ms=10), 1)
     """
 
-    def __init__(self, pairs: Iterable[tuple[K, V]] = ()) -> None:
-        self.queue = deque(pairs)
-        """Keys and values, oldest first: to look at, where a call for each look would take longer than the look."""
-        self._values = dict(self.queue)
+    def __init__(self, of: type[V], *key: str) -> None:
+        self._of = of
+        self._key: Callable[[V], Any] = attrgetter(*key)
+        self._values: dict[K, V] = {}
+        self.queue: deque[V] = deque()
+        """Oldest first: to look at, where a call for each look would take longer than the look."""
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -54,19 +68,24 @@ class Fifo(Generic[K, V]):
     @property
     def oldest(self) -> V:
         """The value that came first of those still here; there must be one."""
-        return self.queue[0][1]
+        return self.queue[0]
 
-    def add(self, key: K, value: V) -> None:
-        """Take a key that is not here; its value must not be changed any more."""
-        self.queue.append((key, value))
-        self._values[key] = value
+    def add(self, value: V) -> None:
+        """Take a value whose key is not here; it must not be changed any more."""
+        self.queue.append(value)
+        self._values[self._key(value)] = value
 
-    def pop_oldest(self) -> tuple[K, V]:
+    def pop_oldest(self) -> V:
         """Remove and return what came first."""
-        pair = self.queue.popleft()
-        del self._values[pair[0]]
-        return pair
+        value = self.queue.popleft()
+        del self._values[self._key(value)]
+        return value
 
-    def pairs(self) -> list[tuple[K, V]]:
-        """Return a copy, oldest first."""
-        return list(self.queue)
+    def state(self) -> Later:
+        """Return a copy."""
+        return columns(self._of, list(self.queue))
+
+    def restore(self, state: Columns) -> None:
+        """Go on from what `state` became when it was written."""
+        self.queue.extend(things_of(self._of, state))
+        self._values.update(zip(map(self._key, self.queue), self.queue, strict=True))

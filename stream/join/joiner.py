@@ -27,10 +27,11 @@ from heft.stream.join.config import JoinConfig
 from heft.stream.join.early_clicks import EarlyClicks
 from heft.stream.join.fifo_map import Fifo
 from heft.stream.join.open_clicks import OpenClicks
+from heft.stream.join.open_slates import OpenSlates
 from heft.stream.join.rejected import Rejected
 from heft.stream.join.sessions import Sessions
-from heft.stream.join.state import CLICKED, GIVE_UP, NTH_BITS, JoinState, OpenClick, OpenSlate, Step, step_of
-from heft.stream.state.codec import InOrder
+from heft.stream.join.state import LATER_CLICKS, ClosedSlate, JoinState, KnownId, KnownOrder, OpenClick, OpenSlate
+from heft.stream.join.steps import CLICKED, GIVE_UP, NTH_BITS, Step, packed_steps, step_of, unpacked_step
 
 DROPPED = ("slates", "clicks")
 """Joined state that is dropped to stay bounded."""
@@ -80,14 +81,13 @@ class Joiner:
         self.marks: list[Mark] = []
         self._decode = decode
         self._inputs = [Input() for _ in self.names]
-        self._ids: list[Fifo[str, int]] = [Fifo() for _ in self.names]  # event id -> forget at
+        self._ids: list[Fifo[str, KnownId]] = [Fifo(KnownId, "id") for _ in self.names]
         self._steps: list[Step] = []  # a heap, without what waits ahead
         self._ahead = [Ahead() for _ in self.names]
-        self._open: Fifo[str, OpenSlate] = Fifo()  # request -> slate, in the order shown
-        self._clicked: dict[str, tuple[str, ...]] = {}  # request -> items, of the open slates that have clicks
-        self._closed: Fifo[str, tuple[int, str]] = Fifo()  # request -> (shown, fate of its later clicks)
+        self._open = OpenSlates()
+        self._closed: Fifo[str, ClosedSlate] = Fifo(ClosedSlate, "request_id")
         self._clicks = OpenClicks(config.conversion_window_ms, config.max_open_clicks)
-        self._orders: Fifo[tuple[str, str], int] = Fifo()  # (order, item) -> due
+        self._orders: Fifo[tuple[str, str], KnownOrder] = Fifo(KnownOrder, "order_id", "item_id")
         self._early = EarlyClicks(config.max_waiting_clicks)
         self._sessions = Sessions(config.session_ttl_ms, config.session_acts, config.max_sessions)
         self._shards = {value: shard for shard, value in enumerate(config.shards)}
@@ -153,9 +153,9 @@ class Joiner:
 
     def _remember(self, input: int, watermark: int, event_id: str, at_ms: int) -> None:
         ids = self._ids[input]
-        while ids and (len(ids) >= self.config.max_remembered_ids or ids.oldest < watermark):
+        while ids and (len(ids) >= self.config.max_remembered_ids or ids.oldest.until_ms < watermark):
             ids.pop_oldest()
-        ids.add(event_id, at_ms + self.config.conversion_window_ms)
+        ids.add(KnownId(event_id, at_ms + self.config.conversion_window_ms))
 
     def _wait_ahead(self, ahead: Ahead, at_ms: int, step: Step, believed_ms: int) -> None:
         ahead.add(at_ms, step)
@@ -188,8 +188,8 @@ class Joiner:
         click_window = self.config.click_window_ms
         maturity = self.config.conversion_window_ms + self.config.clock_skew_ms
         while True:
-            close_due = open_slates[0][1].shown_ms + click_window if open_slates else _NEVER
-            mature_due = open_clicks[0][1].due_ms + maturity if open_clicks else _NEVER
+            close_due = open_slates[0].shown_ms + click_window if open_slates else _NEVER
+            mature_due = open_clicks[0].due_ms + maturity if open_clicks else _NEVER
             ends = close_due if close_due < mature_due else mature_due
             step = steps[0] if steps else _NO_STEP
             due = step.due_ms
@@ -256,17 +256,15 @@ class Joiner:
             session = [act for act in slate.session if act.at_ms < slate.at_ms]
             slate = msgspec.structs.replace(slate, session=None)
         shard = self._shard(slate)
-        items = tuple([sys.intern(item.item_id) for item in slate.items])
-        self._open.add(request, OpenSlate(slate.at_ms, shard, items))
+        self._open.add(OpenSlate.of(slate, shard))
         out.append((shard, Shown(slate.at_ms, slate, session)))
         for input, serial, click in early:
             step = Step(slate.at_ms, CLICKED, request, click.item_id, input, serial, click)
             heapq.heappush(self._steps, step)
         if len(self._open) > self.config.max_open_slates:
-            oldest, state = self._open.pop_oldest()
-            self._clicked.pop(oldest, None)
+            oldest = self._open.pop_oldest()
             self.dropped["slates"] += 1
-            self._forget(oldest, state.shown_ms, "evicted")
+            self._forget(oldest.request_id, oldest.shown_ms, "evicted")
 
     def _click(self, step: Step, click: Click, out: list[tuple[int, Record]]) -> None:
         request, item = click.request_id, click.item_id
@@ -283,9 +281,9 @@ class Joiner:
         self.fates["click"][fate] += 1
         if fate != "joined" or slate is None:
             return
-        self._clicked[request] = (*self._clicked.get(request, ()), item)
+        self._open.click(request, item)
         out.append((slate.shard, Clicked(step.due_ms, request, item)))
-        if self._clicks.add(request, item, OpenClick(step.due_ms, click.at_ms, slate.shard, click.user_id)):
+        if self._clicks.add(OpenClick(request, item, step.due_ms, click.at_ms, slate.shard, click.user_id)):
             self.dropped["clicks"] += 1
 
     def _click_fate(self, click: Click, slate: OpenSlate | None) -> str:
@@ -294,12 +292,12 @@ class Joiner:
         if slate is None:
             closed = self._closed.get(click.request_id)
             if closed is not None:
-                return closed[1]
+                return LATER_CLICKS[closed.fate]
             return "waits"
-        key = click.request_id, click.item_id
-        if click.item_id in self._clicked.get(click.request_id, ()) or key in self._clicks:
+        request, item = click.request_id, click.item_id
+        if self._open.clicked(request, item) or (request, item) in self._clicks:
             return "duplicate"
-        if click.item_id not in slate.items:
+        if not slate.has(item):
             return "orphan"
         return "joined" if click.at_ms < slate.shown_ms + self.config.click_window_ms else "after_window"
 
@@ -315,9 +313,9 @@ class Joiner:
             self.fates["order"]["duplicate"] += 1
             return
         orders, horizon = self._orders, due_ms - self.config.conversion_window_ms
-        while orders and (len(orders) >= self.config.max_remembered_ids or orders.oldest < horizon):
+        while orders and (len(orders) >= self.config.max_remembered_ids or orders.oldest.due_ms < horizon):
             orders.pop_oldest()
-        orders.add(key, due_ms)
+        orders.add(KnownOrder(order.order_id, order.item_id, due_ms))
         request = self._clicks.credited(order)
         if request is None:
             self.fates["order"]["orphan"] += 1
@@ -327,10 +325,9 @@ class Joiner:
         out.append((shard, Converted(due_ms, order.order_id, order.item_id, request, order.value)))
 
     def _close(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
-        request, slate = self._open.pop_oldest()
-        self._clicked.pop(request, None)
-        out.append((slate.shard, Closed(due_ms, request)))
-        self._forget(request, slate.shown_ms, "after_window")
+        slate = self._open.pop_oldest()
+        out.append((slate.shard, Closed(due_ms, slate.request_id)))
+        self._forget(slate.request_id, slate.shown_ms, "after_window")
 
     def _mature(self, due_ms: int, out: list[tuple[int, Record]]) -> None:
         click = self._clicks.pop_oldest()
@@ -340,9 +337,9 @@ class Joiner:
     def _forget(self, request: str, shown_ms: int, fate: str) -> None:
         """Keep only the id of a slate, and what becomes of its later clicks."""
         closed, horizon = self._closed, shown_ms - self.config.conversion_window_ms
-        while closed and (len(closed) >= self.config.max_remembered_ids or closed.oldest[0] < horizon):
+        while closed and (len(closed) >= self.config.max_remembered_ids or closed.oldest.shown_ms < horizon):
             closed.pop_oldest()
-        closed.add(request, (shown_ms, fate))
+        closed.add(ClosedSlate(request, shown_ms, LATER_CLICKS.index(fate)))
 
     def _shard(self, slate: Slate) -> int:
         shard_by = self.config.shard_by
@@ -400,15 +397,13 @@ class Joiner:
             "inputs": [
                 (*source.state(), ahead.state()) for source, ahead in zip(self._inputs, self._ahead, strict=True)
             ],
-            "ids": [ids.pairs() for ids in self._ids],
+            "ids": [ids.state() for ids in self._ids],
             "frontier": self.frontier,
-            "steps": [InOrder(step) for step in sorted(steps)],  # features are handed on in the order they came
-            "open": self._open.pairs(),
-            "clicked": list(self._clicked.items()),
-            "closed": self._closed.pairs(),
-            "clicks": self._clicks.pairs(),
-            "values": self._clicks.values(),
-            "orders": self._orders.pairs(),
+            "steps": packed_steps(steps),
+            "open": self._open.state(),
+            "closed": self._closed.state(),
+            "clicks": self._clicks.state(),
+            "orders": self._orders.state(),
             "waiting": self._early.pairs(),
             "sessions": self._sessions.state(),
             "fates": {kind: dict(fates) for kind, fates in self.fates.items()},
@@ -427,22 +422,21 @@ class Joiner:
             msg = f"the snapshot has {had} inputs, the configuration names {len(joiner.names)}: {names}"
             raise ValueError(msg)
         joiner._inputs = [Input.of(each[:4]) for each in saved.inputs]
-        joiner._ids = [Fifo(ids) for ids in saved.ids]
+        for known, ids in zip(joiner._ids, saved.ids, strict=True):
+            known.restore(ids)
         joiner.frontier = saved.frontier
-        decoder = msgspec.msgpack.Decoder(Step)
         apart: list[list[Step]] = [[] for _ in saved.inputs]
         waiting = [set(entries) for *_, entries in saved.inputs]
-        for step in map(decoder.decode, saved.steps):
+        for step in map(unpacked_step, saved.steps):
             ahead = step.event is not None and (step.event.at_ms, step.serial) in waiting[step.input]
             (apart[step.input] if ahead else joiner._steps).append(step)  # sorted, so a heap
         joiner._ahead = [Ahead(entries, steps) for (*_, entries), steps in zip(saved.inputs, apart, strict=True)]
-        joiner._open = Fifo(saved.open)
-        joiner._clicked = dict(saved.clicked)
-        joiner._closed = Fifo(saved.closed)
-        joiner._clicks = OpenClicks(config.conversion_window_ms, config.max_open_clicks, saved.clicks, saved.values)
-        joiner._orders = Fifo(saved.orders)
+        joiner._open.restore(saved.open)
+        joiner._closed.restore(saved.closed)
+        joiner._clicks.restore(saved.clicks)
+        joiner._orders.restore(saved.orders)
         joiner._early = EarlyClicks(config.max_waiting_clicks, saved.waiting)
-        joiner._sessions.restore(saved.sessions.users, saved.sessions.acts)
+        joiner._sessions.restore(saved.sessions["users"], saved.sessions["acts"])
         for kind, fates in saved.fates.items():
             joiner.fates[kind] = Counter(fates)
         joiner.dropped = Counter(saved.dropped)

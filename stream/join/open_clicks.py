@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from heft.stream.events.wire import Order
+from heft.stream.join.columns import columns, things_of
 from heft.stream.join.fifo_map import Fifo
-from heft.stream.join.state import OpenClick
+from heft.stream.join.state import ClickValue, OpenClick, OpenClicksState
+from heft.stream.state.codec import Later
 
 _Key = tuple[str, str]  # request, item
 
@@ -30,26 +31,16 @@ class OpenClicks:
         How long after a click an order counts for it.
     most
         At most this many wait; beyond that the oldest goes.
-    clicks, values
-        What `pairs` and `values` gave of an earlier one.
     """
 
-    def __init__(
-        self,
-        window_ms: int,
-        most: int,
-        clicks: Sequence[tuple[_Key, OpenClick]] = (),
-        values: Iterable[tuple[_Key, float]] = (),
-    ) -> None:
+    def __init__(self, window_ms: int, most: int) -> None:
         self._window_ms = window_ms
         self._most = most
-        self._clicks = Fifo(clicks)
-        self._values = dict(values)  # of the clicks that have led to orders
+        self._clicks = Fifo[_Key, OpenClick](OpenClick, "request_id", "item_id")
+        self._values: dict[_Key, ClickValue] = {}  # of the clicks that have led to orders
         self._requests: dict[tuple[str, str], tuple[str, ...]] = {}  # by user and item: the last click is credited
         self.queue = self._clicks.queue
-        """Keys and clicks, oldest first: to look at, where a call for each look would take longer than the look."""
-        for (request, item), click in clicks:
-            self._note(click.user_id, item, request)
+        """Oldest first: to look at, where a call for each look would take longer than the look."""
 
     def __len__(self) -> int:
         return len(self._clicks)
@@ -57,10 +48,10 @@ class OpenClicks:
     def __contains__(self, key: _Key) -> bool:
         return key in self._clicks
 
-    def add(self, request: str, item: str, click: OpenClick) -> bool:
+    def add(self, click: OpenClick) -> bool:
         """Let a click wait; return whether the oldest had to go for it."""
-        self._clicks.add((request, item), click)
-        self._note(click.user_id, item, request)
+        self._clicks.add(click)
+        self._note(click)
         if len(self._clicks) <= self._most:
             return False
         self.pop_oldest()
@@ -87,26 +78,35 @@ class OpenClicks:
     def convert(self, request: str, order: Order) -> int:
         """Add an order to the click that it is credited to; return the click's shard."""
         key = request, order.item_id
-        self._values[key] = self._values.get(key, 0.0) + order.value
+        before = self._values.get(key)
+        value = 0.0 if before is None else before.value
+        self._values[key] = ClickValue(request, order.item_id, value + order.value)
         return self._clicks[key].shard
 
     def pop_oldest(self) -> MatureClick:
         """Remove and return the click that was joined first."""
-        (request, item), click = self._clicks.pop_oldest()
-        left = tuple([other for other in self._requests[click.user_id, item] if other != request])
+        click = self._clicks.pop_oldest()
+        request, item, user = click.request_id, click.item_id, click.user_id
+        left = tuple([other for other in self._requests[user, item] if other != request])
         if left:
-            self._requests[click.user_id, item] = left
+            self._requests[user, item] = left
         else:
-            del self._requests[click.user_id, item]
-        return MatureClick(request, item, click.shard, self._values.pop((request, item), None))
+            del self._requests[user, item]
+        value = self._values.pop((request, item), None)
+        return MatureClick(request, item, click.shard, None if value is None else value.value)
 
-    def pairs(self) -> list[tuple[_Key, OpenClick]]:
-        """Return a copy of the clicks, oldest first."""
-        return self._clicks.pairs()
+    def state(self) -> dict[str, Later]:
+        """Return a copy of everything."""
+        return {"clicks": self._clicks.state(), "values": columns(ClickValue, list(self._values.values()))}
 
-    def values(self) -> list[tuple[_Key, float]]:
-        """Return a copy of the values of the clicks that have led to orders."""
-        return list(self._values.items())
+    def restore(self, state: OpenClicksState) -> None:
+        """Go on from what `state` became when it was written."""
+        self._clicks.restore(state.clicks)
+        for click in self.queue:
+            self._note(click)
+        for value in things_of(ClickValue, state.values):
+            self._values[value.request_id, value.item_id] = value
 
-    def _note(self, user: str, item: str, request: str) -> None:
-        self._requests[user, item] = (*self._requests.get((user, item), ()), request)
+    def _note(self, click: OpenClick) -> None:
+        key = click.user_id, click.item_id
+        self._requests[key] = (*self._requests.get(key, ()), click.request_id)

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from heft.stream.events.wire import encode
-from heft.stream.join.state import NTH_BITS, Step
+from heft.stream.join.steps import NTH_BITS, Step
 
 REJECTED_BYTES = 64 * 1024
 """So much of the raw record is kept."""

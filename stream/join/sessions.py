@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
+
+import msgspec
 
 from heft.models.records import Act, Slate
+from heft.stream.join.columns import packed
 
-_Entry = tuple[int, str, str, str]  # at_ms, item, kind, request of a click
+_Entry: TypeAlias = tuple[int, str, str, str]  # at_ms, item, kind, request of a click
+_Acts: TypeAlias = tuple[_Entry, ...]
+
+_unpacked = msgspec.msgpack.Decoder(tuple[_Entry, ...]).decode
 
 
 class Sessions:
@@ -29,23 +35,24 @@ class Sessions:
         self._max_acts = max_acts
         self._max_users = max_users
         # In the order in which they last acted; a plain dict that loses its first entries would look for the next ever
-        # longer. Tuples: a snapshot takes them along, and is written later.
-        self._users: OrderedDict[str, tuple[_Entry, ...]] = OrderedDict()
+        # longer. Tuples: a snapshot takes them along, and is written later. Bytes: not looked at since it was read.
+        self._users: OrderedDict[str, _Acts | bytes] = OrderedDict()
 
     def add(self, user_id: str, at_ms: int, item_id: str, kind: str, request_id: str = "") -> None:
         """Remember an act; called in the order of time."""
         users, horizon = self._users, at_ms - self._ttl_ms
-        acts = (*users.pop(user_id, ()), (at_ms, item_id, kind, request_id))
+        before = users.pop(user_id, ())
+        acts = (*(_unpacked(before) if type(before) is bytes else before), (at_ms, item_id, kind, request_id))
         if len(acts) > self._max_acts or acts[0][0] < horizon:
             acts = tuple([act for act in acts[-self._max_acts :] if act[0] >= horizon])
         users[user_id] = acts
-        while len(users) > self._max_users or users[next(iter(users))][-1][0] < horizon:
+        while len(users) > self._max_users or self._of(next(iter(users)))[-1][0] < horizon:
             users.popitem(last=False)
 
     def forget(self, user_id: str, request_id: str) -> None:
         """Take back the clicks of a slate that turned out to be a bot's."""
-        acts = self._users.get(user_id)
-        if acts is None:
+        acts = self._of(user_id)
+        if not acts:
             return
         left = tuple([act for act in acts if act[3] != request_id])
         if left:
@@ -55,18 +62,25 @@ class Sessions:
 
     def before(self, slate: Slate) -> list[Act]:
         """Return what the visitor did strictly before a slate, oldest first; never clicks on the slate itself."""
-        acts = self._users.get(slate.user_id)
-        if acts is None:
-            return []
+        acts = self._of(slate.user_id)
         end, own = slate.at_ms, slate.request_id
         start = end - self._ttl_ms
         return [Act(item, kind, at) for at, item, kind, of in acts if start <= at < end and (not of or of != own)]
 
-    def state(self) -> dict[str, list[Any]]:
-        """Return a copy of everything: users, the longest quiet first, and what each did."""
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything: users, the longest quiet first, and what each did, packed."""
         # Nobody is ever moved within the dict below, so it has the same order, and is copied ten times as fast.
-        return {"users": list(dict.keys(self._users)), "acts": list(dict.values(self._users))}
+        users, acts = list(dict.keys(self._users)), list(dict.values(self._users))
+        return {"users": users, "acts": packed(acts)}
 
-    def restore(self, users: Sequence[str], acts: Sequence[tuple[_Entry, ...]]) -> None:
-        """Go on from what `state` returned."""
+    def restore(self, users: Sequence[str], acts: Sequence[bytes]) -> None:
+        """Go on from what `state` became when it was written; acts are read when their user acts."""
         self._users = OrderedDict(zip(users, acts, strict=True))
+
+    def _of(self, user_id: str) -> _Acts:
+        """Return what a user did, empty for one who is not known."""
+        acts = self._users.get(user_id, ())
+        if isinstance(acts, bytes):
+            acts = _unpacked(acts)
+            self._users[user_id] = acts
+        return acts

@@ -1,76 +1,105 @@
 """What waits in the join, and how it lies in a snapshot.
 
-What waits never changes: a snapshot takes it along as it is, and is encoded later, while the join goes on. Ids are in
-tuples, not lists: the cyclic collector then has nothing to walk of what waits in great number.
+What waits never changes: a snapshot takes it along as it is, and is encoded later, while the join goes on. What waits
+in great number is a struct that the cyclic collector never walks.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from heft.models.records import Slate
-from heft.stream.events.wire import Action, Click, Event, Order
+from heft.stream.events.wire import Click
+from heft.stream.join.columns import Columns
+
+_as_bytes = msgspec.msgpack.Encoder().encode
+_ids = msgspec.msgpack.Decoder(list[str]).decode
 
 
-class OpenSlate(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class OpenSlate(msgspec.Struct, frozen=True, gc=False):
     """A shown slate whose click window runs: ids only, its features have gone ahead in `Shown`."""
 
+    request_id: str
     shown_ms: int
     shard: int
-    items: tuple[str, ...]
+    items: bytes
+    """The ids, packed: few slates are clicked, and one string of bytes is held, written and read at once."""
+
+    @classmethod
+    def of(cls, slate: Slate, shard: int) -> OpenSlate:
+        """Return what the join keeps of a slate."""
+        return cls(slate.request_id, slate.at_ms, shard, _as_bytes([item.item_id for item in slate.items]))
+
+    def has(self, item_id: str) -> bool:
+        """Whether an item was shown in it."""
+        return item_id in _ids(self.items)
 
 
-class OpenClick(msgspec.Struct, frozen=True, array_like=True, gc=False):
+LATER_CLICKS = ("after_window", "evicted", "bot")
+"""What may become of the clicks of a slate that is not open."""
+
+
+class ClosedSlate(msgspec.Struct, frozen=True, gc=False):
+    """A slate that is not open any more. ``fate``: the place of what becomes of its clicks in `LATER_CLICKS`."""
+
+    request_id: str
+    shown_ms: int
+    fate: int
+
+
+class OpenClick(msgspec.Struct, frozen=True, gc=False):
     """A joined click that waits for orders."""
 
+    request_id: str
+    item_id: str
     due_ms: int
     at_ms: int
     shard: int
     user_id: str
 
 
-class Step(NamedTuple):
-    """What waits for the frontier: an event, or the moment to give up on a click. Ordered by its first six fields."""
+class ClickValue(msgspec.Struct, frozen=True, gc=False):
+    """What the orders that were credited to a click add up to."""
 
+    request_id: str
+    item_id: str
+    value: float
+
+
+class KnownOrder(msgspec.Struct, frozen=True, gc=False):
+    """An order that would be a duplicate if it came again."""
+
+    order_id: str
+    item_id: str
     due_ms: int
-    kind: int
+
+
+class KnownId(msgspec.Struct, frozen=True, gc=False):
+    """The id of an event that would be a duplicate if it came again."""
+
     id: str
-    id2: str
-    input: int
-    serial: int  # offset and place within the record: breaks ties the same way on every run
-    event: Event | None
-
-
-NTH_BITS = 12
-"""A record that a mapping splits has at most so many bits of events; a serial number ends with them."""
-
-ACTION, SHOWN, CLICKED, CONVERTED, GIVE_UP = -1, 0, 1, 2, 5
-"""Kinds of steps. At equal time they come in this order, what closes and matures before giving up."""
-
-
-def step_of(input: int, serial: int, event: Event, clock_skew_ms: int) -> Step:
-    """Return when and in which order an event is decided; an order waits for a click of a clock that is behind."""
-    if type(event) is Action:
-        return Step(event.at_ms, ACTION, event.user_id, event.item_id, input, serial, event)
-    if type(event) is Slate:
-        return Step(event.at_ms, SHOWN, event.request_id, "", input, serial, event)
-    if type(event) is Click:
-        return Step(event.at_ms, CLICKED, event.request_id, event.item_id, input, serial, event)
-    assert type(event) is Order
-    return Step(event.at_ms + clock_skew_ms, CONVERTED, event.order_id, event.item_id, input, serial, event)
+    until_ms: int
 
 
 Early: TypeAlias = tuple[int, int, Click]
 """A click ahead of its slate, behind the input and the serial number it came with."""
 
 
-class SessionsState(msgspec.Struct):
-    """Users, the longest quiet first, and what each did."""
+class OpenSlatesState(msgspec.Struct):
+    """Open slates; and the requests of those that have clicks, behind them the clicked items of each, packed."""
 
-    users: list[str]
-    acts: list[tuple[tuple[int, str, str, str], ...]]
+    slates: Columns
+    clicked: list[str]
+    items: list[bytes]
+
+
+class OpenClicksState(msgspec.Struct):
+    """Clicks that wait for orders, and what those that have come add up to."""
+
+    clicks: Columns
+    values: Columns
 
 
 class JoinState(msgspec.Struct):
@@ -78,16 +107,14 @@ class JoinState(msgspec.Struct):
 
     inputs: list[tuple[int, int, bool, list[tuple[str, int]], list[tuple[int, int]]]]
     """The fields of each `Input`, and what waits ahead in it."""
-    ids: list[list[tuple[str, int]]]
+    ids: list[Columns]
     frontier: int
     steps: list[bytes]
-    open: list[tuple[str, OpenSlate]]
-    clicked: list[tuple[str, tuple[str, ...]]]
-    closed: list[tuple[str, tuple[int, str]]]
-    clicks: list[tuple[tuple[str, str], OpenClick]]
-    values: list[tuple[tuple[str, str], float]]
-    orders: list[tuple[tuple[str, str], int]]
+    open: OpenSlatesState
+    closed: Columns
+    clicks: OpenClicksState
+    orders: Columns
     waiting: list[tuple[str, tuple[Early, ...]]]
-    sessions: SessionsState
+    sessions: Columns
     fates: dict[str, dict[str, int]]
     dropped: dict[str, int]

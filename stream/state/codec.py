@@ -10,7 +10,7 @@ piece by piece, and each piece is compressed, which releases the lock, before th
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"HEFT"
 _ARRAY = 1  # MessagePack extension code of a numpy array
 _DIGEST_BYTES = 16
@@ -27,7 +27,7 @@ _PIECE_ENTRIES = 1_000  # of a list: some milliseconds for entries of 5 KB
 _PIECE_BYTES = 1 << 20  # of an array
 
 State: TypeAlias = Any
-"""Nested dicts, lists, strings, bytes, numbers, booleans, None, numpy arrays, structs and `InOrder`."""
+"""Nested dicts, lists, strings, bytes, numbers, booleans, None, numpy arrays, structs, `InOrder` and `Later`."""
 
 
 class SnapshotError(RuntimeError):
@@ -43,7 +43,21 @@ class InOrder:
         self.value = value
 
 
+class Later:
+    """A part of a state that is made while the state is encoded, by the thread that does so: nobody waits for it.
+
+    It may be made more than once, of things that do not change. `decode` returns what was made.
+    """
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[], State]) -> None:
+        self.make = make
+
+
 def _encode_hook(value: object) -> object:
+    if isinstance(value, Later):
+        return value.make()
     if isinstance(value, InOrder):
         return msgspec.msgpack.encode(value.value)
     if isinstance(value, np.ndarray):
@@ -94,6 +108,8 @@ def pieces(state: State) -> Iterator[bytes | memoryview]:
             yield _list_head(len(state))
             for each in state:
                 yield from pieces(each)
+        case Later():
+            yield from pieces(state.make())
         case np.ndarray() if state.nbytes > _PIECE_BYTES:
             head, raw = _array_head(state), np.ascontiguousarray(state).reshape(-1).view(np.uint8).data
             yield struct.pack(">BIb", 0xC9, len(head) + len(raw), _ARRAY) + head

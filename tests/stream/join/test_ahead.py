@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heft.stream.join.ahead import Ahead
-from heft.stream.join.state import Step
+from heft.stream.join.steps import Step
 from tests.support.builders import T0, action
 
 BOUND, SKEW = 3, 2

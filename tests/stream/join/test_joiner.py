@@ -510,7 +510,7 @@ def test_equal_states_of_a_joiner_are_equal_bytes() -> None:
     assert state["frontier"] == joiner.frontier
 
 
-STORED = GOLDEN / "joiner_v1.bin"
+STORED = GOLDEN / "joiner_v2.bin"
 BEFORE = [
     *(impression(f"r{n}", f"u{n % 3}", at=n * MINUTE, event_id=f"e{n}") for n in range(1, 16)),
     impression("bot", "u9", at=15 * MINUTE, bot=True),

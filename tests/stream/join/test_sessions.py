@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from copy import deepcopy
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heft.stream.join.sessions import Sessions
+from heft.stream.state import codec
 from tests.support.builders import SECOND, impression
 
 TTL, ACTS, USERS = 10 * SECOND, 3, 4
@@ -38,22 +39,36 @@ class Plain:
 @given(acts, st.integers(0, 20))
 def test_they_keep_what_looking_through_everything_would_keep(steps: list[tuple[int, str, str]], cut: int) -> None:
     sessions, plain, now = Sessions(TTL, ACTS, USERS), Plain(), 0
-    taken = sessions.state(), deepcopy(sessions.state())
+    taken = sessions.state(), codec.encode(sessions.state())
     for number, (wait, user, request) in enumerate(steps):
         now += wait
         if number == cut:
-            taken = sessions.state(), deepcopy(sessions.state())
+            taken = sessions.state(), codec.encode(sessions.state())
             sessions = Sessions(TTL, ACTS, USERS)
-            sessions.restore(**taken[1])
+            sessions.restore(**codec.decode(taken[1]))
         if request == "r2" and wait % 2:
             sessions.forget(user, "r1")
             plain.forget(user, "r1")
         else:
             sessions.add(user, now, "i", "click", request)
             plain.add(user, now, request)
-        assert dict(zip(*sessions.state().values(), strict=True)) == {u: tuple(a) for u, a in plain.users.items()}
-        assert sessions.state()["users"] == list(plain.users)
-    assert taken[0] == taken[1]
+        state = codec.decode(codec.encode(sessions.state()))
+        assert state["users"] == list(plain.users)
+        assert [msgspec.msgpack.decode(acts) for acts in state["acts"]] == [
+            [list(act) for act in acts] for acts in plain.users.values()
+        ]
+    assert codec.encode(taken[0]) == taken[1]
+
+
+def test_what_a_restored_visitor_did_is_read_when_the_visitor_acts() -> None:
+    sessions, unreadable = Sessions(TTL, ACTS, USERS), b"\xc1"
+    did = {user: msgspec.msgpack.encode([(SECOND, "i", "view", "")]) for user in ("oldest", "a")}
+    sessions.restore([*did, "b"], [*did.values(), unreadable])
+    sessions.add("a", 2 * SECOND, "j", "view")
+    state = codec.decode(codec.encode(sessions.state()))
+    assert state["users"] == ["oldest", "b", "a"]
+    assert state["acts"][:2] == [did["oldest"], unreadable]
+    assert msgspec.msgpack.decode(state["acts"][2]) == [[SECOND, "i", "view", ""], [2 * SECOND, "j", "view", ""]]
 
 
 def test_what_is_kept_is_bounded_by_users_and_not_by_acts() -> None:

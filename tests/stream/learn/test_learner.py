@@ -281,7 +281,7 @@ def test_after_the_warm_up_learning_compiles_and_loads_nothing() -> None:
 
 def test_a_learner_saved_today_goes_on_tomorrow() -> None:
     """The file holds `state` and its segments after the first 200 records, packed as a snapshot."""
-    golden = GOLDEN / "learner_v1.heft"
+    golden = GOLDEN / "learner_v2.heft"
     saved = codec.unpack(golden.read_bytes(), golden.name)
     learner = Learner.restore(SMALL, saved["state"], saved["segments"])
     assert (learner.samples, learner.open_slates, learner.open_clicks) == (232, 34, 24)

@@ -46,12 +46,15 @@ def test_written_in_pieces_a_state_has_the_same_bytes(n: int) -> None:
         "array": np.arange(7 * n, dtype=np.float64).reshape(n, 7),
         "short": [[{"b": np.zeros((n, 0)), "a": None}, tuple(range(n))], STATE],
         "in_order": codec.InOrder({"b": n, "a": n}),
+        "later": codec.Later(lambda: {"b": list(range(n)), "a": codec.Later(lambda: [codec.InOrder(n)])}),
     }
     parts = [bytes(part) for part in codec.pieces(state)]
     assert b"".join(parts) == codec.encode(state)
     assert max(map(len, parts)) <= 1 << 20
     assert codec.encode(codec.unpack(codec.pack(state), "x")) == codec.encode(
-        state | {"in_order": msgspec.msgpack.encode({"b": n, "a": n})}
+        state
+        | {"in_order": msgspec.msgpack.encode({"b": n, "a": n})}
+        | {"later": {"b": list(range(n)), "a": [msgspec.msgpack.encode(n)]}}
     )
 
 
@@ -268,7 +271,7 @@ def test_what_another_worker_is_just_writing_is_not_cleaned_away(tmp_path: Path)
 
 
 def test_the_format_of_today_is_read_tomorrow() -> None:
-    golden = GOLDEN / "snapshot_v1.heft"
+    golden = GOLDEN / "snapshot_v2.heft"
     again = codec.unpack(golden.read_bytes(), golden.name)
     assert codec.digest(again) == codec.digest(STATE)
 
@@ -276,5 +279,5 @@ def test_the_format_of_today_is_read_tomorrow() -> None:
 def test_another_format_is_refused_by_number() -> None:
     raw = bytearray(codec.pack(STATE))
     raw[5] = 9
-    with pytest.raises(SnapshotError, match="format 9, this heft reads format 1"):
+    with pytest.raises(SnapshotError, match="format 9, this heft reads format 2"):
         codec.unpack(bytes(raw), "x.heft")
