@@ -32,11 +32,15 @@ class GapError(MessageError):
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """Notes that an input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
+    """Notes that an input became idle, or active again, when the next offsets of all inputs were ``offsets``.
+
+    ``awaited``: it has given nothing itself, but after a silence all inputs are waited for.
+    """
 
     input: int
     idle: bool
     offsets: tuple[int, ...]
+    awaited: bool = False
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):

@@ -91,3 +91,5 @@ class JoinState(msgspec.Struct):
     sessions: SessionsState
     fates: dict[str, dict[str, int]]
     dropped: dict[str, int]
+    awaited: list[int] = []
+    """The inputs that are waited for after a silence."""

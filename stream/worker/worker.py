@@ -43,12 +43,17 @@ _ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is 
 
 
 class OpenStage:
-    """A stage of one partition, the lock of who touches it, and when each of its inputs gave its last batch."""
+    """A stage of one partition, the lock of who touches it, and when each of its inputs gave its last batch.
+
+    ``heard_at``: when the last batch of any input came; ``awaited_at``: since when an input is waited for.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.lock = asyncio.Lock()
         self.taken_at: dict[TP, float] = {}
+        self.heard_at = monotonic()
+        self.awaited_at: dict[TP, float] = {}
 
 
 class Worker:
@@ -127,7 +132,9 @@ class Worker:
         starts: dict[TP, int | None] = {}
         for key in kept:
             opened = self.open_stages[key]
-            opened.taken_at = dict.fromkeys(opened.taken_at, monotonic())
+            opened.taken_at, opened.heard_at = dict.fromkeys(opened.taken_at, monotonic()), monotonic()
+            if isinstance(opened.stage, JoinStage):
+                opened.stage.wait_for_all()  # nothing was read during the rebalance
             self.health.restored(key)
             starts |= opened.stage.offsets()
         return starts
@@ -146,7 +153,7 @@ class Worker:
             if not self._stopping:
                 raise
             return {}
-        opened.taken_at = dict.fromkeys(starts, monotonic())
+        opened.taken_at, opened.heard_at = dict.fromkeys(starts, monotonic()), monotonic()
         self.open_stages[key] = opened
         self.metrics.look()
         self.metrics.restored(key, perf_counter() - started)
@@ -250,6 +257,7 @@ class Worker:
         async with opened.lock:
             if batch.generation != self.app.consumer_generation_id or opened is not self.open_stages.get(key):
                 return
+            self._end_silence(opened)
             await opened.stage.take(batch)
             opened.taken_at[batch.tp] = monotonic()
             now, delay = time(), self.metrics.stage_delay.labels(key[0])
@@ -258,6 +266,18 @@ class Worker:
             self.consumer.done(batch)
             self._align(opened.stage)
 
+    def _end_silence(self, opened: OpenStage) -> None:
+        """Wait for all inputs of a join where none gave anything for long and nobody could find them dry.
+
+        So it is when brokers were away, or this process was stopped. A silence of inputs that were found dry is for
+        the joiner to notice.
+        """
+        now, stage = monotonic(), opened.stage
+        silent = now - opened.heard_at > self.config.join.lateness_ms / 1000
+        if isinstance(stage, JoinStage) and silent and not all(map(stage.idle, opened.taken_at)):
+            stage.wait_for_all(long=True)
+        opened.heard_at = now
+
     def _align(self, stage: Stage) -> None:
         if isinstance(stage, JoinStage):
             for tp, held in stage.held().items():
@@ -265,13 +285,12 @@ class Worker:
 
     async def tick(self) -> None:
         """Tell the joins which of their inputs have run dry."""
-        idle_after = self.config.join.idle_after_ms / 1000
         quiet = [
             (opened, opened.stage, tp)
             for opened in self.open_stages.values()
             if isinstance(opened.stage, JoinStage)
-            for tp, at in opened.taken_at.items()
-            if monotonic() - at >= idle_after and self._dry(tp) and not opened.stage.idle(tp)
+            for tp in opened.taken_at
+            if self._quiet(opened, opened.stage, tp) and self._dry(tp) and not opened.stage.idle(tp)
         ]
         if not quiet:
             return
@@ -287,6 +306,15 @@ class Worker:
                 if still and self._dry(tp) and self.consumer.next_offset(tp) >= ends[tp]:
                     await stage.tick(tp, round(time() * 1000))
                     self._align(stage)
+
+    def _quiet(self, opened: OpenStage, stage: JoinStage, tp: TP) -> bool:
+        """Whether an input has given nothing for ``idle_after``; for ``lateness`` where it is waited for."""
+        now, join = monotonic(), self.config.join
+        if not stage.awaited(tp):
+            opened.awaited_at.pop(tp, None)
+            return now - opened.taken_at[tp] >= join.idle_after_ms / 1000
+        waited = now - opened.awaited_at.setdefault(tp, now)
+        return waited >= max(join.idle_after_ms, join.lateness_ms) / 1000
 
     def _dry(self, tp: TP) -> bool:
         return tp in self.consumer.assigned and self.consumer.idle_hand(tp)
