@@ -21,6 +21,8 @@ from heft.models.records import FIRST_KEY, Clicked, Closed, Converted, Key, Matu
 VERSION = 1
 MAX_MESSAGE_BYTES = 900_000
 _TARGET_BYTES = 400_000  # of records before compression, so that messages stay well below the limit
+SPAN_MS = 20_000
+"""Between the due times of a message's records; partitions are read together in steps of messages."""
 
 
 class MessageError(ValueError):
@@ -105,12 +107,12 @@ def decode(raw: bytes) -> Message:
 
 
 def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Split records into lists, each of which fits into a message of moderate size."""
+    """Split records into lists, each of which fits into a message of moderate size and span."""
     batch: list[Record] = []
     size = 0
     for record in records:
         bytes_ = len(_record_encoder.encode(record))
-        if batch and size + bytes_ > _TARGET_BYTES:
+        if batch and (size + bytes_ > _TARGET_BYTES or record.due_ms >= batch[0].due_ms + SPAN_MS):
             yield batch
             batch, size = [], 0
         batch.append(record)
