@@ -21,6 +21,8 @@ from heft.models.records import FIRST_KEY, Clicked, Closed, Converted, Key, Matu
 VERSION = 1
 MAX_MESSAGE_BYTES = 900_000
 _TARGET_BYTES = 400_000  # of records before compression, so that messages stay well below the limit
+SPAN_MS = 20_000
+"""Between the due times of a message's records; partitions are read together in steps of messages."""
 
 
 class MessageError(ValueError):
@@ -32,11 +34,15 @@ class GapError(MessageError):
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """Notes that an input became idle, or active again, when the next offsets of all inputs were ``offsets``."""
+    """Notes that an input became idle, or active again, when the next offsets of all inputs were ``offsets``.
+
+    ``awaited``: it has given nothing itself, but after a silence all inputs are waited for.
+    """
 
     input: int
     idle: bool
     offsets: tuple[int, ...]
+    awaited: bool = False
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -101,12 +107,12 @@ def decode(raw: bytes) -> Message:
 
 
 def batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Split records into lists, each of which fits into a message of moderate size."""
+    """Split records into lists, each of which fits into a message of moderate size and span."""
     batch: list[Record] = []
     size = 0
     for record in records:
         bytes_ = len(_record_encoder.encode(record))
-        if batch and size + bytes_ > _TARGET_BYTES:
+        if batch and (size + bytes_ > _TARGET_BYTES or record.due_ms >= batch[0].due_ms + SPAN_MS):
             yield batch
             batch, size = [], 0
         batch.append(record)

@@ -27,6 +27,8 @@ class Input(msgspec.Struct):
     watermark: int = 0
     """Milliseconds since the epoch; 0 before the fifth user."""
     idle: bool = False
+    awaited: bool = False
+    """Active without having given anything since a silence ended."""
     users: dict[str, int] = {}
     """The last five users in order of appearance, with their newest time."""
 
@@ -51,10 +53,10 @@ class Input(msgspec.Struct):
         return self.offset, self.watermark, self.idle, list(self.users.items())
 
     @classmethod
-    def of(cls, state: InputState) -> Input:
+    def of(cls, state: InputState, awaited: bool = False) -> Input:
         """Return the input from which ``state`` was taken."""
         offset, watermark, idle, users = state
-        return cls(offset, watermark, idle, dict(users))
+        return cls(offset, watermark, idle, awaited, dict(users))
 
 
 def frontier_of(inputs: Sequence[Input]) -> int:

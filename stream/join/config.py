@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from heft.models.records import Slate
+
 
 class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Windows and bounds of the join; all times in milliseconds, all windows include their start, not their end."""
@@ -54,3 +56,11 @@ class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.shard_by and self.shard_by != "surface" and not self.shard_by.startswith("context."):
             msg = f"join.shard_by is {self.shard_by!r}; expected 'surface' or 'context.NAME'"
             raise ValueError(msg)
+
+    def shard_of(self, slate: Slate) -> int:
+        """Return the number of the model that learns a slate."""
+        if not self.shard_by:
+            return 0
+        by_surface = self.shard_by == "surface"
+        value = str(slate.surface if by_surface else slate.context.get(self.shard_by.removeprefix("context.")))
+        return self.shards.index(value) if value in self.shards else 0

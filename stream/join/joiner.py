@@ -12,8 +12,8 @@ from __future__ import annotations
 import heapq
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ from heft.models.records import Clicked, Closed, Converted, Matured, Record, Sho
 from heft.stream.events import wire
 from heft.stream.events.messages import Mark
 from heft.stream.events.watermark import Input, frontier_of
-from heft.stream.events.wire import Action, Click, Event, EventError, Order
+from heft.stream.events.wire import Action, Click, Decode, Event, EventError, Order, one_event
 from heft.stream.join.ahead import Ahead
 from heft.stream.join.config import JoinConfig
 from heft.stream.join.early_clicks import EarlyClicks
@@ -36,17 +36,8 @@ from heft.stream.join.steps import CLICKED, GIVE_UP, NTH_BITS, Step, packed_step
 DROPPED = ("slates", "clicks")
 """Joined state that is dropped to stay bounded."""
 
-Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
-"""Topic and raw record to events; raises `EventError`."""
-
 _NEVER = sys.maxsize
 _NO_STEP = Step(_NEVER, GIVE_UP, "", "", 0, 0, None)
-
-
-def _one_event(_topic: str, raw: bytes) -> Sequence[Event]:
-    return (wire.decode(raw),)
-
-
 _KIND_OF: dict[type, str] = {Slate: "impression", Click: "click", Order: "order", Action: "action"}
 
 
@@ -69,13 +60,11 @@ class Joiner:
     had to go. Events are pending until they have a fate: see `pending`.
     """
 
-    def __init__(self, config: JoinConfig, inputs: Sequence[str], decode: Decode = _one_event) -> None:
+    def __init__(self, config: JoinConfig, inputs: Sequence[str], decode: Decode = one_event) -> None:
         self.config = config
         self.names = tuple(inputs)
         self.frontier = 0
-        self.fates: dict[str, Counter[str]] = {
-            kind: Counter() for kind in ("impression", "click", "order", "action", "unknown")
-        }
+        self.fates: dict[str, Counter[str]] = {kind: Counter() for kind in (*_KIND_OF.values(), "unknown")}
         self.dropped: Counter[str] = Counter()
         self.rejected: list[Rejected] = []
         self.marks: list[Mark] = []
@@ -90,15 +79,21 @@ class Joiner:
         self._orders: Fifo[tuple[str, str], KnownOrder] = Fifo(KnownOrder, "order_id", "item_id")
         self._early = EarlyClicks(config.max_waiting_clicks)
         self._sessions = Sessions(config.session_ttl_ms, config.session_acts, config.max_sessions)
-        self._shards = {value: shard for shard, value in enumerate(config.shards)}
 
     # ---------------------------------------------------------------- what comes in
 
     def push(self, input: int, offset: int, raw: bytes) -> None:
-        """Take the record at ``offset`` of an input; an idle input is active again."""
+        """Take the record at ``offset`` of an input; an idle input is active again, after a silence of all all are.
+
+        While another input is active the frontier has kept up with it, and a wait would save nothing: inputs that are
+        seldom used would only take turns at being waited for.
+        """
         source = self._inputs[input]
-        if source.idle:
+        if source.idle and all(self.idle):
+            self.wait_for_all(long=True)
+        elif source.idle:
             self.apply(Mark(input, False, tuple(self.offsets)))
+        source.awaited = False
         source.offset = offset + 1
         try:
             found = self._decode(self.names[input], raw)
@@ -114,13 +109,23 @@ class Joiner:
         if not self._inputs[input].idle:
             self.apply(Mark(input, True, tuple(self.offsets)))
 
+    def wait_for_all(self, long: bool = False) -> None:
+        """Count no input as idle until a `tick` says so again: what it was found to have does not hold any more.
+
+        ``long``: there was a silence, and a tick is due only when an input has had nothing for ``lateness_ms``.
+        """
+        for number, source in enumerate(self._inputs):
+            if source.idle or long:
+                self.apply(Mark(number, False, tuple(self.offsets), long))
+
     def apply(self, mark: Mark) -> None:
         """Make an input idle or active; a recovery repeats the noted marks at the noted offsets."""
         if mark.offsets != tuple(self.offsets):
             name, now = self.names[mark.input], tuple(self.offsets)
             msg = f"idle mark of {name} was made at offsets {mark.offsets}, not at {now}"
             raise ValueError(msg)
-        self._inputs[mark.input].idle = mark.idle
+        source = self._inputs[mark.input]
+        source.idle, source.awaited = mark.idle, mark.awaited
         self.marks.append(mark)
         self._advance()
 
@@ -171,9 +176,7 @@ class Joiner:
         self.rejected.append(Rejected.ahead(step, self.config.max_ahead_ms))
 
     def _advance(self) -> None:
-        frontier = frontier_of(self._inputs)
-        if frontier > self.frontier:
-            self.frontier = frontier
+        self.frontier = max(self.frontier, frontier_of(self._inputs))
 
     # ---------------------------------------------------------------- what goes out
 
@@ -255,7 +258,7 @@ class Joiner:
         else:
             session = [act for act in slate.session if act.at_ms < slate.at_ms]
             slate = msgspec.structs.replace(slate, session=None)
-        shard = self._shard(slate)
+        shard = self.config.shard_of(slate)
         self._open.add(OpenSlate.of(slate, shard))
         out.append((shard, Shown(slate.at_ms, slate, session)))
         for input, serial, click in early:
@@ -341,13 +344,6 @@ class Joiner:
             closed.pop_oldest()
         closed.add(ClosedSlate(request, shown_ms, LATER_CLICKS.index(fate)))
 
-    def _shard(self, slate: Slate) -> int:
-        shard_by = self.config.shard_by
-        if not shard_by:
-            return 0
-        value = slate.surface if shard_by == "surface" else slate.context.get(shard_by.removeprefix("context."))
-        return self._shards.get(str(value), 0)
-
     # ---------------------------------------------------------------- what is known
 
     @property
@@ -369,6 +365,11 @@ class Joiner:
     def idle(self) -> list[bool]:
         """Which inputs are idle."""
         return [source.idle for source in self._inputs]
+
+    @property
+    def awaited(self) -> list[bool]:
+        """Which inputs have given nothing since a silence ended; such a one is dry after ``lateness_ms`` of it."""
+        return [source.awaited for source in self._inputs]
 
     @property
     def pending(self) -> int:
@@ -393,10 +394,9 @@ class Joiner:
         bytes.
         """
         steps = [*self._steps, *(step for ahead in self._ahead for step in ahead.steps)]
-        return {
-            "inputs": [
-                (*source.state(), ahead.state()) for source, ahead in zip(self._inputs, self._ahead, strict=True)
-            ],
+        awaited = [number for number, source in enumerate(self._inputs) if source.awaited]
+        return ({"awaited": awaited} if awaited else {}) | {
+            "inputs": [(*each.state(), ahead.state()) for each, ahead in zip(self._inputs, self._ahead, strict=True)],
             "ids": [ids.state() for ids in self._ids],
             "frontier": self.frontier,
             "steps": packed_steps(steps),
@@ -412,7 +412,7 @@ class Joiner:
 
     @classmethod
     def restore(
-        cls, config: JoinConfig, inputs: Sequence[str], state: dict[str, Any], decode: Decode = _one_event
+        cls, config: JoinConfig, inputs: Sequence[str], state: dict[str, Any], decode: Decode = one_event
     ) -> Joiner:
         """Return a joiner that goes on where `state` was taken, from what `stream.state.codec.decode` returned."""
         saved = msgspec.convert(state, JoinState)
@@ -421,7 +421,7 @@ class Joiner:
             had, names = len(saved.inputs), ", ".join(joiner.names)
             msg = f"the snapshot has {had} inputs, the configuration names {len(joiner.names)}: {names}"
             raise ValueError(msg)
-        joiner._inputs = [Input.of(each[:4]) for each in saved.inputs]
+        joiner._inputs = [Input.of(each[:4], n in saved.awaited) for n, each in enumerate(saved.inputs)]
         for known, ids in zip(joiner._ids, saved.ids, strict=True):
             known.restore(ids)
         joiner.frontier = saved.frontier

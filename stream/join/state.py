@@ -118,3 +118,5 @@ class JoinState(msgspec.Struct):
     sessions: Columns
     fates: dict[str, dict[str, int]]
     dropped: dict[str, int]
+    awaited: list[int] = []
+    """The inputs that are waited for after a silence."""

@@ -16,7 +16,8 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from time import monotonic
+from typing import Any, TypeAlias, TypeVar, cast
 
 import faust
 import faust.types
@@ -25,8 +26,8 @@ from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
 
-from heft.stream.events.due_header import since_ms
-from heft.stream.kafka.consumer_thread import POLL_SECONDS, ConsumerThread, Taken
+from heft.stream.events.due_merge import DueMerge
+from heft.stream.kafka.consumer_thread import POLL_SECONDS, Batch, ConsumerThread, Received, Taken
 from heft.stream.kafka.offsets import Bounds, OffsetGoneError, settled
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "consumer_of",
     "drive",
     "faust_settings",
+    "merge_by_due_time",
 ]
 
 T = TypeVar("T")
@@ -47,28 +49,6 @@ _SEEKING = -1
 
 BATCHES_AHEAD = 2
 """How many batches of one partition may be handed out and not done: one in work, one waiting."""
-
-
-class Received(NamedTuple):
-    """One record of a topic as it came."""
-
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    due_since_ms: int  # as in `stream.events.due_header`
-
-
-class Batch(NamedTuple):
-    """Records of one partition in the order of their offsets; reading goes on at ``end_offset``.
-
-    ``generation`` is that of the consumer group when the batch was handed out: after a rebalance the batch is void.
-    """
-
-    tp: TP
-    records: list[Received]
-    end_offset: int
-    generation: int
 
 
 class App(faust.App):
@@ -115,6 +95,10 @@ class BatchConsumer(faust_aiokafka.Consumer):
         self._in_hand: Counter[TP] = Counter()
         self._changed = asyncio.Event()
         self._opening: list[asyncio.Task[None]] = []
+        self._merged, self._made_from = transport.merged, transport.made_from
+        self._merge: DueMerge[TP, Received] = DueMerge()
+        self._kept_to: dict[TP, int] = {}  # where reading goes on after what the merge keeps
+        self._more: dict[TP, bool] = {}  # whether there was more to take at the last look
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -136,6 +120,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
         # Batches from before the last rebalance are no longer counted.
         if batch.generation == self.app.consumer_generation_id and self._in_hand[batch.tp] > 0:
             self._in_hand[batch.tp] -= 1
+            if batch.tp.topic == self._merged:
+                self._merge.done(batch.tp, batch.records, monotonic())
             self._wake()
 
     def next_offset(self, tp: TP) -> int:
@@ -237,6 +223,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
 
     async def perform_seek(self) -> None:
         """Seek to where the stages are. Faust calls this after every rebalance, before records flow."""
+        self._merge.drop()
         self._epoch = _SEEKING  # what was taken before is void from now on, and positions do not move meanwhile
         self._seeks += 1
         try:
@@ -261,6 +248,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                     await self.wait(cast(Any, self.can_resume_flow))
                     continue
                 self._changed.clear()
+                await self._hand_out_merged()
                 wanted = {tp for tp in self._active_partitions if self._open(tp)}
                 if not wanted:
                     with contextlib.suppress(TimeoutError):
@@ -286,7 +274,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
         return taken.epoch == self._epoch and self.flow_active
 
     def _open(self, tp: TP) -> bool:
-        return tp in self._positions and tp not in self._held and self._in_hand[tp] < BATCHES_AHEAD
+        free = tp in self._positions and tp not in self._held and self._in_hand[tp] < BATCHES_AHEAD
+        return free and not self._merge.keeps(tp)
 
     async def _go_on_from(self, gone: Mapping[TP, int]) -> None:
         """Look whether the records at these offsets are gone; if so, end, or go on elsewhere where that is accepted."""
@@ -300,24 +289,47 @@ class BatchConsumer(faust_aiokafka.Consumer):
         if not self._current(taken):
             return
         for tp, position in taken.positions.items():
+            self._more[tp] = position < taken.ends.get(tp, 0)
             if tp not in taken.records and tp in self._positions:
                 self._positions[tp] = position  # nothing but offsets without a record lay between
         for tp, records in taken.records.items():
             if not self._current(taken):  # a rebalance while the last batch was handed over
                 return
-            await self._hand_out(faust.types.TP(*tp), records, taken.positions[tp])
+            if tp.topic == self._merged:
+                self._kept_to[tp] = taken.positions[tp]
+                self._merge.keep(tp, records, monotonic())
+            else:
+                await self._hand_out(tp, records, taken.positions[tp])
+        await self._hand_out_merged()
 
-    async def _hand_out(self, tp: TP, records: list[Any], position: int) -> None:
-        received = [Received(r.offset, r.timestamp, r.key, r.value, since_ms(r)) for r in records]
+    async def _hand_out_merged(self) -> None:
+        """Hand out what the merge keeps, as far as no partition is far ahead of another that has more to come."""
+        while self._epoch != _SEEKING and self.flow_active:
+            mine = [tp for tp in self._positions if tp.topic == self._merged]
+            at_work = [tp for tp in mine if self._in_hand[tp]]
+            ready = [tp for tp in mine if tp not in self._held and self._in_hand[tp] < BATCHES_AHEAD]
+            more = [tp for tp in mine if self._more_to_come(tp)]
+            taken = self._merge.take(ready, at_work, more, monotonic())
+            if taken is None:
+                return
+            tp, records = taken
+            await self._hand_out(tp, records, records[-1].offset + 1 if self._merge.keeps(tp) else self._kept_to[tp])
+
+    def _more_to_come(self, tp: TP) -> bool:
+        """Whether a partition has more, or what it is made from, where that is read here."""
+        sources = [TP(topic, tp.partition) for topic in self._made_from]
+        return any(self._more.get(each) or self._in_hand[each] for each in [tp, *sources])
+
+    async def _hand_out(self, tp: TP, records: list[Received], position: int) -> None:
         generation = self.app.consumer_generation_id
-        batch = Batch(tp, received, position, generation)
+        batch = Batch(tp, records, position, generation)
         first, last = records[0], records[-1]
         message = ConsumerMessage(
             tp.topic,
             tp.partition,
             first.offset,
-            last.timestamp / 1000.0,
-            last.timestamp_type,
+            last.timestamp_ms / 1000.0,
+            0,  # by whose clock: nobody here asks
             None,
             None,
             cast(Any, batch),
@@ -334,6 +346,8 @@ class BatchConsumer(faust_aiokafka.Consumer):
 
     def _forget_hands(self) -> None:
         self._in_hand.clear()
+        self._merge.forget()
+        self._more.clear()
         self._held.clear()
         self._changed.set()
 
@@ -370,6 +384,8 @@ class _Transport(faust_aiokafka.Transport):
     accept_loss: bool
     together: Sequence[Sequence[str]]
     instance: str
+    merged: str
+    made_from: Sequence[str]
 
 
 def faust_settings() -> dict[str, Any]:
@@ -421,8 +437,18 @@ def drive(
     transport = _Transport(app.conf.broker_consumer, app)
     transport.client, transport.accept_loss = client, accept_loss
     transport.together, transport.instance = together, instance
+    transport.merged, transport.made_from = "", ()
     transport.on_assigned, transport.on_revoked = on_assigned, on_revoked
     app.transport = transport
+
+
+def merge_by_due_time(app: faust.App, topic: str, made_from: Sequence[str]) -> None:
+    """Let the partitions of a topic, whose records say when they are due, advance together; call after `drive`.
+
+    ``made_from``: its partition p is made from partition p of these. While one has more, more of the topic will come.
+    """
+    transport = cast(_Transport, app.transport)
+    transport.merged, transport.made_from = topic, made_from
 
 
 def consumer_of(app: faust.App) -> BatchConsumer:

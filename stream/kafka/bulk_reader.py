@@ -6,20 +6,18 @@ the event time that each topic has reached, so that events which were on time li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from heft.stream.config.settings import Config
 from heft.stream.events.watermark import Input
-from heft.stream.events.wire import Event, EventError
+from heft.stream.events.wire import Decode, Event, EventError
 from heft.stream.kafka.connect import ClientSettings, client_settings, require_reachable
 from heft.stream.kafka.connection_errors import TopicError
 from heft.stream.kafka.offsets import PATIENCE_SECONDS, bulk_bounds_of
-
-Decode: TypeAlias = Callable[[str, bytes], Sequence[Event]]
 
 _POLL_MS = 500
 

@@ -17,6 +17,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP
 
+from heft.stream.events.due_header import due_ms, since_ms
 from heft.stream.kafka.assignor import UnitAssignor
 from heft.stream.kafka.offsets import true_end
 
@@ -27,12 +28,35 @@ _COMMIT_SECONDS = 2.0  # that a commit may take
 _FETCH_WAIT_MS = 50  # after which a broker answers an empty fetch; it serves one fetch at a time, of all partitions
 
 
+class Received(NamedTuple):
+    """One record of a topic as it came."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    due_since_ms: int  # as in `stream.events.due_header`
+    due_ms: int = 0  # likewise
+
+
+class Batch(NamedTuple):
+    """Records of one partition in the order of their offsets; reading goes on at ``end_offset``.
+
+    ``generation`` is that of the consumer group when the batch was handed out: after a rebalance the batch is void.
+    """
+
+    tp: TP
+    records: list[Received]
+    end_offset: int
+    generation: int
+
+
 class Taken(NamedTuple):
     """What was taken from a consumer at one moment."""
 
     epoch: int
     """How many seeks there were before; what was taken before the last one is void."""
-    records: dict[TP, list[Any]]
+    records: dict[TP, list[Received]]
     positions: dict[TP, int]
     """Where the consumer goes on. Control records and compaction leave holes, which it has passed over."""
     ends: dict[TP, int]
@@ -94,8 +118,12 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
                     records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
         # The loop does nothing else between taking and returning, so no seek can come in between.
         positions = self._positions_known(wanted)
-        records = {tp: taken for tp, taken in records.items() if tp in positions}  # else it has just been unassigned
-        return Taken(self.epoch, records, positions, self._high_watermarks_known(wanted))
+        received = {
+            TP(*tp): [Received(r.offset, r.timestamp, r.key, r.value, since_ms(r), due_ms(r)) for r in taken]
+            for tp, taken in records.items()
+            if tp in positions  # else it has just been unassigned
+        }
+        return Taken(self.epoch, received, positions, self._high_watermarks_known(wanted))
 
     def _positions_known(self, tps: Iterable[TP]) -> dict[TP, int]:
         # Not by `consumer.position`, which waits where a position is not known yet.

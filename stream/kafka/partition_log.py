@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -174,14 +174,14 @@ class Writer:
             If another worker has taken the partition over.
         """
         value = messages.encode(message)
-        at = await self._send(value, due_since_ms)
+        due_ms = message.records[0].due_ms if message.records else None
+        at = await self._send(value, due_header.headers(due_since_ms, due_ms))
         if at != self.next_offset:
             await self._look_between(self.next_offset, at)
         self.next_offset, self.checksum = at + 1, zlib.crc32(value)
         return at
 
-    async def _send(self, value: bytes, due_since_ms: int | None = None) -> int:
-        headers = due_header.headers(due_since_ms)
+    async def _send(self, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> int:
         return await self._producer.send(self.tp.topic, value, self.tp.partition, headers)
 
     async def _look_between(self, start: int, end: int) -> None:

@@ -14,7 +14,7 @@ import faust
 from aiokafka.errors import KafkaError
 
 from heft.stream.config.settings import Config, ConfigError
-from heft.stream.kafka.batch_consumer import App, drive, faust_settings
+from heft.stream.kafka.batch_consumer import App, drive, faust_settings, merge_by_due_time
 from heft.stream.kafka.connect import ClientSettings, client_settings, require_reachable
 from heft.stream.kafka.connection_errors import BrokerAwayError
 from heft.stream.observe.exporter import Metrics
@@ -54,6 +54,8 @@ def make_worker(config: Config, stages: Sequence[StageName] = STAGES, *, accept_
         app, worker.client, worker.assigned, worker.revoked,
         together=[worker.topics(stage) for stage in STAGES], instance=config.kafka.instance, accept_loss=accept_loss,
     )  # fmt: skip
+
+    merge_by_due_time(app, config.kafka.topics.samples, config.inputs)
 
     async def run(stream: Any) -> None:
         try:

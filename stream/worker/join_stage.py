@@ -18,8 +18,9 @@ import msgspec
 from heft.models.records import FIRST_KEY, Key, Record
 from heft.stream.events import messages
 from heft.stream.events.messages import Message, MessageError
+from heft.stream.events.wire import Decode
 from heft.stream.join.config import JoinConfig
-from heft.stream.join.joiner import Decode, Joiner
+from heft.stream.join.joiner import Joiner
 from heft.stream.join.rejected import Rejected
 from heft.stream.kafka.batch_consumer import TP, Batch
 from heft.stream.kafka.offsets import OffsetGoneError
@@ -102,6 +103,7 @@ class JoinStage:
         except (RecoveryError, OffsetGoneError, MissingRecordsError, MessageError) as error:
             losses.accept(self._samples, error)
             await self._go_on_after(start, marker, owner)
+        self.joiner.wait_for_all()  # what the owner before found dry may have had a backlog since
         self.healthy, self.dirty = True, True  # the next snapshot saves repeating all this
         self._rollbacks += losses.of(*partitions) > gaps
         return self.offsets()
@@ -133,6 +135,15 @@ class JoinStage:
     def idle(self, tp: TP) -> bool:
         """Whether this input is known to have run dry."""
         return self.joiner.idle[self.tps.index(tp)]
+
+    def awaited(self, tp: TP) -> bool:
+        """Whether this input is waited for after a silence."""
+        return self.joiner.awaited[self.tps.index(tp)]
+
+    def wait_for_all(self, long: bool = False) -> None:
+        """Count no input as idle until it is found dry again; see `Joiner.wait_for_all`."""
+        self.joiner.wait_for_all(long)
+        self.dirty = True
 
     def held(self) -> dict[TP, bool]:
         """Return for each input whether it is too far ahead of the others to be read on."""

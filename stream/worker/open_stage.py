@@ -17,21 +17,31 @@ from heft.stream.worker.stage import Stage
 class OpenStage:
     """A stage of one partition, the lock of who touches it, and when each of its inputs gave its last batch.
 
+    ``heard_at``: when the last batch of any input came; ``awaited_at``: since when an input is waited for.
+
     Parameters
     ----------
     stage
         The stage, open.
     inputs
         What it reads.
-    on_taken
-        Called with the batches that the stage has dealt with.
+    before, after
+        Called before the stage takes batches, and with the batches that it has dealt with.
     """
 
-    def __init__(self, stage: Stage, inputs: Sequence[TP], on_taken: Callable[[Stage, Sequence[Batch]], None]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        inputs: Sequence[TP],
+        before: Callable[[OpenStage], None],
+        after: Callable[[Stage, Sequence[Batch]], None],
+    ) -> None:
         self.stage = stage
         self.lock = asyncio.Lock()
-        self.taken_at: dict[TP, float] = dict.fromkeys(inputs, monotonic())
-        self._on_taken = on_taken
+        self.heard_at = monotonic()
+        self.taken_at: dict[TP, float] = dict.fromkeys(inputs, self.heard_at)
+        self.awaited_at: dict[TP, float] = {}
+        self._before, self._after = before, after
         self._waiting: list[Batch] = []
         self._arrived = asyncio.Event()
         self._paused = False
@@ -52,7 +62,8 @@ class OpenStage:
     def go_on(self) -> None:
         """Take batches again: the partition has stayed here."""
         self._paused = False
-        self.taken_at = dict.fromkeys(self.taken_at, monotonic())
+        self.heard_at = monotonic()
+        self.taken_at = dict.fromkeys(self.taken_at, self.heard_at)
 
     async def run(self) -> None:
         """Pass what comes through the stage, until cancelled."""
@@ -63,6 +74,7 @@ class OpenStage:
                 batches, self._waiting = self._waiting, []
                 if not batches:
                     continue
+                self._before(self)
                 await self.stage.take(batches)
                 self.taken_at |= dict.fromkeys([batch.tp for batch in batches], monotonic())
-                self._on_taken(self.stage, batches)
+                self._after(self.stage, batches)

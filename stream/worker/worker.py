@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from time import monotonic, perf_counter, time
@@ -26,6 +25,7 @@ from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
 from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
+from heft.stream.worker.collector import settle
 from heft.stream.worker.join_stage import JoinStage
 from heft.stream.worker.open_stage import OpenStage
 from heft.stream.worker.score_stage import ScoreStage
@@ -42,9 +42,6 @@ STAGES: tuple[StageName, ...] = ("join", "score", "learn")
 
 StageKey: TypeAlias = tuple[StageName, int]
 """A stage, and the number of its partition or shard."""
-
-_YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # Python's own defaults
-_ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is one in a quarter of an hour
 
 
 class Worker:
@@ -126,6 +123,8 @@ class Worker:
         for key in kept:
             opened = self.open_stages[key]
             opened.go_on()
+            if isinstance(opened.stage, JoinStage):
+                opened.stage.wait_for_all()  # nothing was read during the rebalance
             self.health.restored(key)
             starts |= opened.stage.offsets()
         return starts
@@ -145,13 +144,13 @@ class Worker:
         if self.losses.gaps.total() > gaps:
             # What is done from here on cannot be done again from older snapshots.
             await self._save_at_once(stage)
-        opened = self.open_stages[key] = OpenStage(stage, list(starts), self._taken)
+        opened = self.open_stages[key] = OpenStage(stage, list(starts), self._end_silence, self._taken)
         self._at_work[key] = asyncio.create_task(self._run(opened))
         self.metrics.look()
         self.metrics.restored(key, perf_counter() - started)
         self._opening -= 1
         if not self._opening:
-            self._settle()
+            settle()
         return starts
 
     async def _connect(self) -> Connections:
@@ -279,6 +278,18 @@ class Worker:
             self._taken_to[batch.tp] = batch.end_offset
         self._align(stage)
 
+    def _end_silence(self, opened: OpenStage) -> None:
+        """Wait for all inputs of a join where none gave anything for long and nobody could find them dry.
+
+        So it is when brokers were away, or this process was stopped. A silence of inputs that were found dry is for
+        the joiner to notice.
+        """
+        now, stage = monotonic(), opened.stage
+        silent = now - opened.heard_at > self.config.join.lateness_ms / 1000
+        if isinstance(stage, JoinStage) and silent and not all(map(stage.idle, opened.taken_at)):
+            stage.wait_for_all(long=True)
+        opened.heard_at = now
+
     def _align(self, stage: Stage) -> None:
         if isinstance(stage, JoinStage):
             for tp, held in stage.held().items():
@@ -290,13 +301,12 @@ class Worker:
             await self._tick()
 
     async def _tick(self) -> None:
-        idle_after = self.config.join.idle_after_ms / 1000
         quiet = [
             (opened, opened.stage, tp)
             for opened in self.open_stages.values()
             if isinstance(opened.stage, JoinStage)
-            for tp, at in opened.taken_at.items()
-            if monotonic() - at >= idle_after and self._dry(tp) and not opened.stage.idle(tp)
+            for tp in opened.taken_at
+            if self._quiet(opened, opened.stage, tp) and self._dry(tp) and not opened.stage.idle(tp)
         ]
         if not quiet:
             return
@@ -313,6 +323,15 @@ class Worker:
                     await stage.tick(tp, round(time() * 1000))
                     self._align(stage)
 
+    def _quiet(self, opened: OpenStage, stage: JoinStage, tp: TP) -> bool:
+        """Whether an input has given nothing for ``idle_after``; for ``lateness`` where it is waited for."""
+        now, join = monotonic(), self.config.join
+        if not stage.awaited(tp):
+            opened.awaited_at.pop(tp, None)
+            return now - opened.taken_at[tp] >= join.idle_after_ms / 1000
+        waited = now - opened.awaited_at.setdefault(tp, now)
+        return waited >= max(join.idle_after_ms, join.lateness_ms) / 1000
+
     def _dry(self, tp: TP) -> bool:
         return tp in self.consumer.assigned and self.consumer.idle_hand(tp)
 
@@ -325,7 +344,7 @@ class Worker:
 
     async def _save(self) -> None:
         if not self._settled:
-            self._settle()
+            settle()
             self._settled = True
         for key, opened in list(self.open_stages.items()):
             pending: PendingSnapshot | None = None
@@ -345,16 +364,6 @@ class Worker:
     async def _save_at_once(self, stage: Stage) -> None:
         pending = await stage.pending()
         await self._store.save(pending.name, pending.state, pending.segments)
-
-    def _settle(self) -> None:
-        """Spare the cyclic collector what stays for good: modules, compiled kernels, restored state.
-
-        The cycles that Faust makes are short-lived, and young rounds collect them. Full rounds walk all that waits in
-        the stages and never found a cycle there (LOG.md), but stall learning: they come seldom, against slow leaks.
-        """
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_ROUNDS, _ROUNDS_TO_A_FULL_ONE)
 
     async def _write(self, pending: PendingSnapshot) -> bool:
         written = await self._store.try_save(pending.name, pending.state, pending.segments)

@@ -64,6 +64,16 @@ def test_batches_stay_below_the_limit_and_lose_nothing() -> None:
     assert all(len(messages.encode(message(batch))) < messages.MAX_MESSAGE_BYTES for batch in batches)
 
 
+def test_the_records_of_a_message_span_a_bounded_time() -> None:
+    records: list[Record] = [Closed(T0 + at * messages.SPAN_MS // 2, f"r{at}") for at in (0, 1, 2, 3, 9)]
+    assert list(messages.batches(records)) == [records[:2], records[2:4], records[4:]]
+
+
+def test_a_mark_says_who_is_waited_for() -> None:
+    waiting = message(RECORDS, marks=[Mark(1, False, (3, 4), awaited=True)])
+    assert messages.decode(messages.encode(waiting)) == waiting
+
+
 def test_what_is_read_again_is_dropped() -> None:
     assert read(chain()) == RECORDS
     assert read([*chain(), *chain(), *chain()[2:]]) == RECORDS

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from faust.types import TP
 
+from heft.stream.events.due_merge import DueMerge
 from heft.stream.kafka.batch_consumer import BatchConsumer
 from heft.stream.kafka.consumer_thread import Taken
 
@@ -34,6 +35,7 @@ def consumer_with(client: Client) -> BatchConsumer:
     consumer = BatchConsumer.__new__(BatchConsumer)
     consumer._thread = cast(Any, client)
     consumer._positions, consumer._epoch, consumer._seeks = {HERE: 7, THERE: 0}, 0, 0
+    consumer._merge = DueMerge()
     consumer.flow_active = True
     return consumer
 

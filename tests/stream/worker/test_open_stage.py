@@ -50,7 +50,7 @@ async def at_work(stage: Far) -> AsyncIterator[tuple[OpenStage, list[int]]]:
     def note(_: Stage, batches: Sequence[Batch]) -> None:
         done.extend(each.end_offset for each in batches)
 
-    opened = OpenStage(stage, [CLICKS], note)
+    opened = OpenStage(stage, [CLICKS], lambda _: None, note)
     task = asyncio.create_task(opened.run())
     yield opened, done
     task.cancel()
