@@ -213,7 +213,7 @@ def worker(
     processes: Annotated[
         bool | None,
         typer.Option(
-            "--processes/--one-process", help="run each stage in a process of its own; default: with a core for each"
+            "--processes/--one-process", help="learn in a process beside join and score; default: with three cores"
         ),
     ] = None,
     log_level: LogLevel = "warning",
@@ -221,17 +221,18 @@ def worker(
     config: ConfigFile = None,
 ) -> None:
     """Run stages as stream consumers until SIGTERM or Ctrl-C; several workers share the partitions."""
-    from heft.stream.cli.processes import Options, cores, run_apart
+    from heft.stream.cli.processes import Options, cores, groups_of, run_apart
     from heft.stream.config.settings import load
     from heft.stream.terminal.logs import set_up_logging
     from heft.stream.worker.app import run_worker, stages_of
 
     set_up_logging(log_level, log)
     settings, names = load(config), stages_of(stages)
-    if len(names) == 1 or processes is False or (processes is None and cores() <= len(names)):
+    groups = groups_of(names)
+    if len(groups) == 1 or processes is False or (processes is None and cores() <= len(groups)):
         run_worker(settings, names, accept_loss=accept_loss)
         return
-    raise typer.Exit(run_apart(settings, names, Options(accept_loss, log_level, log)))
+    raise typer.Exit(run_apart(settings, groups, Options(accept_loss, log_level, log)))
 
 
 @app.command()

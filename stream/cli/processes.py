@@ -1,7 +1,8 @@
-"""The stages of one worker in processes of their own, so that each has a core; they look like one from outside.
+"""One worker as two processes, so that what comes in and what learns each has a core; from outside they look like one.
 
 Each is an ordinary `heft worker --stages ...` in the same group. This process starts them, passes signals on, ends them
-all when one ends, and answers for all of them where one worker would answer.
+all when one ends, and answers for all of them where one worker would answer. Join and score stay together: the score
+stage keeps its partitions in order by what it sees of their joins.
 """
 
 from __future__ import annotations
@@ -55,31 +56,38 @@ class Options(NamedTuple):
     log_form: Form
 
 
-def run_apart(config: Config, stages: Sequence[StageName], options: Options) -> int:
-    """Run each stage as a process until one ends or a signal comes; return the exit status.
+def groups_of(stages: Sequence[StageName]) -> list[list[StageName]]:
+    """Return which stages share a process."""
+    feeding = [stage for stage in stages if stage != "learn"]
+    learning = [stage for stage in stages if stage == "learn"]
+    return [group for group in (feeding, learning) if group]
+
+
+def run_apart(config: Config, groups: Sequence[Sequence[StageName]], options: Options) -> int:
+    """Run each group of stages as a process until one ends or a signal comes; return the exit status.
 
     Raises
     ------
     ListenError
         If it cannot answer for its metrics and its health where it was told to; nothing has begun then.
     """
-    ports = {stage: free_port() for stage in stages}
+    ports = {"+".join(group): free_port() for group in groups}
     pages = _Pages(ports)
     address = config.metrics.address
     with closing(HttpServer(address, config.metrics.port, pages.by_path)) as server:
         log.warning("%s", Metrics.where(address, server.port))
         spawn = multiprocessing.get_context("spawn")
         children: list[BaseProcess] = []
-        for stage in stages:
-            child = spawn.Process(target=_run_one, args=(_of(config, stage, ports[stage]), stage, options), name=stage)
+        for (name, port), group in zip(ports.items(), groups, strict=True):
+            child = spawn.Process(target=_run_one, args=(_of(config, name, port), group, options), name=name)
             child.start()
             children.append(child)
         return _wait_for(children)
 
 
-def _of(config: Config, stage: StageName, port: int) -> Config:
-    """Return the configuration of one stage's process: it answers to this one alone, and has a name of its own."""
-    instance = config.kafka.instance and f"{config.kafka.instance}-{stage}"
+def _of(config: Config, name: str, port: int) -> Config:
+    """Return the configuration of one process: it answers to this one alone, and has a name of its own."""
+    instance = config.kafka.instance and f"{config.kafka.instance}-{name}"
     return replace(
         config,
         metrics=replace(config.metrics, address="127.0.0.1", port=port),
@@ -111,8 +119,8 @@ def _wait_for(children: Sequence[BaseProcess]) -> int:
     return status
 
 
-def _run_one(config: Config, stage: StageName, options: Options) -> None:
-    """Run one stage; end when the process that started it has gone."""
+def _run_one(config: Config, stages: Sequence[StageName], options: Options) -> None:
+    """Run one group of stages; end when the process that started it has gone."""
     from heft.stream.cli.main import say_what_failed
     from heft.stream.worker.app import run_worker
 
@@ -128,13 +136,13 @@ def _run_one(config: Config, stage: StageName, options: Options) -> None:
     Thread(target=end_with_parent, name="parent", daemon=True).start()
     set_up_logging(options.log_level, options.log_form)
     with say_what_failed():
-        run_worker(config, [stage], accept_loss=options.accept_loss)
+        run_worker(config, stages, accept_loss=options.accept_loss)
 
 
 class _Pages:
     """What is answered for all, asked of each process when somebody asks."""
 
-    def __init__(self, ports: Mapping[StageName, int]) -> None:
+    def __init__(self, ports: Mapping[str, int]) -> None:
         self._ports = ports
         self.by_path = {"/": self._index, "/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
 
@@ -149,16 +157,16 @@ class _Pages:
         return Page(metrics_together(found).encode(), kind=METRICS_KIND)
 
     def _livez(self) -> Page:
-        still = [stage for stage, port in self._ports.items() if self._ask(port, "/livez")[0] != HTTPStatus.OK]
+        still = [name for name, port in self._ports.items() if self._ask(port, "/livez")[0] != HTTPStatus.OK]
         if still:
             return Page(f"the event loop stands still: {', '.join(still)}\n".encode(), _NOT_UP)
         return Page(b"the event loops turn\n")
 
     def _readyz(self) -> Page:
         said: list[tuple[str, Readiness | None]] = []
-        for stage, port in self._ports.items():
+        for name, port in self._ports.items():
             status, body = self._ask(port, "/readyz")
-            said.append((stage, msgspec.json.decode(body, type=Readiness) if status else None))
+            said.append((name, msgspec.json.decode(body, type=Readiness) if status else None))
         readiness = readiness_together(said)
         status = HTTPStatus.OK if readiness.ready else _NOT_UP
         return Page(msgspec.json.encode(readiness) + b"\n", status, "application/json")

@@ -324,19 +324,11 @@ class BatchConsumer(faust_aiokafka.Consumer):
         generation = self.app.consumer_generation_id
         batch = Batch(tp, records, position, generation)
         first, last = records[0], records[-1]
+        seconds, by_whose_clock = last.timestamp_ms / 1000, 0  # nobody here asks
         message = ConsumerMessage(
-            tp.topic,
-            tp.partition,
-            first.offset,
-            last.timestamp_ms / 1000.0,
-            0,  # by whose clock: nobody here asks
-            None,
-            None,
-            cast(Any, batch),
-            checksum=None,
-            tp=tp,
-            generation_id=generation,
-        )
+            tp.topic, tp.partition, first.offset, seconds, by_whose_clock, None, None, cast(Any, batch),
+            checksum=None, tp=tp, generation_id=generation,
+        )  # fmt: skip
         # Before the batch is handed over: a rebalance in the middle of that sets the position last.
         self._positions[tp] = batch.end_offset
         self._in_hand[tp] += 1

@@ -159,7 +159,7 @@ class Shop:
     def worker(
         self, *stages: str, accept_loss: bool = False, apart: bool = False, heft: Sequence[str] = HEFT
     ) -> subprocess.Popen[bytes]:
-        """Start a worker; ``apart``: each stage in a process of its own."""
+        """Start a worker; ``apart``: learning in a process of its own."""
         command = [sys.executable, *heft, "worker", "--config", str(self._write_config())]
         command += ["--processes" if apart else "--one-process"]
         command += ["--stages", ",".join(stages)] if stages else []
