@@ -58,8 +58,8 @@ class Options(NamedTuple):
 
 def groups_of(stages: Sequence[StageName]) -> list[list[StageName]]:
     """Return which stages share a process."""
-    feeding = [stage for stage in stages if stage != "learn"]
-    learning = [stage for stage in stages if stage == "learn"]
+    feeding: list[StageName] = [stage for stage in stages if stage != "learn"]
+    learning: list[StageName] = [stage for stage in stages if stage == "learn"]
     return [group for group in (feeding, learning) if group]
 
 
