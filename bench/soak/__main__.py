@@ -121,7 +121,7 @@ def _run(case: str, broker: Broker, folder: Path, form: Form) -> Result:
         faults.append(f"{len(wrong)} looks at which ready was not what it must be; the first: {wrong[0]}")
     result = Result(case, fates, way, [each for worker in scene.workers for each in worker.stops], faults)
     faults += _broken(result)
-    print("\n".join(_table([result])), flush=True)
+    print("\n".join([*_table([result]), *faults]), flush=True)
     return result
 
 

@@ -67,6 +67,7 @@ class Slot:
         self.faults: list[str] = []
         self.log = folder / f"{name}.log"
         self._file = file
+        self._asked: float | None = None
         threading.Thread(target=self._look_on, name=f"looks at {name}", daemon=True).start()
 
     @property
@@ -82,16 +83,23 @@ class Slot:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         return time()
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM."""
+        self._asked = monotonic()
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> float:
-        """Ask the process to stop and wait for its end; return how many seconds that took."""
-        process, asked = self._taken(), monotonic()
-        process.send_signal(signal.SIGTERM)
+        """Ask the process to stop, if nobody has, and wait for its end; return how many seconds that took."""
+        if self._asked is None:
+            self.ask_to_stop()
+        process, asked, self._asked = self._taken(), self._asked or monotonic(), None
         try:
             status = process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+            status = 0
             self.faults.append(f"{self.name}: SIGTERM, and not stopped after {_STOP_SECONDS:.0f} s")
-            return _STOP_SECONDS
         if status:
             self.faults.append(f"{self.name}: SIGTERM, and exit status {status}; {self.last_words()}")
         self.stops.append(monotonic() - asked)
@@ -258,7 +266,10 @@ class Scene:
         ended = time()
         self.watch(2 * LAG_SECONDS, "the last events come through")  # the lag is looked at anew meanwhile
         done = self.until(lambda: self.drained(ended), 120, "what is left comes through")
-        for worker in self.running:
+        stopping = self.running  # all at once: else the last ones would take over from the first
+        for worker in stopping:
+            worker.ask_to_stop()
+        for worker in stopping:
             worker.stop()
         return done
 

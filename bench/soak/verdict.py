@@ -33,7 +33,7 @@ class Fates(NamedTuple):
     differ: int = 0
     """Records for the learner that are not in both, up to where the live join came; 0: the same, in the same order."""
     unread: int = 0
-    """Records of the topics that no snapshot has passed."""
+    """Records of the inputs, and messages for the learner, that no snapshot has passed."""
     learned_again: bool = True
     notes: tuple[str, ...] = ()
     """What was found where something is wrong."""
@@ -83,7 +83,7 @@ def _counted(config: Config, published: int) -> tuple[Fates, Moments]:
             if new:
                 moments[f"score-{message.source}"].append(record.timestamp_ms / 1000)
             kept[message.source] += [(messages.payload_hash(each), each.key) for each in new]
-            unread += record.offset >= offset
+            unread += record.offset >= offset and bool(new)
             for each in new if record.offset < offset else ():
                 learner.apply(message.source, each)
         live = Learner.restore(config.learner, found[1]["learner"], found[2]) if found else Learner(config.learner)

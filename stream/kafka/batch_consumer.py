@@ -25,6 +25,8 @@ from aiokafka.errors import ConsumerStoppedError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as faust_aiokafka
 from faust.types import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
+from mode.utils.objects import cached_property
+from mode.utils.queues import FlowControlEvent
 
 from heft.stream.events.due_merge import DueMerge
 from heft.stream.kafka.consumer_thread import POLL_SECONDS, Batch, ConsumerThread, Received, Taken
@@ -51,8 +53,22 @@ BATCHES_AHEAD = 2
 """How many batches of one partition may be handed out and not done: one in work, one waiting."""
 
 
+class _Flow(FlowControlEvent):
+    """Lets batches into the queues of streams, or not. A batch of an older generation is void without being cleared."""
+
+    def resume(self) -> None:
+        """Resume, and empty no queue: where rebalances follow each other, what the newer one brought may be in it."""
+        self._suspend.clear()
+        self._resume.set()
+
+
 class App(faust.App):
-    """A Faust app that puts nothing on disk."""
+    """A Faust app that puts nothing on disk, and throws nothing away that was handed out after a rebalance."""
+
+    @cached_property
+    def flow_control(self) -> FlowControlEvent:
+        """What lets batches into the queues of streams."""
+        return _Flow(loop=self.loop)
 
     def _create_directories(self) -> None:
         """Make none of Faust's folders: they are for tables, which stages do not have, and a kill would leave them."""

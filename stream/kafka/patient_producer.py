@@ -30,7 +30,7 @@ STOP_SECONDS = 5.0
 _TIMEOUT_MS = 10_000  # of one attempt
 Headers = Sequence[tuple[str, bytes]]
 
-log = logging.getLogger("heft.producer")
+log = logging.getLogger("heft.retry")
 
 
 def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:

@@ -26,7 +26,7 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 """Seconds. A worker that stops waits for at most one such pause."""
 
-log = logging.getLogger("heft.snapshot")
+log = logging.getLogger("heft.retry")
 
 
 class StoreAwayError(RuntimeError):

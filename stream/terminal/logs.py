@@ -1,6 +1,7 @@
 """Log lines: one for each record, as text or as JSON, without escape codes and credentials.
 
-While a broker is away libraries say the same thing many times a second; of that, one line a minute is let through.
+While a broker is away libraries say the same thing many times a second, and heft with each attempt; of that, one line a
+minute is let through.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from heft.stream.state.credentials import without_credentials
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 Form: TypeAlias = Literal["text", "json"]
 
+RETRIES = "heft.retry"
+"""The logger of what has failed and is tried again."""
+
 _PERIOD_SECONDS = 60.0
 _MOST_TEMPLATES = 1_000  # a library that builds its templates from values must not fill the memory
 
@@ -28,7 +32,7 @@ _MOST_TEMPLATES = 1_000  # a library that builds its templates from values must 
 class OnceAMinute(logging.Filter):
     """Passes the first record of a logger and template, and then at most one a minute, with how many were left out.
 
-    What heft says itself passes always: it repeats nothing.
+    What heft says itself passes always, but for what it says of each attempt (`RETRIES`): else it repeats nothing.
 
     Parameters
     ----------
@@ -44,7 +48,7 @@ class OnceAMinute(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record passes; note in it how many did not."""
-        if record.name.split(".")[0] == "heft":
+        if record.name.split(".")[0] == "heft" and record.name != RETRIES:
             return True
         key, now = (record.name, str(record.msg)), self._clock()
         before = self._passed.get(key)

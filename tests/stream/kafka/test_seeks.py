@@ -1,4 +1,4 @@
-"""Seeks that overlap: nothing is handed out before the last of them is over."""
+"""Seeks and resumptions that overlap: nothing comes twice, and nothing that was handed out is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 from faust.types import TP
 
 from heft.stream.events.due_merge import DueMerge
-from heft.stream.kafka.batch_consumer import BatchConsumer
+from heft.stream.kafka.batch_consumer import App, BatchConsumer, faust_settings
 from heft.stream.kafka.consumer_thread import Taken
 
 HERE, THERE = TP("clicks", 0), TP("clicks", 1)
@@ -57,3 +57,17 @@ def test_what_was_taken_before_the_last_of_several_seeks_is_void() -> None:
         return current
 
     assert asyncio.run(asyncio.wait_for(both(), 20)) == [False, True]
+
+
+def test_what_is_handed_out_while_faust_resumes_is_not_thrown_away() -> None:
+    """Faust empties its queues when it resumes the flow, and that of an older rebalance may come in between."""
+
+    async def left() -> int:
+        app = App("soak", broker="kafka://127.0.0.1:1", **faust_settings())
+        app.flow_control.resume()
+        queue = app.FlowControlQueue(maxsize=8, clear_on_resume=True)
+        await queue.put("a batch")
+        app.flow_control.resume()
+        return queue.qsize()
+
+    assert asyncio.run(left()) == 1

@@ -66,6 +66,11 @@ def test_what_heft_says_passes_always() -> None:
     assert all(spare.filter(record("%s", n, name="heft.worker")) for n in range(3))
 
 
+def test_what_heft_tries_again_is_said_once_a_minute_too() -> None:
+    spare = OnceAMinute(Clock())
+    assert [spare.filter(record("%s failed", n, name="heft.retry")) for n in range(3)] == [True, False, False]
+
+
 def test_templates_made_of_values_do_not_fill_the_memory() -> None:
     spare = OnceAMinute(Clock())
     for n in range(5_000):
