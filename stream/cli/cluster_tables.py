@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from rich.console import Console
 from rich.text import Text
 
-from heft.stream.kafka.doctor import Finding
+from heft.stream.cli.doctor import Finding
 from heft.stream.kafka.topics import Found, Wanted
 from heft.stream.terminal.table import Column, Fitted
 

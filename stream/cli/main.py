@@ -129,8 +129,8 @@ def doctor(config: ConfigFile = None) -> None:
     from rich.text import Text
 
     from heft.stream.cli.cluster_tables import show_findings
+    from heft.stream.cli.doctor import examine
     from heft.stream.config.settings import load
-    from heft.stream.kafka.doctor import examine
     from heft.stream.terminal.report_tables import open_console
 
     settings = load(config)

@@ -14,9 +14,10 @@ import faust
 from aiokafka.errors import KafkaError
 
 from heft.stream.config.settings import Config, ConfigError
-from heft.stream.kafka.batch_consumer import App, drive, faust_settings, merge_by_due_time
+from heft.stream.kafka.batch_consumer import drive, merge_by_due_time
 from heft.stream.kafka.connect import ClientSettings, client_settings, require_reachable
 from heft.stream.kafka.connection_errors import BrokerAwayError
+from heft.stream.kafka.faust_app import App, faust_settings
 from heft.stream.observe.exporter import Metrics
 from heft.stream.worker.stage import LossPolicy
 from heft.stream.worker.worker import STAGES, StageName, Worker

@@ -13,9 +13,10 @@ from aiokafka.errors import KafkaError
 
 from heft.stream.config.settings import Config
 from heft.stream.events.messages import ScoredReader
-from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
+from heft.stream.kafka.batch_consumer import TP, Batch, BatchConsumer, Starts, consumer_of
 from heft.stream.kafka.connect import aiokafka_settings
 from heft.stream.kafka.connection_errors import BrokerAwayError
+from heft.stream.kafka.faust_app import App
 from heft.stream.kafka.patient_producer import PatientProducer, new_producer
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow

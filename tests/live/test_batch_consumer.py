@@ -220,7 +220,8 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
     """Run an app whose state is the next offset of each partition, and which notes every batch that changed it."""
     import faust
 
-    from heft.stream.kafka.batch_consumer import App, Batch, consumer_of, drive, faust_settings
+    from heft.stream.kafka.batch_consumer import Batch, consumer_of, drive
+    from heft.stream.kafka.faust_app import App, faust_settings
 
     quick = {"broker_session_timeout": 6, "broker_heartbeat_interval": 1}
     app = App(topic, broker=f"kafka://{broker}", **(faust_settings() | quick))

@@ -11,10 +11,10 @@ from kafka import KafkaProducer
 from typer.testing import CliRunner
 
 from heft.stream.cli import main as cli
+from heft.stream.cli.doctor import Finding, check_snapshots, check_topics, examine
 from heft.stream.config.settings import Config, KafkaConfig, SnapshotConfig
 from heft.stream.config.settings import Topics as TopicNames
 from heft.stream.events.wire import encode
-from heft.stream.kafka.doctor import Finding, check_snapshots, check_topics, examine
 from heft.stream.kafka.local_broker import free_port, running_broker
 from heft.stream.kafka.publish import Publisher
 from heft.stream.kafka.topics import Found, Topics, wanted_topics

@@ -16,11 +16,11 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from typer.testing import CliRunner
 
 from heft.stream.cli import main as cli
+from heft.stream.cli.doctor import examine
 from heft.stream.config.settings import Config, KafkaConfig, SnapshotConfig
 from heft.stream.kafka.bulk_reader import read_partition
 from heft.stream.kafka.connect import client_settings, require_reachable
 from heft.stream.kafka.connection_errors import AuthenticationError, AuthorisationError, ProtocolError, TopicError
-from heft.stream.kafka.doctor import examine
 from heft.stream.kafka.local_broker import Broker, kafka_available
 from heft.stream.kafka.publish import Publisher
 from heft.stream.kafka.topics import Topics

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from heft.stream.cli.doctor import check_snapshots
 from heft.stream.config.as_toml import explanations, to_toml
 from heft.stream.config.settings import (
     BadValueError,
@@ -21,7 +22,6 @@ from heft.stream.config.settings import (
     parse_ms,
 )
 from heft.stream.kafka.connect import _by_meaning, client_settings
-from heft.stream.kafka.doctor import check_snapshots
 from heft.stream.state.credentials import is_credential, without_credentials
 from heft.stream.state.store import SnapshotStore, StoreError
 

@@ -8,8 +8,9 @@ from typing import Any, cast
 from faust.types import TP
 
 from heft.stream.events.due_merge import DueMerge
-from heft.stream.kafka.batch_consumer import App, BatchConsumer, faust_settings
+from heft.stream.kafka.batch_consumer import BatchConsumer
 from heft.stream.kafka.consumer_thread import Taken
+from heft.stream.kafka.faust_app import App, faust_settings
 
 HERE, THERE = TP("clicks", 0), TP("clicks", 1)
 

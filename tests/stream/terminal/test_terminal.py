@@ -14,12 +14,12 @@ from rich.progress import Progress, TextColumn
 from heft.models.rankers.arms import RankerConfig
 from heft.models.teacher.template import TeacherConfig
 from heft.stream.cli.cluster_tables import show_findings, topics_table
+from heft.stream.cli.doctor import Finding
 from heft.stream.cli.snapshots import Described, snapshots_table
 from heft.stream.config.settings import Config
 from heft.stream.demo.leaderboard import MIXTURE, Runner, race_table
 from heft.stream.demo.oracle import Oracle
 from heft.stream.demo.view import view
-from heft.stream.kafka.doctor import Finding
 from heft.stream.kafka.topics import Found, Wanted
 from heft.stream.observe.scrape import Scrape
 from heft.stream.state.store import Name
