@@ -141,7 +141,10 @@ class Shop:
             consumer.assign([TopicPartition(self.topic(short), partition)])
             self._readers[short, partition] = (consumer, [])
         consumer, records = self._readers[short, partition]
-        while got := consumer.poll(timeout_ms=200, max_records=10_000):
+        tp = TopicPartition(self.topic(short), partition)
+        end = consumer.end_offsets([tp])[tp]
+        while consumer.position(tp) < end:
+            got = consumer.poll(timeout_ms=200, max_records=10_000)
             records += [record.value for batch in got.values() for record in batch]
         return records
 
