@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from random import Random
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -17,13 +18,14 @@ from heft.stream.events.messages import ScoredReader
 from heft.stream.kafka.batch_consumer import TP, App, Batch, BatchConsumer, Starts, consumer_of
 from heft.stream.kafka.connect import aiokafka_settings
 from heft.stream.kafka.connection_errors import BrokerAwayError
-from heft.stream.kafka.patient_producer import PatientProducer, new_producer
+from heft.stream.kafka.patient_producer import PatientProducer, new_producer, passes_by_itself
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
 from heft.stream.observe.health import Health, name_of
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
+from heft.stream.state.pauses import pause_after
 from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
 from heft.stream.worker.join_stage import JoinStage
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.worker.learn_stage import LearnStage
 
 log = logging.getLogger("heft.worker")
+retries = logging.getLogger("heft.retry")
 
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")
@@ -42,6 +45,7 @@ STAGES: tuple[StageName, ...] = ("join", "score", "learn")
 StageKey: TypeAlias = tuple[StageName, int]
 """A stage, and the number of its partition or shard."""
 
+_PAUSES = (0.1, 5.0)  # seconds, the first and the longest between two attempts to open a stage
 _YOUNG_OBJECTS, _YOUNG_ROUNDS = 700, 10  # Python's own defaults
 _ROUNDS_TO_A_FULL_ONE = 10_000  # Python's default is 10; at full speed this is one in a quarter of an hour
 
@@ -90,6 +94,7 @@ class Worker:
         self._opening = 0
         self._stopping = False
         self._closed = False
+        self._chance = Random()  # workers should not come back all at once
         self._settled = False
 
     @property
@@ -137,13 +142,24 @@ class Worker:
         return starts
 
     async def _open_stage(self, key: StageKey) -> Starts:
-        """Open the stage of a partition; return where each of its inputs goes on."""
-        starts: Starts = {}
+        """Open a partition's stage, anew for as long as brokers are away; return where each of its inputs goes on."""
+        since, times = monotonic(), 0
         with self._told_or_stopping():
-            starts = await self._opened(key)
-        return starts
+            while True:
+                try:
+                    return await self._open_once(key)
+                except KafkaError as error:
+                    times += 1
+                    if not passes_by_itself(error) or monotonic() - since >= self.config.kafka.patience_ms / 1000:
+                        raise
+                    self.health.error(f"{name_of(key)} cannot be restored yet: {error!r}")
+                    retries.warning(
+                        "%s cannot be restored, attempt %d; it is tried again: %r", name_of(key), times, error
+                    )
+                    await asyncio.sleep(pause_after(times, *_PAUSES, self._chance))
+        return {}
 
-    async def _opened(self, key: StageKey) -> Starts:
+    async def _open_once(self, key: StageKey) -> Starts:
         connections = await self._connect()
         opened = OpenStage(self._new(key, connections))
         gaps, started = self.losses.gaps.total(), perf_counter()
