@@ -29,15 +29,7 @@ from heft.stream.events.due_merge import DueMerge
 from heft.stream.kafka.consumer_thread import POLL_SECONDS, Batch, ConsumerThread, Received, Taken
 from heft.stream.kafka.offsets import Bounds, OffsetGoneError, settled
 
-__all__ = [
-    "TP",
-    "Batch",
-    "BatchConsumer",
-    "Received",
-    "consumer_of",
-    "drive",
-    "merge_by_due_time",
-]
+__all__ = ["TP", "Batch", "BatchConsumer", "Received", "consumer_of", "drive", "merge_by_due_time"]
 
 T = TypeVar("T")
 
@@ -78,8 +70,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
         self._accept_loss = transport.accept_loss
         self.lost: Counter[TP] = Counter()
         self._epoch = _SEEKING
-        self._seeks = 0
-        """How many are under way."""
+        self._seeks = 0  # under way
         self._positions: dict[TP, int] = {}
         self._held: set[TP] = set()
         self._in_hand: Counter[TP] = Counter()
@@ -220,8 +211,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
             epoch = await self._in_thread(self._thread.seek_all(dict(self._positions)))
         finally:
             self._seeks -= 1
-        # Stages that open side by side seek side by side: what lies between two seeks would come twice, or not at all.
-        if not self._seeks:
+        if not self._seeks:  # stages that open side by side seek side by side; between two seeks records come twice
             self._epoch = epoch
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
@@ -260,7 +250,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                 raise
 
     def _current(self, taken: Taken) -> bool:
-        """Whether no seek has come since: one will bring the same records again. A seek follows when the flow stops."""
+        """Whether no seek has come since, which brings the same records again, and they may be handed out."""
         return taken.epoch == self._epoch and self.flow_active
 
     def _open(self, tp: TP) -> bool:
@@ -277,6 +267,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
 
     async def _hand_out_all(self, taken: Taken) -> None:
         if not self._current(taken):
+            await self._read_again(taken)
             return
         for tp, position in taken.positions.items():
             self._more[tp] = position < taken.ends.get(tp, 0)
@@ -284,6 +275,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                 self._positions[tp] = position  # nothing but offsets without a record lay between
         for tp, records in taken.records.items():
             if not self._current(taken):  # a rebalance while the last batch was handed over
+                await self._read_again(taken)
                 return
             if tp.topic == self._merged:
                 self._kept_to[tp] = taken.positions[tp]
@@ -291,6 +283,11 @@ class BatchConsumer(faust_aiokafka.Consumer):
             else:
                 await self._hand_out(tp, records, taken.positions[tp])
         await self._hand_out_merged()
+
+    async def _read_again(self, taken: Taken) -> None:
+        """Seek, where none has come since: the flow goes on some time after a rebalance's last seek."""
+        if taken.records and taken.epoch == self._epoch:
+            await self.perform_seek()
 
     async def _hand_out_merged(self) -> None:
         """Hand out what the merge keeps, as far as no partition is far ahead of another that has more to come."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
 from heft.models.records import FIRST_KEY
@@ -60,7 +60,11 @@ class Cursor:
         )
 
     async def __aenter__(self) -> Cursor:
-        await self._consumer.start()
+        try:
+            await self._consumer.start()
+        except KafkaError:
+            await self._consumer.stop()
+            raise
         self._consumer.assign([self._tp])
         if self.offset < 0:
             self.offset = (await self._consumer.beginning_offsets([self._tp]))[self._tp]

@@ -44,6 +44,11 @@ def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:
     )
 
 
+def passes_by_itself(error: KafkaError) -> bool:
+    """Return whether waiting may mend an error of the cluster."""
+    return bool(error.retriable) or isinstance(error, KafkaTimeoutError)
+
+
 class PatientProducer:
     """Sends records and waits for all replicas, through the outages of brokers.
 
@@ -80,7 +85,11 @@ class PatientProducer:
 
     async def start(self) -> None:
         """Connect."""
-        await self._producer.start()
+        try:
+            await self._producer.start()
+        except KafkaError:
+            await self._producer.stop()
+            raise
 
     def stop_waiting(self) -> None:
         """Raise the next error to whoever waits, and in a few seconds an error to all who still do."""
@@ -137,7 +146,7 @@ class PatientProducer:
 
     async def _wait(self, topic: str, since: float, times: int, error: KafkaError) -> None:
         away = self._clock() - since
-        if self._ends_at is not None or not (error.retriable or isinstance(error, KafkaTimeoutError)):
+        if self._ends_at is not None or not passes_by_itself(error):
             raise error
         if away >= self._patience:
             msg = (

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterator, Sequence
+from random import Random
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -17,13 +18,14 @@ from heft.stream.kafka.batch_consumer import TP, Batch, BatchConsumer, Starts, c
 from heft.stream.kafka.connect import aiokafka_settings
 from heft.stream.kafka.connection_errors import BrokerAwayError
 from heft.stream.kafka.faust_app import App
-from heft.stream.kafka.patient_producer import PatientProducer, new_producer
+from heft.stream.kafka.patient_producer import PatientProducer, new_producer, passes_by_itself
 from heft.stream.observe.exporter import Metrics, Missing, Observed, Scores
 from heft.stream.observe.families import TeacherNow
 from heft.stream.observe.health import Health, name_of
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
+from heft.stream.state.pauses import pause_after
 from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
 from heft.stream.worker.collector import settle
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.worker.learn_stage import LearnStage
 
 log = logging.getLogger("heft.worker")
+retries = logging.getLogger("heft.retry")
 
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")
@@ -43,6 +46,8 @@ STAGES: tuple[StageName, ...] = ("join", "score", "learn")
 
 StageKey: TypeAlias = tuple[StageName, int]
 """A stage, and the number of its partition or shard."""
+
+_PAUSES = (0.1, 5.0)  # seconds, the first and the longest between two attempts to open a stage
 
 
 class Worker:
@@ -82,6 +87,7 @@ class Worker:
         self._opening = 0
         self._stopping = False
         self._closed = False
+        self._chance = Random()  # workers should not come back all at once
         self._settled = False
 
     @property
@@ -131,20 +137,30 @@ class Worker:
         return starts
 
     async def _open_stage(self, key: StageKey) -> Starts:
-        """Open the stage of a partition; return where each of its inputs goes on."""
-        starts: Starts = {}
+        """Open a partition's stage, anew for as long as brokers are away; return where each of its inputs goes on."""
+        since, times, name = monotonic(), 0, name_of(key)
         with self._told_or_stopping():
-            starts = await self._opened(key)
-        return starts
+            while True:
+                try:
+                    return await self._open_once(key)
+                except KafkaError as error:
+                    times += 1
+                    if not passes_by_itself(error) or monotonic() - since >= self.config.kafka.patience_ms / 1000:
+                        raise
+                    self.health.error(f"{name} cannot be restored yet: {error!r}")
+                    retries.warning("%s cannot be restored, attempt %d; it is tried again: %r", name, times, error)
+                    await asyncio.sleep(pause_after(times, *_PAUSES, self._chance))
+        return {}
 
-    async def _opened(self, key: StageKey) -> Starts:
+    async def _open_once(self, key: StageKey) -> Starts:
         connections = await self._connect()
         stage = self._new(key, connections)
         gaps, started = self.losses.gaps.total(), perf_counter()
         starts = await stage.open()
         if self.losses.gaps.total() > gaps:
             # What is done from here on cannot be done again from older snapshots.
-            await self._save_at_once(stage)
+            pending = await stage.pending()
+            await self._store.save(pending.name, pending.state, pending.segments)
         opened = self.open_stages[key] = OpenStage(stage, list(starts), self._end_silence, self._taken)
         self._at_work[key] = asyncio.create_task(self._run(opened))
         self.metrics.look()
@@ -157,11 +173,8 @@ class Worker:
     async def _connect(self) -> Connections:
         async with self._connecting:
             if self._connections is None:
-                producer = PatientProducer(
-                    new_producer(self.client),
-                    self.config.kafka.patience_ms,
-                    self.metrics.retries.labels("producer").inc,
-                )
+                counted = self.metrics.retries.labels("producer").inc
+                producer = PatientProducer(new_producer(self.client), self.config.kafka.patience_ms, counted)
                 await producer.start()
                 self._connections = Connections(self.client, producer, self._store, self.losses)
             return self._connections
@@ -361,10 +374,6 @@ class Worker:
     def next_save_seconds(self) -> float:
         """Return how long to wait until `save`: the interval, or less where a failed snapshot is to be tried again."""
         return self._store.pause_seconds(self.config.snapshots.interval_ms / 1000)
-
-    async def _save_at_once(self, stage: Stage) -> None:
-        pending = await stage.pending()
-        await self._store.save(pending.name, pending.state, pending.segments)
 
     async def _write(self, pending: PendingSnapshot) -> bool:
         written = await self._store.try_save(pending.name, pending.state, pending.segments)

@@ -57,3 +57,22 @@ def test_a_worker_stops_well_without_its_broker_and_the_next_does_the_rest(shop:
     shop.stop(worker)
     broker.start()
     shop.ends_well(shop.worker())
+
+
+def test_a_broker_that_goes_while_partitions_are_opened_is_waited_for(shop: Shop, broker: Broker) -> None:
+    if broker.kind == "tansu":
+        pytest.skip("Tansu keeps its log in memory")
+    log = traffic(900, seed=17)
+    shop.publish(log[:900])
+    first = shop.worker()
+    shop.until(lambda: len(shop.scored()) > 300)
+    shop.stop(first)
+    shop.publish(log[900:])
+    shop.hang_up()
+    second = shop.worker()
+    url = shop.url(second)
+    shop.until(lambda: (said := ask(url).readiness) and said.held)
+    broker.kill()
+    shop.until(lambda: (said := ask(url).readiness) and said.error)
+    broker.start()
+    shop.ends_well(second)

@@ -9,7 +9,7 @@ from faust.types import TP
 
 from heft.stream.events.due_merge import DueMerge
 from heft.stream.kafka.batch_consumer import BatchConsumer
-from heft.stream.kafka.consumer_thread import Taken
+from heft.stream.kafka.consumer_thread import Received, Taken
 from heft.stream.kafka.faust_app import App, faust_settings
 
 HERE, THERE = TP("clicks", 0), TP("clicks", 1)
@@ -72,3 +72,23 @@ def test_what_is_handed_out_while_faust_resumes_is_not_thrown_away() -> None:
         return queue.qsize()
 
     assert asyncio.run(left()) == 1
+
+
+def test_what_was_taken_and_may_not_be_handed_out_is_read_again() -> None:
+    """A rebalance stops the flow, and lets it go on some time after the last seek."""
+
+    async def sought() -> int:
+        client = Client()
+        consumer = consumer_with(client)
+        consumer.flow_active = False
+        giving = asyncio.create_task(
+            consumer._hand_out_all(Taken(0, {HERE: [Received(8, 0, None, b"", 0)]}, {HERE: 9}, {}))
+        )
+        while not giving.done() and not client.may_seek:
+            await asyncio.sleep(0)
+        for may in client.may_seek:
+            may.set()
+        await giving
+        return len(client.may_seek)
+
+    assert asyncio.run(asyncio.wait_for(sought(), 20)) == 1
