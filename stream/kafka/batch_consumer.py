@@ -235,7 +235,7 @@ class BatchConsumer(faust_aiokafka.Consumer):
                         await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
                     continue
                 try:
-                    taken = await self._in_thread(self._thread.take(wanted))
+                    taken = await self._in_thread(self._thread.take(wanted, self._changed.is_set))
                 except OffsetOutOfRangeError as error:
                     await self._go_on_from({faust.types.TP(*tp): offset for tp, offset in error.args[0].items()})
                     continue

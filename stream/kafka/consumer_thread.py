@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer
@@ -102,13 +102,16 @@ class ConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):
         if self._consumer is not None:
             await self._consumer._client.close()
 
-    async def take(self, wanted: set[TP]) -> Taken:
-        """Return what has come of the wanted partitions; wait up to `POLL_SECONDS` where nothing has."""
+    async def take(self, wanted: set[TP], changed: Callable[[], bool]) -> Taken:
+        """Return what has come of the wanted partitions; wait up to `POLL_SECONDS` where nothing has.
+
+        ``changed`` says that the wanted partitions are no longer these: a `wake` may come before there is a wait.
+        """
         consumer = self._ensure_consumer()
         fetcher, limit = consumer._fetcher, consumer._max_poll_records
         with fetcher._subscriptions.fetch_context():
             records = await fetcher.fetched_records(wanted, timeout=0, max_records=limit)
-            if not records:
+            if not records and not changed():
                 waiter = fetcher._create_fetch_waiter()
                 done, _ = await asyncio.wait([waiter], timeout=POLL_SECONDS)
                 if not done:
