@@ -20,7 +20,7 @@ _PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         kafka.compare,
     ),
     "freshness": (
-        f"From the append to the learner, at {freshness.SLATES_A_SECOND} slates a second",
+        f"From the append to the learner, at {', '.join(map(str, freshness.RATES))} slates a second",
         freshness.measure,
     ),
     "snapshots": ("Snapshots at 100,000 open slates", snapshots.measure),

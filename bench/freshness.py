@@ -8,6 +8,7 @@ time until the learner had taken it: join, score and learn with two topics betwe
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from time import sleep, time  # noqa: TID251 - a benchmark is a shell: it asks the wall clock
@@ -22,7 +23,10 @@ from heft.stream.events.wire import Click
 from heft.stream.kafka.publish import Publisher
 from heft.stream.observe.scrape import Scrape
 
-SLATES_A_SECOND = 300
+RATES = (300, 450, 600)
+"""Slates a second."""
+
+_PARTITIONS = 4
 _WARM_SECONDS = 30
 _SECONDS = 30
 _TICKS_A_SECOND = 20
@@ -37,20 +41,24 @@ serve_delay = "2s"
 """
 
 
-def measure(log: Path) -> dict[str, float]:
-    """Publish slates like those of a log as if they were shown now; print and return quantiles of the delay."""
+def measure(log: Path) -> dict[int, dict[str, float]]:
+    """Publish slates like those of a log as if they were shown now; print and return quantiles of the delay by rate."""
     decode = msgspec.json.Decoder(Slate).decode
     slates = [decode(line) for line in read_lines(log) if b'"type":"impression"' in line[:40]][:2_000]
-    with cluster(more=_SETTINGS) as (config, file), running_worker(file):
+    return {rate: _at(rate, slates) for rate in RATES}
+
+
+def _at(rate: int, slates: Sequence[Slate]) -> dict[str, float]:
+    with cluster(more=_SETTINGS, partitions=_PARTITIONS) as (config, file), running_worker(file):
         publisher, chance, numbers = Publisher(config), random.Random(1), count()
         clicks: list[Click] = []
-        started, before = time(), Delays(config.metrics.port)
+        started, before, used = time(), Delays(config.metrics.port), 0.0
         for tick in range((_WARM_SECONDS + _SECONDS) * _TICKS_A_SECOND):
             if tick == _WARM_SECONDS * _TICKS_A_SECOND:
-                before = Delays(config.metrics.port)
+                before, used = Delays(config.metrics.port), _cpu(config.metrics.port)
             sleep(max(0.0, started + tick / _TICKS_A_SECOND - time()))
             now = round(time() * 1000)
-            for _ in range(SLATES_A_SECOND // _TICKS_A_SECOND):
+            for _ in range(rate // _TICKS_A_SECOND):
                 number = next(numbers)
                 like, request = slates[number % len(slates)], f"r{number}"
                 publisher.send(
@@ -63,17 +71,23 @@ def measure(log: Path) -> dict[str, float]:
             for click in [click for click in clicks if click.at_ms <= now]:
                 publisher.send(click)
             clicks = [click for click in clicks if click.at_ms > now]
-        after = Delays(config.metrics.port)
+        after, share = Delays(config.metrics.port), (_cpu(config.metrics.port) - used) / _SECONDS
         publisher.close()
         learned = Scrape.at(config.metrics.port).total("heft_samples_total")
     result = {f"p{q}": _quantile(before, after, q / 100) for q in (50, 99, 100)}
     print(
-        f"  {SLATES_A_SECOND} slates/s ({best_kind()}), {learned:,.0f} rows learned meanwhile; from the append or tick "
-        f"that made records due until they were learned: half within {result['p50']:g} s, 99 % within "
-        f"{result['p99']:g} s, all within {result['p100']:g} s; serve_delay ({config.learn.serve_delay_ms / 1000:g} s "
-        "here, 70 s by default) comes on top"
+        f"  {rate} slates/s ({best_kind()}, {_PARTITIONS} partitions), {learned:,.0f} rows learned, {share:.2f} cores; "
+        f"from the append or tick that made records due until they were learned: half within {result['p50']:g} s, 99 % "
+        f"within {result['p99']:g} s, all within {result['p100']:g} s; serve_delay "
+        f"({config.learn.serve_delay_ms / 1000:g} s here, 70 s by default) comes on top",
+        flush=True,
     )
-    return result | {"samples": learned}
+    return result | {"samples": learned, "cores": share}
+
+
+def _cpu(port: int) -> float:
+    """Return the seconds of CPU that a worker has used."""
+    return Scrape.at(port).total("process_cpu_seconds_total")
 
 
 def _quantile(before: Delays, after: Delays, q: float) -> float:

@@ -21,8 +21,8 @@ _SAMPLE = re.compile(rf'^{_DELAYS}_(count|bucket){{(?:le="([^"]+)",)?stage="(\w+
 
 
 @contextmanager
-def cluster(kind: Kind | None = None, more: str = "") -> Iterator[tuple[Config, Path]]:
-    """Run a broker with heft's topics, one partition each, on the first two cores; yield the configuration.
+def cluster(kind: Kind | None = None, more: str = "", partitions: int = 1) -> Iterator[tuple[Config, Path]]:
+    """Run a broker with heft's topics on the first two cores; yield the configuration.
 
     Parameters
     ----------
@@ -30,6 +30,8 @@ def cluster(kind: Kind | None = None, more: str = "") -> Iterator[tuple[Config, 
         Apache Kafka where it can be had, else Tansu.
     more
         Further lines of the configuration.
+    partitions
+        Of the inputs and of `samples`.
     """
     every = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(every)[:CORES])
@@ -37,7 +39,7 @@ def cluster(kind: Kind | None = None, more: str = "") -> Iterator[tuple[Config, 
         with TemporaryDirectory(prefix="heft-bench-") as name, running_broker(kind or best_kind()) as bootstrap:
             file = Path(name) / "heft.toml"
             file.write_text(
-                f'[kafka]\nbootstrap = "{bootstrap}"\npartitions = 1\n[metrics]\nport = {free_port()}\n'
+                f'[kafka]\nbootstrap = "{bootstrap}"\npartitions = {partitions}\n[metrics]\nport = {free_port()}\n'
                 f'[snapshots]\nurl = "{name}/snapshots"\n{more}'
             )
             config = load(file, {})
