@@ -104,6 +104,7 @@ def test_what_is_no_event_is_rejected_with_its_place_and_the_rest_is_learned(sho
     assert shop.learned().samples >= 3 * 300, "all good slates but the last five have closed"
 
 
+@pytest.mark.parametrize("broker", ["tansu"], indirect=True)  # which broker there is makes no difference to it
 def test_a_click_on_a_list_nobody_saw_is_an_orphan_and_no_error(shop: Shop) -> None:
     strays = [click(f"stray{n}", "a", "u1", n * SECOND) for n in range(30)]
     shop.publish(strays)
@@ -113,6 +114,7 @@ def test_a_click_on_a_list_nobody_saw_is_an_orphan_and_no_error(shop: Shop) -> N
     assert shop.read("rejected") == []
 
 
+@pytest.mark.parametrize("broker", ["tansu"], indirect=True)  # which broker there is makes no difference to it
 def test_one_clock_a_year_ahead_closes_nobodys_window(shop: Shop) -> None:
     """One visitor's clock is wrong in every topic: windows stay open, and at last these events are invalid."""
     ahead = closing(365 * DAY, "future")[:4]

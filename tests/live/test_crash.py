@@ -102,6 +102,7 @@ def test_one_of_two_workers_that_slept_through_its_session_does_no_harm(shop: Sh
     shop.ends_well(*[worker for worker in (other, sleeper) if worker.poll() is None])
 
 
+@pytest.mark.parametrize("broker", ["tansu"], indirect=True)  # which broker there is makes no difference to it
 @pytest.mark.parametrize("shop", [{"idle_after_ms": NEVER_IDLE}], indirect=True)
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_a_damaged_snapshot_is_named_counted_and_passed_over(shop: Shop, damage: str) -> None:

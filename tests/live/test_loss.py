@@ -96,7 +96,7 @@ def test_offsets_that_retention_took_are_named(shop: Shop, short: str) -> None:
     goes_on(shop, short)
 
 
-@pytest.mark.parametrize("short", ["clicks", "samples", "scored"])
+@pytest.mark.parametrize("short", ["clicks", "scored"])
 def test_a_topic_made_anew_is_named(shop: Shop, short: str) -> None:
     lived(shop)
     old = list(shop.published["clicks"][0])
