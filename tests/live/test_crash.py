@@ -22,7 +22,7 @@ from tests.support.live import NEVER_IDLE, Shop
 from tests.support.live_traffic import traffic
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
-KILLS = {"kafka": 20, "tansu": 6}
+KILLS = {"kafka": 8, "tansu": 6}
 
 
 @pytest.fixture
