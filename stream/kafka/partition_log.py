@@ -96,7 +96,9 @@ class Cursor:
         OffsetGoneError
             If retention has deleted records of the range.
         MissingRecordsError
-            If nothing comes for a minute.
+            If nothing comes for a minute although brokers answer.
+        KafkaError
+            If they do not answer.
         """
         while self.offset < end:
             try:
@@ -110,6 +112,7 @@ class Cursor:
             except OffsetOutOfRangeError:
                 raise OffsetGoneError(self._tp, self.offset, await self.bounds()) from None
             except TimeoutError:
+                await self._consumer.beginning_offsets([self._tp])  # raises where brokers are away: nothing is missing
                 msg = f"{self._tp.topic}-{self._tp.partition}: expected records {self.offset} to {end}, none came"
                 raise MissingRecordsError(msg) from None
             for each in taken:
