@@ -230,12 +230,20 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         with (folder / "notes").open("a") as notes:
             notes.write(json.dumps({"pid": os.getpid(), **fields}) + "\n")
 
+    def reached(partition: int) -> int | None:
+        """Where a partition goes on: after its last note, or where its snapshot says; None: at the beginning."""
+        notes = (folder / "notes").read_text().splitlines() if (folder / "notes").exists() else []
+        of_partition = [each for each in map(json.loads, notes) if each.get("partition") == partition]
+        file = folder / f"p{partition}"
+        if of_partition:
+            return int(of_partition[-1]["next"])
+        return int(file.read_text()) if file.exists() else None
+
     async def open_one(tp: TP) -> Starts:
         opened = time.monotonic()
         while mode == "slow" and time.monotonic() < opened + 9:
             await asyncio.sleep(0.1)  # longer than a session
-        file = folder / f"p{tp.partition}"
-        return {tp: int(file.read_text()) if file.exists() else None}
+        return {tp: reached(tp.partition)}
 
     async def on_assigned(tps: set[TP], generation: int) -> list[Coroutine[Any, Any, Starts]]:
         note(assigned=sorted(tp.partition for tp in tps), generation=generation)
@@ -252,14 +260,10 @@ def agent(broker: str, topic: str, folder: Path, mode: str) -> None:
         first, end = batch.records[0].offset, batch.records[-1].offset + 1
         assert [r.offset for r in batch.records] == list(range(first, end))
         assert end == batch.end_offset or mode == "holes"
-        # State and note change together but for a kill in between; the state goes first, so a repeat would show.
-        file = folder / f"p{partition}"
-        had = int(file.read_text()) if file.exists() else 0
+        had = reached(partition) or 0
         assert first == had or mode == "holes", f"{batch.tp} jumped from {had} to {first}"
-        note(partition=partition, first=first, end=end)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(str(batch.end_offset))
-        unfinished.rename(file)
+        # The notes are the state: one line says both, so that a kill cannot come between them.
+        note(partition=partition, first=first, end=end, next=batch.end_offset)
 
     drive(app, {"bootstrap_servers": broker}, on_assigned, on_revoked, together=[[topic]])
 
