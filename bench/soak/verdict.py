@@ -35,9 +35,9 @@ class Fates(NamedTuple):
     unread: int = 0
     """Records of the inputs, and messages for the learner, that no snapshot has passed."""
     learned_again: bool = True
+    """Whether learning `scored` again gives the same learner, bit for bit."""
     notes: tuple[str, ...] = ()
     """What was found where something is wrong."""
-    """Whether learning `scored` again gives the same learner, bit for bit."""
 
 
 Made: TypeAlias = tuple[bytes, Key]

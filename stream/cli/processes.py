@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from heft.stream.cli.status import ask
 from heft.stream.config.settings import Config
 from heft.stream.kafka.local_broker import free_port
-from heft.stream.observe.exporter import METRICS_KIND, Metrics
-from heft.stream.observe.health import Readiness
+from heft.stream.observe.exporter import METRICS_KIND, STARTING, Metrics
 from heft.stream.observe.http_server import HttpServer, Page
 from heft.stream.observe.together import metrics_together, readiness_together
 from heft.stream.terminal.logs import Form, Level, set_up_logging
@@ -153,7 +153,7 @@ class _Pages:
         answers = [self._ask(port, "/metrics") for port in self._ports.values()]
         found = [body.decode() for status, body in answers if status == HTTPStatus.OK]
         if not found:
-            return Page(b"The worker starts: nothing is known yet.\n", _NOT_UP)
+            return STARTING
         return Page(metrics_together(found).encode(), kind=METRICS_KIND)
 
     def _livez(self) -> Page:
@@ -163,11 +163,9 @@ class _Pages:
         return Page(b"the event loops turn\n")
 
     def _readyz(self) -> Page:
-        said: list[tuple[str, Readiness | None]] = []
-        for name, port in self._ports.items():
-            status, body = self._ask(port, "/readyz")
-            said.append((name, msgspec.json.decode(body, type=Readiness) if status else None))
-        readiness = readiness_together(said)
+        readiness = readiness_together(
+            [(name, ask(f"127.0.0.1:{port}").readiness) for name, port in self._ports.items()]
+        )
         status = HTTPStatus.OK if readiness.ready else _NOT_UP
         return Page(msgspec.json.encode(readiness) + b"\n", status, "application/json")
 

@@ -41,10 +41,10 @@ class Sessions:
     def add(self, user_id: str, at_ms: int, item_id: str, kind: str, request_id: str = "") -> None:
         """Remember an act; called in the order of time."""
         users, horizon = self._users, at_ms - self._ttl_ms
-        before = users.pop(user_id, ())
-        acts = (*(_unpacked(before) if type(before) is bytes else before), (at_ms, item_id, kind, request_id))
+        acts = (*self._of(user_id), (at_ms, item_id, kind, request_id))
         if len(acts) > self._max_acts or acts[0][0] < horizon:
             acts = tuple([act for act in acts[-self._max_acts :] if act[0] >= horizon])
+        users.pop(user_id, None)  # who is put in again comes last
         users[user_id] = acts
         while len(users) > self._max_users or self._of(next(iter(users)))[-1][0] < horizon:
             users.popitem(last=False)

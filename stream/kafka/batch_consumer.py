@@ -363,8 +363,8 @@ class _Transport(faust_aiokafka.Transport):
     accept_loss: bool
     together: Sequence[Sequence[str]]
     instance: str
-    merged: str
-    made_from: Sequence[str]
+    merged: str = ""
+    made_from: Sequence[str] = ()
 
 
 def drive(
@@ -400,7 +400,6 @@ def drive(
     transport = _Transport(app.conf.broker_consumer, app)
     transport.client, transport.accept_loss = client, accept_loss
     transport.together, transport.instance = together, instance
-    transport.merged, transport.made_from = "", ()
     transport.on_assigned, transport.on_revoked = on_assigned, on_revoked
     app.transport = transport
 

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from heft.stream.events.messages import MAX_MESSAGE_BYTES
 from heft.stream.kafka.connection_errors import BrokerAwayError
-from heft.stream.state.pauses import pause_after
+from heft.stream.state.pauses import RETRIES, pause_after
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -30,7 +30,7 @@ STOP_SECONDS = 5.0
 _TIMEOUT_MS = 10_000  # of one attempt
 Headers = Sequence[tuple[str, bytes]]
 
-log = logging.getLogger("heft.retry")
+log = logging.getLogger(RETRIES)
 
 
 def new_producer(client: Mapping[str, Any]) -> AIOKafkaProducer:

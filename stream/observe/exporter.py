@@ -53,6 +53,9 @@ if TYPE_CHECKING:  # a worker that only joins loads no models
 METRICS_KIND = CONTENT_TYPE_PLAIN_0_0_4
 """The content type of a page of metrics."""
 
+STARTING = Page(b"The worker starts: nothing is known yet.\n", HTTPStatus.SERVICE_UNAVAILABLE)
+"""The page of metrics before there are any."""
+
 _DELAYS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _RESTORES = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -152,7 +155,7 @@ class Metrics:
         self._snapshots: dict[str, _Written] = {}
         self._counted, self._quality = Counted(), Quality()
         self._opened: dict[Key, object] = {}
-        self._page = Page(b"The worker starts: nothing is known yet.\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        self._page = STARTING
         histogram = partial(Histogram, registry=self.registry)
         self.stage_delay = histogram(
             "heft_stage_delay_seconds",

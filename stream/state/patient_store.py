@@ -17,7 +17,7 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from heft.stream.state.codec import State
-from heft.stream.state.pauses import pause_after
+from heft.stream.state.pauses import RETRIES, pause_after
 from heft.stream.state.store import Name, SnapshotStore, StoreError
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 """Seconds. A worker that stops waits for at most one such pause."""
 
-log = logging.getLogger("heft.retry")
+log = logging.getLogger(RETRIES)
 
 
 class StoreAwayError(RuntimeError):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
+RETRIES = "heft.retry"
+"""The logger of what has failed and is tried again; of each message one line a minute is let through."""
+
 _DOUBLINGS = 10  # by then a pause has reached its longest
 
 

@@ -18,12 +18,10 @@ from typing import Literal, TextIO, TypeAlias
 import msgspec
 
 from heft.stream.state.credentials import without_credentials
+from heft.stream.state.pauses import RETRIES
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 Form: TypeAlias = Literal["text", "json"]
-
-RETRIES = "heft.retry"
-"""The logger of what has failed and is tried again."""
 
 _PERIOD_SECONDS = 60.0
 _MOST_TEMPLATES = 1_000  # a library that builds its templates from values must not fill the memory

@@ -25,7 +25,7 @@ from heft.stream.observe.health import Health, name_of
 from heft.stream.score.requests import Clocks
 from heft.stream.score.scorer import Scorer
 from heft.stream.state.patient_store import PatientStore
-from heft.stream.state.pauses import pause_after
+from heft.stream.state.pauses import RETRIES, pause_after
 from heft.stream.state.store import SnapshotStore, StoreError
 from heft.stream.teacher.clients import Scoring
 from heft.stream.worker.collector import settle
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # a worker that only joins loads no models
     from heft.stream.worker.learn_stage import LearnStage
 
 log = logging.getLogger("heft.worker")
-retries = logging.getLogger("heft.retry")
+retries = logging.getLogger(RETRIES)
 
 StageName: TypeAlias = Literal["join", "score", "learn"]
 STAGES: tuple[StageName, ...] = ("join", "score", "learn")

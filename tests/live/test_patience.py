@@ -44,9 +44,8 @@ def test_topics_that_are_made_after_the_start_are_waited_for_by_name(shop: Shop)
     shop.ends_well(worker)
 
 
+@pytest.mark.parametrize("broker", ["kafka"], indirect=True)  # Tansu keeps its log in memory
 def test_a_worker_stops_well_without_its_broker_and_the_next_does_the_rest(shop: Shop, broker: Broker) -> None:
-    if broker.kind == "tansu":
-        pytest.skip("Tansu keeps its log in memory")
     log = traffic(600, seed=16)
     shop.publish(log[:700])
     worker = shop.worker()
@@ -59,9 +58,8 @@ def test_a_worker_stops_well_without_its_broker_and_the_next_does_the_rest(shop:
     shop.ends_well(shop.worker())
 
 
+@pytest.mark.parametrize("broker", ["kafka"], indirect=True)  # Tansu keeps its log in memory
 def test_a_broker_that_goes_while_partitions_are_opened_is_waited_for(shop: Shop, broker: Broker) -> None:
-    if broker.kind == "tansu":
-        pytest.skip("Tansu keeps its log in memory")
     log = traffic(900, seed=17)
     shop.publish(log[:900])
     first = shop.worker()
